@@ -1,0 +1,93 @@
+"""Trains, evaluates and folds spiking networks.
+
+    python main.py
+        trains configs/digits.py into runs/digits, evaluates the test set,
+        folds the normalization into the thresholds, verifies, summarizes.
+        Stopped at any moment, the same command goes on; finished, it
+        evaluates.
+    python main.py --config.model.num_steps=2 --workdir=runs/digits_t2
+        changes one key; every run has a work directory of its own.
+    python main.py --mode=evaluate --config.evaluation.checkpoint=best
+        evaluates what runs/digits holds, without training.
+    python main.py --mode=fold --config=configs/digits.py --workdir=runs/digits
+        writes the folded checkpoint beside the unfolded one, and verifies it.
+
+Exit code: 0 done, 1 stopped by a NaN, 2 unusable input (one line says what
+was expected, what came, how to mend it), 128 + signal when stopped by it.
+"""
+
+import logging
+import os
+import pathlib
+import sys
+import time
+
+from mpbn_jax import command_line
+from mpbn_jax.errors import InputError
+
+
+def main(argv: list[str]) -> int:
+  """Runs one mode; returns the exit code."""
+  start = time.monotonic()
+  if {'-h', '-help', '--help', '--helpfull'} & set(argv):
+    print(command_line.help_text(__doc__))
+    return 0
+  logging.basicConfig(format='%(levelname)s: %(message)s')
+  try:
+    mode, config, workdir = command_line.parse(argv)
+    return _run(mode, config, workdir, start)
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+
+
+def _run(mode, config, workdir, start):
+  # Seconds to import: not before the command line is known to be good.
+  from mpbn_jax import report
+  from mpbn_jax.interrupt import Interrupted
+  from mpbn_jax.train import train
+
+  _keep_compiled_programs(config.log.compilation_cache)
+  try:
+    folded = None
+    if mode == 'train':
+      experiment, state = train(config, workdir=workdir)
+    else:
+      experiment, state = report.restore(config, workdir=workdir)
+    if mode == 'fold':
+      folded = report.write_folded(experiment, state, workdir=workdir)
+    report.summarize(
+      experiment, state, workdir=workdir, start=start, folded=folded
+    )
+  except Interrupted as stop:
+    print(stop.message, file=sys.stderr)
+    return 128 + stop.signum
+  except FloatingPointError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  return 0
+
+
+def _keep_compiled_programs(directory):
+  """Turns on JAX's persistent compilation cache, unless it is set already."""
+  import jax
+
+  if not directory or 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return
+  path = pathlib.Path(directory).expanduser()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    logging.warning(
+      'no compilation cache in %s (%s): every run compiles anew; set '
+      '--config.log.compilation_cache',
+      path,
+      error.strerror,
+    )
+    return
+  jax.config.update('jax_compilation_cache_dir', str(path))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""Deep spiking networks with Membrane Potential Batch Normalization in JAX.
+
+The public names. Nothing here imports a data set, plotting or checkpoint
+library: those load when `mpbn_jax.train` or `mpbn_jax.evaluate` is used.
+"""
+
+import importlib
+
+from mpbn_jax.errors import InputError
+from mpbn_jax.folding import fold, fold_convolutions, strip
+from mpbn_jax.layers import LIF
+from mpbn_jax.models import MODELS, build_model
+from mpbn_jax.neuron import lif_scan, lif_step
+from mpbn_jax.norm import NORMS
+from mpbn_jax.surrogate import SURROGATES, emit, spike
+
+__version__ = '0.1.0'
+
+__all__ = [
+  'LIF',
+  'MODELS',
+  'NORMS',
+  'SURROGATES',
+  'InputError',
+  'build_model',
+  'emit',
+  'evaluate',
+  'fold',
+  'fold_convolutions',
+  'lif_scan',
+  'lif_step',
+  'spike',
+  'strip',
+  'train',
+]
+
+_ON_DEMAND = ('evaluate', 'train')
+
+
+def __getattr__(name):
+  if name in _ON_DEMAND:
+    return importlib.import_module(f'mpbn_jax.{name}')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

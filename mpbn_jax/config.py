@@ -1,0 +1,98 @@
+"""Is a configuration usable, and does it equal the one stored with a run?"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mpbn_jax.errors import InputError
+
+# A run may be continued with other values of these: what is logged, how the
+# result is evaluated, and for how long is trained.
+FREE_KEYS = ('log.', 'evaluation.', 'num_epochs')
+
+
+def flatten(config: Mapping, prefix: str = '') -> dict[str, Any]:
+  """Returns {'model.num_steps': 4, ...} of nested mappings."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping) or hasattr(value, 'items'):
+      flat.update(flatten(value, f'{prefix}{key}.'))
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def unknown_key(key: str, known: Iterable[str]) -> InputError:
+  """Returns the error for a key that no configuration has."""
+  known = list(known)
+  last = key.rsplit('.', 1)[-1]
+  near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+  same = [name for name in known if name.rsplit('.', 1)[-1] == last]
+  return InputError(
+    f'unknown configuration key {key!r}: did you mean '
+    f'{(same or near)[0]!r}? (configs/default.py lists all)'
+  )
+
+
+def check_config(config: Mapping) -> None:
+  """Raises InputError for values outside their ranges.
+
+  Names of models, norms and data sets are checked where they are looked up.
+  """
+  flat = flatten(config)
+  at_least = {
+    'num_epochs': 1,
+    'data.batch_size': 1,
+    'data.shift': 0,
+    'evaluation.batch_size': 1,
+    'log.every_steps': 1,
+    'log.checkpoint_every_epochs': 1,
+    'optimizer.warmup_epochs': 0,
+    'optimizer.gradient_clip': 0,
+    'optimizer.weight_decay': 0,
+    'seed': 0,
+  }
+  for key, least in at_least.items():
+    if not flat[key] >= least:
+      raise InputError(f'{key} must be at least {least}, got {flat[key]}')
+  if not flat['optimizer.learning_rate'] > 0:
+    raise InputError(
+      'optimizer.learning_rate must be positive, got '
+      f'{flat["optimizer.learning_rate"]}'
+    )
+  for key in ('optimizer.momentum', 'loss.label_smoothing'):
+    if not 0 <= flat[key] < 1:
+      raise InputError(f'{key} must lie in [0, 1), got {flat[key]}')
+  if flat['optimizer.warmup_epochs'] >= flat['num_epochs']:
+    raise InputError(
+      'optimizer.warmup_epochs must be less than num_epochs = '
+      f'{flat["num_epochs"]}, got {flat["optimizer.warmup_epochs"]}'
+    )
+  if flat['evaluation.checkpoint'] not in ('latest', 'best'):
+    raise InputError(
+      "evaluation.checkpoint must be 'latest' or 'best', got "
+      f'{flat["evaluation.checkpoint"]!r}'
+    )
+
+
+def to_json(config: Mapping) -> str:
+  """Returns the configuration as JSON text."""
+  return json.dumps(_plain(config), indent=2, sort_keys=True) + '\n'
+
+
+def _plain(config):
+  if hasattr(config, 'items'):
+    return {key: _plain(value) for key, value in config.items()}
+  return config
+
+
+def differences(config: Mapping, stored: Mapping) -> list[str]:
+  """Returns 'key: stored -> now' for each key that may not differ and does."""
+  ours = flatten(json.loads(to_json(config)))
+  theirs = flatten(stored)
+  return [
+    f'{key}: {theirs.get(key)!r} -> {ours.get(key)!r}'
+    for key in sorted(ours.keys() | theirs.keys())
+    if ours.get(key) != theirs.get(key) and not key.startswith(FREE_KEYS)
+  ]

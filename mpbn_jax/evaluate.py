@@ -1,0 +1,177 @@
+"""How good is a network, and does its folded form fire the same spikes?"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import metrics as clu_metrics
+
+from mpbn_jax import losses, sharding
+from mpbn_jax.datasets.base import evaluation_batches
+
+
+@flax.struct.dataclass
+class EvaluationMetrics(clu_metrics.Collection):
+  """Averages over a split, padding left out."""
+
+  loss: clu_metrics.Average.from_output('loss')
+  accuracy: clu_metrics.Accuracy
+
+
+# One compiled program for each model and data set, however often it is asked.
+@functools.lru_cache(maxsize=8)
+def _evaluation_step(model: nn.Module, normalize: Callable) -> Callable:
+  @jax.jit
+  def step(variables, metrics, batch):
+    images = normalize(batch['image'])
+    logits = model.apply(variables, images, train=False)
+    new = EvaluationMetrics.single_from_model_output(
+      loss=losses.cross_entropy(logits, batch['label']),
+      logits=logits,
+      labels=batch['label'],
+      mask=batch['mask'],
+    )
+    return metrics.merge(new)
+
+  return step
+
+
+def evaluate(
+  experiment: Any, variables: Mapping, *, split: str
+) -> dict[str, float]:
+  """Returns {'loss', 'accuracy'} over a split, every example once.
+
+  Args:
+    experiment: as from `train.build`.
+    variables: of its model; folded ones too.
+    split: 'validation' or 'test'.
+  """
+  step = _evaluation_step(experiment.model, experiment.dataset.normalize)
+  metrics = EvaluationMetrics.empty()
+  for batch in _sharded_batches(experiment, split):
+    metrics = step(variables, metrics, batch)
+  return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def _sharded_batches(experiment, split):
+  batches = evaluation_batches(
+    experiment.dataset,
+    split,
+    batch_size=experiment.config.evaluation.batch_size,
+  )
+  for batch in batches:
+    yield sharding.shard_batch(batch, experiment.mesh)
+
+
+# ---- folded against unfolded
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """One network against another on the same examples.
+
+  Attributes:
+    accuracy: of the first network.
+    other_accuracy: of the second.
+    spikes_compared: neurons times steps times examples.
+    spikes_differing: how many of them differ.
+    max_logit_difference: largest absolute difference of a logit.
+    firing_rate: {layer: spikes per neuron and step} of the first network.
+  """
+
+  accuracy: float
+  other_accuracy: float
+  spikes_compared: int
+  spikes_differing: int
+  max_logit_difference: float
+  firing_rate: dict[str, float]
+
+
+def recorded(model: nn.Module, variables: Mapping, x: jax.Array):
+  """Returns (logits, {layer: {'currents', 'spikes'}}) in evaluation mode.
+
+  Both [B, T, ..., C]; layers in no particular order.
+  """
+  logits, kept = model.apply(
+    variables, x, train=False, mutable=['intermediates']
+  )
+  layers = {}
+
+  def walk(tree, path):
+    if 'spikes' in tree:
+      layers['/'.join(path)] = {
+        name: tree[name][0] for name in ('currents', 'spikes')
+      }
+      return
+    for key, child in tree.items():
+      walk(child, (*path, key))
+
+  walk(kept['intermediates'], ())
+  return logits, layers
+
+
+def compare(
+  experiment: Any, variables: Mapping, other: Mapping, *, split: str
+) -> Comparison:
+  """Returns how the model with `other` variables differs from `variables`.
+
+  The two networks are two compiled programs, as they would be in use, and
+  every spike of every layer is compared. Padding is left out.
+
+  Args:
+    experiment: as from `train.build`.
+    variables: of its model.
+    other: of its model too; folded, say.
+    split: 'test', as a rule.
+  """
+  model, normalize = experiment.model, experiment.dataset.normalize
+
+  @jax.jit
+  def run(variables, batch):
+    logits, layers = recorded(model, variables, normalize(batch['image']))
+    return logits, {k: v['spikes'] > 0 for k, v in layers.items()}
+
+  @jax.jit
+  def count(ours, theirs, mask):
+    def masked(spikes):  # [B, T, ...]
+      return spikes & mask.reshape((-1,) + (1,) * (spikes.ndim - 1))
+
+    return {
+      name: (jnp.sum(masked(a)), jnp.sum(masked(a ^ theirs[name])))
+      for name, a in ours.items()
+    }
+
+  examples, right, other_right, largest = 0, 0, 0, 0.0
+  fired: dict[str, int] = {}
+  sizes: dict[str, int] = {}
+  differing = 0
+  for batch in _sharded_batches(experiment, split):
+    logits, spikes = run(variables, batch)
+    other_logits, other_spikes = run(other, batch)
+    mask = np.asarray(batch['mask'])
+    labels = np.asarray(batch['label'])[mask]
+    logits = np.asarray(logits)[mask]
+    other_logits = np.asarray(other_logits)[mask]
+    examples += len(labels)
+    right += int((logits.argmax(-1) == labels).sum())
+    other_right += int((other_logits.argmax(-1) == labels).sum())
+    largest = max(largest, float(np.abs(logits - other_logits).max()))
+    counts = jax.device_get(count(spikes, other_spikes, batch['mask']))
+    for name, (fires, flips) in counts.items():
+      fired[name] = fired.get(name, 0) + int(fires)
+      sizes[name] = int(np.prod(spikes[name].shape[1:]))
+      differing += int(flips)
+  return Comparison(
+    accuracy=right / examples,
+    other_accuracy=other_right / examples,
+    spikes_compared=examples * sum(sizes.values()),
+    spikes_differing=differing,
+    max_logit_difference=largest,
+    firing_rate={k: fired[k] / (examples * sizes[k]) for k in fired},
+  )

@@ -1,0 +1,155 @@
+"""What do all spiking networks share? Settings, encoding and readout."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mpbn_jax import norm as norms
+from mpbn_jax.errors import InputError, unknown
+from mpbn_jax.layers import LIF, ConvNorm
+from mpbn_jax.neuron import RESETS, check_tau
+from mpbn_jax.surrogate import get_surrogate
+
+
+class SpikingNetwork(nn.Module):
+  """Base of the networks: a subclass defines `features` and nothing else.
+
+  `apply(variables, x, train=...)` returns logits [B, num_classes], the mean
+  over T of a linear readout of the average-pooled spikes (paper, Eq. 3). x is
+  [B, H, W, C], an image that is shown at every step (direct encoding), or
+  [B, T, H, W, C], one frame a step.
+
+  Attributes:
+    num_classes: K.
+    num_steps: T.
+    width: channels of the first layer; all others scale with it.
+    tau: kept fraction of the membrane potential, in [0, 1).
+    v_th: firing threshold.
+    surrogate: a name in `surrogate.SURROGATES`.
+    surrogate_parameter: its width or slope; None takes its default.
+    reset: 'hard' or 'soft'.
+    detach_reset: whether the gradient ignores the spikes in the reset.
+    current_norm: after every convolution; see `norm.NORMS`.
+    membrane_norm: before every firing.
+    spike_norm: after every firing.
+    momentum: weight of the new value in running statistics.
+    eps: added to variances.
+    unroll: whether the T steps are unrolled in the compiled program.
+  """
+
+  num_classes: int = 10
+  num_steps: int = 4
+  width: int = 64
+  tau: float = 0.25
+  v_th: float = 0.5
+  surrogate: str = 'rect'
+  surrogate_parameter: float | None = None
+  reset: str = 'hard'
+  detach_reset: bool = False
+  current_norm: str = 'bn'
+  membrane_norm: str = 'mpbn_channel'
+  spike_norm: str = norms.NONE
+  momentum: float = norms.MOMENTUM
+  eps: float = norms.EPS
+  unroll: bool = True
+
+  def check(self) -> None:
+    """Raises InputError for settings with which no network can be built."""
+    for name in ('num_classes', 'num_steps', 'width'):
+      value = getattr(self, name)
+      if not (isinstance(value, int) and value >= 1):
+        raise InputError(f'{name} must be an integer >= 1, got {value!r}')
+    check_tau(self.tau)
+    get_surrogate(self.surrogate, parameter=self.surrogate_parameter)
+    if self.reset not in RESETS:
+      raise unknown('reset', self.reset, RESETS)
+    norms.check_norm(self.current_norm, place='current')
+    norms.check_norm(self.membrane_norm, place='membrane')
+    norms.check_norm(self.spike_norm, place='spikes')
+    if not 0 < self.momentum <= 1:
+      raise InputError(
+        'momentum is the weight of the new value in running statistics '
+        f'and must lie in (0, 1], got {self.momentum}'
+      )
+
+  # -- what a subclass builds its layers with
+
+  def conv_norm(self, features: int, *, name: str, **options) -> ConvNorm:
+    """Returns a convolution with the network's current norm."""
+    return ConvNorm(
+      features,
+      norm=self.current_norm,
+      momentum=self.momentum,
+      eps=self.eps,
+      name=name,
+      **options,
+    )
+
+  def lif(self, *, name: str) -> LIF:
+    """Returns a neuron layer with the network's settings."""
+    return LIF(
+      tau=self.tau,
+      v_th=self.v_th,
+      norm=self.membrane_norm,
+      surrogate=self.surrogate,
+      surrogate_parameter=self.surrogate_parameter,
+      reset=self.reset,
+      detach_reset=self.detach_reset,
+      momentum=self.momentum,
+      eps=self.eps,
+      unroll=self.unroll,
+      name=name,
+    )
+
+  def features(self, currents: jax.Array, *, train: bool) -> jax.Array:
+    """Returns the last spikes [B, T, H', W', C'] of the encoder's currents."""
+    raise NotImplementedError
+
+  def encoder(self) -> ConvNorm:
+    """Returns the first convolution: images or frames into currents."""
+    raise NotImplementedError
+
+  # -- the whole
+
+  def step_logits(self, x: jax.Array, *, train: bool) -> jax.Array:
+    """Returns the logits of every step, [B, T, num_classes]."""
+    static = x.ndim == 4
+    frames = self._frames(x)
+    # The image is the same at every step: convolved and normalized once.
+    copies = self.num_steps if static else 1
+    currents = self.encoder()(frames, train=train, copies=copies)
+    if static:
+      shape = (currents.shape[0], self.num_steps, *currents.shape[2:])
+      currents = jnp.broadcast_to(currents, shape)
+    spikes = self.features(currents, train=train)
+    pooled = spikes.mean((2, 3), dtype=jnp.float32)  # [B, T, C']
+    return self.head(pooled.shape[-1])(pooled)
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    return self.step_logits(x, train=train).mean(1)
+
+  def head(self, fan_in: int) -> nn.Dense:
+    """Returns the linear readout; kernel N(0, 1 / fan_in^2), bias 0."""
+    return nn.Dense(
+      self.num_classes,
+      kernel_init=nn.initializers.normal(1 / fan_in),
+      name='head',
+    )
+
+  def _frames(self, x):
+    if x.ndim not in (4, 5):
+      raise InputError(
+        'the input must be images [B, H, W, C] or frames [B, T, H, W, C], '
+        f'got shape {x.shape}'
+      )
+    if x.ndim == 5 and x.shape[1] != self.num_steps:
+      raise InputError(
+        f'the network has num_steps={self.num_steps}, but the frames '
+        f'[B, T, H, W, C] have T = {x.shape[1]}: build it with '
+        f'num_steps={x.shape[1]} or give {self.num_steps} frames'
+      )
+    x = x.astype(jnp.float32)
+    return x[:, None] if x.ndim == 4 else x

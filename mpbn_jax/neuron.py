@@ -1,0 +1,161 @@
+"""What does a leaky integrate-and-fire neuron do in one step, and in T?"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mpbn_jax.errors import InputError, unknown
+from mpbn_jax.surrogate import spike
+
+# (state, u) -> (state, spikes): the predicate that turns a membrane potential
+# into a spike. Plain LIF, MPBN in training, MPBN in evaluation and the folded
+# network differ in it and in nothing else. `state` is whatever a
+# normalization carries from step to step (running statistics).
+Fire = Callable[[Any, jax.Array], tuple[Any, jax.Array]]
+
+
+def _hard(u, spikes, v_th):
+  del v_th
+  return u * (1 - spikes)
+
+
+def _soft(u, spikes, v_th):
+  return u - v_th * spikes
+
+
+RESETS: dict[str, Callable] = {'hard': _hard, 'soft': _soft}
+
+
+def check_tau(tau: float) -> None:
+  """Raises InputError unless tau is a kept fraction in [0, 1)."""
+  if isinstance(tau, jax.Array):  # learnable: in (0, 1) by construction
+    return
+  if not 0 <= tau < 1:
+    raise InputError(
+      'tau is the kept fraction of the membrane potential and must lie in '
+      f'[0, 1), got {tau}; a time constant of k steps keeps the fraction '
+      'exp(-1/k), or 1 - 1/k where the input is divided by k as well'
+    )
+
+
+def fire_at(
+  v_th: jax.Array | float = 0.5,
+  *,
+  surrogate: str = 'rect',
+  parameter: float | None = None,
+) -> Fire:
+  """Returns the plain neuron's predicate: fire where u > v_th (Eq. 2)."""
+
+  def fire(state, u):
+    return state, spike(u, v_th, surrogate=surrogate, parameter=parameter)
+
+  return fire
+
+
+def lif_step(
+  carry: tuple[jax.Array, Any],
+  current: jax.Array,
+  *,
+  tau: jax.Array | float,
+  fire: Fire,
+  reset: str = 'hard',
+  detach_reset: bool = False,
+  v_th: jax.Array | float | None = None,
+) -> tuple[tuple[jax.Array, Any], jax.Array]:
+  """Returns one step of charge, fire and reset (paper, Eq. 1, 2, 7, 8).
+
+      u     = tau * u_res + current          charge
+      s     = fire(u)                        fire: on a COPY of the potential
+      u_res = u * (1 - s)                    hard reset of the RAW potential
+              u - v_th * s                   soft reset
+
+  The only definition of the recurrence in this package. What is carried is
+  the raw potential, never the normalized one: the network that carries the
+  normalized one is a different network, and its fold is not exact.
+
+  Args:
+    carry: (u_res [...], state), the potential kept from the last step and
+      what `fire` carries.
+    current: [...] input current of this step.
+    tau: kept fraction of the membrane potential, in [0, 1).
+    fire: (state, u) -> (state, spikes).
+    reset: 'hard' (to zero) or 'soft' (by subtraction).
+    detach_reset: whether the gradient ignores the spikes in the reset.
+    v_th: what a soft reset subtracts from the raw potential.
+
+  Returns:
+    ((u_res, state), spikes): a body for `jax.lax.scan`.
+  """
+  u_res, state = carry
+  u = tau * u_res + current
+  state, spikes = fire(state, u)
+  reset_spikes = jax.lax.stop_gradient(spikes) if detach_reset else spikes
+  return (RESETS[reset](u, reset_spikes, v_th), state), spikes
+
+
+def lif_scan(
+  currents: jax.Array,
+  *,
+  tau: jax.Array | float = 0.25,
+  fire: Fire | None = None,
+  state: Any = None,
+  reset: str = 'hard',
+  detach_reset: bool = False,
+  v_th: jax.Array | float | None = None,
+  unroll: int | bool = 1,
+) -> tuple[jax.Array, Any]:
+  """Returns the spikes of a neuron layer over T steps, and the last state.
+
+  `lif_step` under `jax.lax.scan`, from u_res[0] = 0.
+
+  Args:
+    currents: [T, ...] input currents, time first.
+    tau: kept fraction of the membrane potential, in [0, 1).
+    fire: (state, u) -> (state, spikes); None fires where u > v_th.
+    state: what `fire` carries; None where it carries nothing.
+    reset: 'hard' or 'soft'.
+    detach_reset: whether the gradient ignores the spikes in the reset.
+    v_th: firing threshold of the default `fire` (0.5 where None) and of the
+      soft reset.
+    unroll: as in `jax.lax.scan`; True unrolls all T steps.
+
+  Returns:
+    (spikes [T, ...], state).
+
+  Raises:
+    InputError: tau outside [0, 1), unknown reset, a soft reset without v_th,
+      currents without a step.
+
+  Example:
+    >>> spikes, _ = lif_scan(jnp.array([0.4, 0.4, 0.5, 0.4]), tau=0.5)
+    >>> spikes
+    Array([0., 1., 0., 1.], dtype=float32)
+  """
+  check_tau(tau)
+  if reset not in RESETS:
+    raise unknown('reset', reset, RESETS)
+  if currents.ndim < 1 or currents.shape[0] < 1:
+    raise InputError(
+      f'currents must be [T, ...] with T >= 1, got shape {currents.shape}'
+    )
+  if fire is None:
+    v_th = 0.5 if v_th is None else v_th
+    fire = fire_at(v_th)
+  if reset == 'soft' and v_th is None:
+    raise InputError('a soft reset subtracts v_th: give v_th, got None')
+  step = functools.partial(
+    lif_step,
+    tau=tau,
+    fire=fire,
+    reset=reset,
+    detach_reset=detach_reset,
+    v_th=v_th,
+  )
+  u_res = jnp.zeros(currents.shape[1:], currents.dtype)
+  (_, state), spikes = jax.lax.scan(
+    step, (u_res, state), currents, unroll=unroll
+  )
+  return spikes, state

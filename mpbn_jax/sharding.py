@@ -1,0 +1,42 @@
+"""How is a batch spread over the devices?"""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mpbn_jax.errors import InputError
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns a mesh of all devices (or the given ones) along 'data'."""
+  devices = jax.devices() if devices is None else list(devices)
+  # `jax.make_mesh` would default to Explicit axes, which refuse `x[index]`.
+  return Mesh(np.array(devices), ('data',), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of what every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def along_batch(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of arrays [B, ...] that are split along B."""
+  return NamedSharding(mesh, PartitionSpec('data'))
+
+
+def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
+  """Raises InputError unless every device gets the same share of a batch."""
+  devices = mesh.size
+  if batch_size % devices:
+    near = max(devices, round(batch_size / devices) * devices)
+    raise InputError(
+      f'{name} must be divisible by the {devices} devices, got '
+      f'{batch_size}: take {near}'
+    )
+
+
+def shard_batch(batch, mesh: Mesh):
+  """Returns the batch on the devices, split along its first axis."""
+  return jax.device_put(batch, along_batch(mesh))

@@ -1,0 +1,206 @@
+"""How does a spike pass a gradient? Heaviside forward, surrogate backward."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from mpbn_jax.errors import InputError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Surrogate:
+  """A smooth stand-in for the Heaviside step.
+
+  Attributes:
+    derivative: (x, parameter) -> the gradient that the backward pass uses at
+      x = n - v_th, n being the (normalized) membrane potential.
+    primitive: (x, parameter) -> a function whose derivative is `derivative`
+      wherever it is smooth. The library never evaluates it; it documents the
+      shape, and tests differentiate it.
+    parameter: default of the parameter.
+    meaning: what the parameter is, 'width' or 'slope'.
+  """
+
+  derivative: Callable[[jax.Array, float], jax.Array]
+  primitive: Callable[[jax.Array, float], jax.Array]
+  parameter: float
+  meaning: str
+
+
+def _rect(x, width):
+  # Eq. 12 has both ends of the window inside: 1 on 0 <= n <= 1 for v_th = 0.5.
+  return jnp.where(jnp.abs(x) <= width / 2, 1 / width, 0.0)
+
+
+def _rect_primitive(x, width):
+  return jnp.clip(x / width + 0.5, 0, 1)
+
+
+def _tanh(x, slope):
+  peak = slope / (2 * jnp.tanh(slope / 2))
+  # 1 - tanh^2 in place of sech^2: no overflow for far x.
+  inside = peak * (1 - jnp.square(jnp.tanh(slope * x)))
+  return jnp.where(jnp.abs(x) <= 0.5, inside, 0.0)
+
+
+def _tanh_primitive(x, slope):
+  x = jnp.clip(x, -0.5, 0.5)
+  return 0.5 + jnp.tanh(slope * x) / (2 * jnp.tanh(slope / 2))
+
+
+def _triangle(x, width):
+  return jnp.maximum(0.0, 1 - jnp.abs(x) / width)
+
+
+def _triangle_primitive(x, width):
+  x = jnp.clip(x, -width, width)
+  return width / 2 + x - x * jnp.abs(x) / (2 * width)
+
+
+def _sigmoid(x, slope):
+  share = jax.nn.sigmoid(slope * x)
+  return slope * share * (1 - share)
+
+
+def _sigmoid_primitive(x, slope):
+  return jax.nn.sigmoid(slope * x)
+
+
+def _atan(x, slope):
+  return slope / 2 / (1 + jnp.square(jnp.pi / 2 * slope * x))
+
+
+def _atan_primitive(x, slope):
+  return jnp.arctan(jnp.pi / 2 * slope * x) / jnp.pi + 0.5
+
+
+def _piecewise_quadratic(x, slope):
+  return slope * jnp.maximum(0.0, 1 - slope * jnp.abs(x))
+
+
+def _piecewise_quadratic_primitive(x, slope):
+  x = jnp.clip(slope * x, -1, 1)
+  return 0.5 + x - x * jnp.abs(x) / 2
+
+
+SURROGATES: dict[str, Surrogate] = {
+  # The paper, Eq. 12; 1 / width on a window of `width` around v_th.
+  'rect': Surrogate(_rect, _rect_primitive, 1.0, 'width'),
+  # What the paper's reference implementation runs (k = 3): unit area on
+  # [v_th - 1/2, v_th + 1/2], zero outside.
+  'tanh': Surrogate(_tanh, _tanh_primitive, 3.0, 'slope'),
+  # Bellec et al. 2018 (1803.09574) with dampening 1: unit PEAK whatever the
+  # width, which is half the base.
+  'triangle': Surrogate(_triangle, _triangle_primitive, 1.0, 'width'),
+  # The next three have unit AREA; defaults as in SpikingJelly.
+  'sigmoid': Surrogate(_sigmoid, _sigmoid_primitive, 4.0, 'slope'),
+  'atan': Surrogate(_atan, _atan_primitive, 2.0, 'slope'),
+  'piecewise_quadratic': Surrogate(
+    _piecewise_quadratic, _piecewise_quadratic_primitive, 1.0, 'slope'
+  ),
+}
+
+
+def get_surrogate(
+  name: str, *, parameter: float | None = None
+) -> tuple[Surrogate, float]:
+  """Returns the surrogate and its width or slope (default where None).
+
+  Raises:
+    InputError: unknown name (lists the known ones), parameter not positive.
+  """
+  if name not in SURROGATES:
+    raise unknown('surrogate', name, SURROGATES)
+  surrogate = SURROGATES[name]
+  if parameter is None:
+    parameter = surrogate.parameter
+  if not parameter > 0:
+    raise InputError(
+      f'surrogate_parameter is the {surrogate.meaning} of {name!r} and must '
+      f'be positive, got {parameter}; None takes {surrogate.parameter}'
+    )
+  return surrogate, float(parameter)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _emit(fired, distance, name, parameter):
+  del name, parameter
+  return fired.astype(distance.dtype)
+
+
+def _emit_forward(fired, distance, name, parameter):
+  return _emit(fired, distance, name, parameter), distance
+
+
+def _emit_backward(name, parameter, distance, cotangent):
+  slope = SURROGATES[name].derivative(distance, parameter)
+  return None, (cotangent * slope).astype(distance.dtype)
+
+
+_emit.defvjp(_emit_forward, _emit_backward)
+
+
+def emit(
+  fired: jax.Array,
+  distance: jax.Array,
+  *,
+  surrogate: str = 'rect',
+  parameter: float | None = None,
+) -> jax.Array:
+  """Returns spikes that were decided elsewhere, with a surrogate gradient.
+
+      forward:  s = 1 if fired else 0
+      backward: ds/d(distance) = surrogate'(distance)
+
+  Separating the decision from the gradient lets a neuron decide with an
+  expression that is exact in float32 (`norm.py`) and still be differentiated
+  as a function of n - v_th.
+
+  Args:
+    fired: bool [...], the decision.
+    distance: float [...], n - v_th. Not evaluated unless a gradient is asked.
+    surrogate: a name in `SURROGATES`.
+    parameter: width or slope; None takes the surrogate's default.
+
+  Returns:
+    [...] of 0 and 1 in `distance.dtype`.
+  """
+  _, parameter = get_surrogate(surrogate, parameter=parameter)
+  return _emit(fired, distance, surrogate, parameter)
+
+
+def spike(
+  n: jax.Array,
+  v_th: jax.Array | float = 0.5,
+  *,
+  surrogate: str = 'rect',
+  parameter: float | None = None,
+) -> jax.Array:
+  """Returns spikes of potentials (paper, Eq. 2 and 12).
+
+      forward:  s = 1 if n > v_th else 0          (strict)
+      backward: ds/dn = surrogate'(n - v_th), ds/dv_th = -surrogate'(n - v_th)
+
+  Args:
+    n: [...] membrane potential, normalized or not.
+    v_th: firing threshold, a scalar or broadcastable to n.
+    surrogate: a name in `SURROGATES`.
+    parameter: width or slope of the surrogate; None takes its default.
+
+  Returns:
+    [...] of 0 and 1 in n's dtype.
+
+  Raises:
+    InputError: unknown surrogate, parameter not positive.
+
+  Example:
+    >>> spike(jnp.array([0.2, 0.5, 0.7]))
+    Array([0., 0., 1.], dtype=float32)
+    >>> jax.grad(lambda n: spike(n).sum())(jnp.array([0.2, 0.5, 1.7]))
+    Array([1., 1., 0.], dtype=float32)
+  """
+  n = jnp.asarray(n)
+  return emit(n > v_th, n - v_th, surrogate=surrogate, parameter=parameter)
