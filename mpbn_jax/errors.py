@@ -1,5 +1,7 @@
 """What does the package raise when the user can mend the cause?"""
 
+import difflib
+
 
 class InputError(ValueError):
   """A value from outside that cannot be used.

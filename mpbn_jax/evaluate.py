@@ -1,5 +1,6 @@
 """How good is a network, and does its folded form fire the same spikes?"""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from clu import metrics as clu_metrics
 
 from mpbn_jax import losses, sharding
 from mpbn_jax.datasets.base import evaluation_batches
+from mpbn_jax.layers import LIF
 
 
 @flax.struct.dataclass
@@ -93,14 +95,37 @@ class Comparison:
   firing_rate: dict[str, float]
 
 
-def recorded(model: nn.Module, variables: Mapping, x: jax.Array):
+def recorded(
+  model: nn.Module,
+  variables: Mapping,
+  x: jax.Array,
+  *,
+  forced: Mapping[str, Mapping[str, jax.Array]] | None = None,
+):
   """Returns (logits, {layer: {'currents', 'spikes'}}) in evaluation mode.
 
-  Both [B, T, ..., C]; layers in no particular order.
+  Args:
+    model: the network.
+    variables: its variables, folded or not.
+    x: [B, H, W, C] or [B, T, H, W, C].
+    forced: {layer: {'spikes': ...}}; what every neuron layer hands on in
+      place of its own spikes, which are still recorded. So each layer is fed
+      another network's spikes, and differences do not add up.
+
+  Returns:
+    Currents and spikes are [B, T, ..., C]; layers in no particular order.
   """
-  logits, kept = model.apply(
-    variables, x, train=False, mutable=['intermediates']
-  )
+
+  def hand_on(function, args, kwargs, context):
+    own = function(*args, **kwargs)
+    if isinstance(context.module, LIF) and context.method_name == '__call__':
+      return forced['/'.join(context.module.path)]['spikes']
+    return own
+
+  with nn.intercept_methods(hand_on) if forced else contextlib.nullcontext():
+    logits, kept = model.apply(
+      variables, x, train=False, mutable=['intermediates']
+    )
   layers = {}
 
   def walk(tree, path):
@@ -114,6 +139,44 @@ def recorded(model: nn.Module, variables: Mapping, x: jax.Array):
 
   walk(kept['intermediates'], ())
   return logits, layers
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerComparison:
+  """One neuron layer of two networks, both fed the first one's spikes.
+
+  Attributes:
+    current_error: largest difference of a current over the largest current.
+    flips: spikes that differ.
+    spikes: decisions that were compared.
+  """
+
+  current_error: float
+  flips: int
+  spikes: int
+
+
+def compare_layers(
+  model: nn.Module, variables: Mapping, other: Mapping, x: jax.Array
+) -> dict[str, LayerComparison]:
+  """Returns {layer: how `other` differs}, each layer fed the same spikes.
+
+  Free-running networks drift apart after the first flip; this says what one
+  layer alone does, with folded convolutions for example.
+  """
+  run = jax.jit(functools.partial(recorded, model))
+  _, layers = run(variables, x)
+  _, others = run(other, x, forced=layers)
+
+  def difference(ours, theirs):
+    a, b = ours['currents'], theirs['currents']
+    return LayerComparison(
+      current_error=float(jnp.abs(a - b).max() / jnp.abs(a).max()),
+      flips=int((ours['spikes'] != theirs['spikes']).sum()),
+      spikes=int(a.size),
+    )
+
+  return {name: difference(layers[name], others[name]) for name in layers}
 
 
 def compare(

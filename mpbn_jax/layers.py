@@ -34,8 +34,16 @@ def average_pool(
   """Returns the means of square windows: [N, H, W, C] -> [N, H', W', C].
 
   As PyTorch's AvgPool2d: incomplete windows are dropped, padding is counted.
+
+  Raises:
+    InputError: the maps are smaller than the window.
   """
   stride = window if stride is None else stride
+  if min(x.shape[1:3]) + 2 * padding < window:
+    raise InputError(
+      f'average pooling with a window of {window}x{window} came to maps of '
+      f'{x.shape[1]}x{x.shape[2]}: this network needs larger images'
+    )
   if window == stride and padding == 0:  # no overlap: a reshape and a mean
     n, height, width, channels = x.shape
     height, width = height // window, width // window

@@ -1,7 +1,5 @@
 """What do all spiking networks share? Settings, encoding and readout."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -113,6 +111,7 @@ class SpikingNetwork(nn.Module):
 
   # -- the whole
 
+  @nn.compact
   def step_logits(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Returns the logits of every step, [B, T, num_classes]."""
     static = x.ndim == 4
@@ -127,8 +126,8 @@ class SpikingNetwork(nn.Module):
     pooled = spikes.mean((2, 3), dtype=jnp.float32)  # [B, T, C']
     return self.head(pooled.shape[-1])(pooled)
 
-  @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    """Returns the mean over T of `step_logits`, [B, num_classes]."""
     return self.step_logits(x, train=train).mean(1)
 
   def head(self, fan_in: int) -> nn.Dense:

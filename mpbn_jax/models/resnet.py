@@ -1,7 +1,6 @@
 """Which layers has a spiking residual network?"""
 
 import jax
-import jax.numpy as jnp
 
 from mpbn_jax.layers import ConvNorm, average_pool, over_time
 from mpbn_jax.models.network import SpikingNetwork

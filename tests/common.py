@@ -1,0 +1,84 @@
+"""What do several tests need? Variables that are not the initial ones."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpbn_jax import build_model
+from mpbn_jax.interop.torch import from_reference
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+
+
+def random_norms(variables, *, seed=0, adversarial=False):
+  """Returns variables whose norms look trained: no leaf is what init gives.
+
+  A few scales are negative. Adversarial: every scale is one of the hard cases
+  (negative, zero, tiny, huge), biases and means are spread wider.
+  """
+  rng = np.random.default_rng(seed)
+
+  def leaf(path, value):
+    name, shape = path[-1].key, value.shape
+    if path[-2].key in ('mpbn_channel', 'mpbn_element', 'bn'):
+      membrane = path[-2].key.startswith('mpbn')
+      if name == 'scale' and adversarial and membrane:
+        hard = [1, -1, 0.7, -0.7, 0, 1e-6, -1e-6, 1e3, -1e3]
+        return rng.permutation(np.resize(hard, value.size)).reshape(shape)
+      spread = 0.5 if adversarial else 0.2
+      return {
+        'scale': rng.normal(1.0, 0.3, shape)
+        * np.where(rng.random(shape) < 0.1, -1, 1),
+        'bias': rng.normal(0, spread, shape),
+        'mean': rng.normal(0, spread, shape),
+        'var': rng.uniform(0.05, 1.5, shape),
+      }[name]
+    return value
+
+  return jax.tree_util.tree_map_with_path(
+    lambda path, value: jnp.asarray(leaf(path, value), jnp.float32), variables
+  )
+
+
+@functools.cache
+def small(name='spiking_cnn', side=8, channels=1, **settings):
+  """Returns (model, variables) of a small network with random norms."""
+  model = build_model({'name': name, 'width': 4, 'num_steps': 3, **settings})
+  x = jnp.zeros((2, side, side, channels))
+  variables = jax.jit(functools.partial(model.init, train=False))(
+    jax.random.key(0), x
+  )
+  return model, random_norms(variables)
+
+
+def images(count=8, side=8, channels=1, seed=0):
+  """Returns normalized random images [count, side, side, channels]."""
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(
+    rng.normal(0, 1, (count, side, side, channels)), jnp.float32
+  )
+
+
+@functools.cache
+def golden_resnet20():
+  """Returns (model, variables, x [B, H, W, C], the file's arrays)."""
+  arrays = dict(np.load(GOLDEN / 'resnet20_t2.npz'))
+  config = {
+    'name': 'resnet20',
+    'width': 4,
+    'num_steps': int(arrays['T']),
+    'surrogate': 'tanh',
+    'current_norm': 'bn',
+    'membrane_norm': 'mpbn_channel',
+  }
+  state = {
+    name.removeprefix('state/'): array
+    for name, array in arrays.items()
+    if name.startswith('state/')
+  }
+  variables = jax.tree.map(jnp.asarray, from_reference(state, config))
+  x = jnp.asarray(arrays['x'].transpose(0, 2, 3, 1))
+  return build_model(config), variables, x, arrays

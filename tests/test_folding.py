@@ -1,0 +1,424 @@
+"""Does a folded network fire exactly the spikes of the unfolded one?
+
+The proof: both sides of the predicate are monotone in the potential u, and a
+folded neuron compares u with one number. So if the unfolded neuron, which
+never calls the fold, decides alike at that number, at both neighbours and at
+the largest finite values, it decides alike everywhere.
+"""
+
+import functools
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpbn_jax import LIF, NORMS, InputError, fold, fold_convolutions, strip
+from mpbn_jax.evaluate import compare_layers, recorded
+from mpbn_jax.norm import EPS
+
+FOLDABLE = [
+  name
+  for name, norm in NORMS.items()
+  if norm.place == 'membrane' and norm.fold is not None
+]
+LARGEST = np.finfo(np.float32).max
+
+
+def _neurons(name, *, seed=0, adversarial=False, shape=(4, 4, 64), **settings):
+  """Returns (layer, variables) of one neuron layer over maps of a shape."""
+  layer = LIF(norm=name, **settings)
+  variables = layer.init(
+    jax.random.key(0), jnp.zeros((2, 1, *shape)), train=False
+  )
+  return layer, common.random_norms(
+    variables, seed=seed, adversarial=adversarial
+  )
+
+
+def _unfolded_decides_as_folded(variables, folded, norm):
+  """Checks every potential of every neuron by monotonicity."""
+  leaf = folded['threshold']
+  theta, polarity = (np.asarray(leaf[k]) for k in ('threshold', 'polarity'))
+  constant = ~np.isfinite(theta)
+  anchor = np.where(constant, 0, theta).astype(np.float32)
+  probes = {
+    'at': anchor,
+    'above': np.nextafter(anchor, np.float32(np.inf)),
+    'below': np.nextafter(anchor, np.float32(-np.inf)),
+    'largest': np.full_like(anchor, LARGEST),
+    'smallest': np.full_like(anchor, -LARGEST),
+  }
+  # T = 1: the potential is the current. [5 probes, T, shape of the layer]
+  u = jnp.asarray(np.stack(list(probes.values())))[:, None]
+  layer = LIF(norm=norm)
+  if theta.ndim == 1:
+    u = u[:, :, None, None]
+  spikes = np.asarray(layer.apply(variables, u, train=False))
+  fired = dict(zip(probes, spikes.reshape((5, *anchor.shape)) > 0, strict=True))
+  expected = {
+    'at': np.zeros_like(constant),
+    'above': polarity > 0,
+    'below': polarity < 0,
+    'largest': polarity > 0,
+    'smallest': polarity < 0,
+  }
+  for name in probes:
+    # A threshold of -inf (+inf) says that every (no) finite potential fires.
+    want = np.where(constant, theta < 0, expected[name])
+    # Nothing lies beyond the largest potential: it cannot fire above itself.
+    want &= constant | (anchor != probes[name])
+    np.testing.assert_array_equal(fired[name], want, err_msg=name)
+  return theta, polarity
+
+
+@pytest.mark.parametrize('adversarial', [False, True])
+@pytest.mark.parametrize('name', FOLDABLE)
+@pytest.mark.parametrize('seed', range(3))
+def test_threshold_separates_every_potential(name, adversarial, seed):
+  _, variables = _neurons(name, seed=seed, adversarial=adversarial)
+  theta, polarity = _unfolded_decides_as_folded(
+    variables, fold(variables), name
+  )
+  assert (polarity < 0).any()
+  assert (np.isfinite(theta)).any()
+  if adversarial:
+    assert np.isinf(theta).any()  # scales of zero
+
+
+def test_threshold_separates_every_potential_of_a_network():
+  _, variables, _, _ = common.golden_resnet20()
+  folded = fold(variables)
+  layers = [name for name in variables['params'] if 'lif' in name]
+  assert len(layers) == 19
+  for layer in layers:
+    _unfolded_decides_as_folded(
+      {part: tree[layer] for part, tree in variables.items() if layer in tree},
+      {'threshold': folded['threshold'][layer]},
+      'mpbn_channel',
+    )
+
+
+def _near(theta, shape, rng, *, ulps=64):
+  """Returns numbers within `ulps` units in the last place of theta."""
+  theta = np.where(np.isfinite(theta), theta, 0.5).astype(np.float32)
+  key = theta.view(np.int32)
+  key = np.where(key < 0, key ^ 0x7FFFFFFF, key)
+  key = key + rng.integers(-ulps, ulps + 1, shape + theta.shape)
+  return np.where(key < 0, key ^ 0x7FFFFFFF, key).astype(np.int32).view('f4')
+
+
+def _currents_near_threshold(folded, *, batch, steps, rng, tau=0.25):
+  """Returns currents that put every u[t] within 64 ulp of its threshold."""
+  leaf = folded['threshold']
+  theta, polarity = (np.asarray(leaf[k]) for k in ('threshold', 'polarity'))
+  u_res = np.zeros((batch, *theta.shape), np.float32)
+  currents = []
+  for _ in range(steps):
+    current = _near(theta, (batch,), rng) - np.float32(tau) * u_res
+    u = np.float32(tau) * u_res + current
+    u_res = np.where(polarity * u > polarity * theta, np.float32(0), u)
+    currents.append(current)
+  return jnp.asarray(np.stack(currents, 1))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(layer, variables, currents):
+  return layer.apply(variables, currents, train=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FOLDABLE)
+def test_no_decision_of_a_hundred_million_differs_near_the_threshold(name):
+  """5e7 decisions each of two norms; T 1 to 8; looped and unrolled scans."""
+  element = name == 'mpbn_element'
+  rng = np.random.default_rng(element)
+  decisions = differing = closed_form_differing = 0
+  shape = (8, 8, 16) if element else (1, 1, 1024)
+  for steps in range(1, 9):
+    layer, variables = _neurons(
+      name,
+      seed=steps + 100 * element,
+      adversarial=steps % 2 == 0,
+      shape=shape,
+      unroll=steps % 3 == 0,
+    )
+    variables = jax.tree.map(jnp.asarray, variables)
+    folded = strip(fold(variables))
+    closed = _closed_form(variables, name)
+    for _ in range(6):
+      currents = _currents_near_threshold(
+        folded, batch=238, steps=steps, rng=rng
+      )
+      currents = currents.reshape((238, steps, *shape))
+      spikes = _run(layer, variables, currents)
+      again = _run(layer, folded, currents)
+      decisions += spikes.size
+      differing += int((spikes != again).sum())
+      wrong = _run(layer, closed, currents)
+      closed_form_differing += int((spikes != wrong).sum())
+  print(f'{name}: {decisions} decisions, {differing} differ with the fold, ')
+  print(f'{closed_form_differing} with the closed form')
+  assert decisions > 5e7
+  assert differing == 0
+  assert closed_form_differing > 0
+
+
+def _closed_form(variables, name):
+  leaves = {
+    **variables['params'][name],
+    **variables['batch_stats'][name],
+  }
+  theta, polarity = reference.fold_closed_form(
+    **{k: np.asarray(v, np.float64) for k, v in leaves.items()},
+    v_th=0.5,
+    eps=EPS,
+  )
+  leaf = {'threshold': jnp.float32(theta), 'polarity': jnp.float32(polarity)}
+  return {'threshold': leaf}
+
+
+@pytest.mark.parametrize('name', FOLDABLE)
+def test_eager_jitted_scanned_and_constant_programs_decide_alike(name):
+  layer, variables = _neurons(name, adversarial=True)
+  folded = strip(fold(variables))
+  currents = _currents_near_threshold(
+    folded, batch=64, steps=1, rng=np.random.default_rng(0)
+  )
+  currents = (
+    currents.reshape((64, 1, 4, 4, 64))
+    if name.endswith('element')
+    else jnp.tile(currents[:, :, None, None], (1, 1, 4, 4, 1))
+  )
+  expected = layer.apply(folded, currents, train=False)
+  eager = layer.apply(variables, currents, train=False)
+  jitted = _run(layer, variables, currents)
+  constant = jax.jit(lambda c: layer.apply(variables, c, train=False))(currents)
+  _, scanned = jax.lax.scan(
+    lambda none, c: (none, layer.apply(variables, c[None], train=False)[0]),
+    None,
+    currents,
+  )
+  for spikes in (eager, jitted, constant, scanned):
+    np.testing.assert_array_equal(spikes, expected)
+
+
+# ---- the tempting mistakes
+
+
+def _textbook(params, stats, u):
+  gain = params['scale'] * jax.lax.rsqrt(stats['var'] + EPS)
+  return (u - stats['mean']) * gain + params['bias'] > 0.5
+
+
+def test_textbook_expression_changes_with_its_parameters_closed_over():
+  """Why evaluation does not fire on it: constants decide otherwise."""
+  _, variables = _neurons('mpbn_channel', shape=(1, 1, 4096))
+  params = variables['params']['mpbn_channel']
+  stats = variables['batch_stats']['mpbn_channel']
+  theta = np.asarray(fold(variables)['threshold']['threshold'])
+  u = jnp.asarray(_near(theta, (500,), np.random.default_rng(0)))
+
+  def differing(function):
+    arguments = jax.jit(function)(params, stats, u)
+    constants = jax.jit(lambda u: function(params, stats, u))(u)
+    return int((arguments != constants).sum())
+
+  exact = functools.partial(NORMS['mpbn_channel'].fires, v_th=0.5, eps=EPS)
+  assert differing(_textbook) > 0
+  assert differing(exact) == 0
+
+
+@pytest.mark.parametrize('name', FOLDABLE)
+def test_fold_without_the_sign_is_wrong(name):
+  layer, variables = _neurons(name)
+  folded = strip(fold(variables))
+  leaf = folded['threshold']
+  unsigned = {**leaf, 'polarity': jnp.ones_like(leaf['polarity'])}
+  currents = common.images(16, 4, 64)[:, None]
+  expected = layer.apply(variables, currents, train=False)
+  wrong = layer.apply({'threshold': unsigned}, currents, train=False)
+  negative = np.broadcast_to(leaf['polarity'] < 0, expected.shape)
+  assert negative.any()
+  # Fires where it should not and the other way round: always wrong there.
+  assert (wrong != expected)[negative].mean() > 0.99
+  assert not (wrong != expected)[~negative].any()
+
+
+@pytest.mark.parametrize('name', FOLDABLE)
+def test_firing_at_the_threshold_is_wrong(name):
+  layer, variables = _neurons(name)
+  folded = strip(fold(variables))
+  theta = np.asarray(folded['threshold']['threshold'])
+  polarity = folded['threshold']['polarity']
+  u = jnp.broadcast_to(theta, (1, 1, 4, 4, 64))
+  expected = layer.apply(variables, u, train=False)
+  at_least = polarity * u >= polarity * theta
+  assert not expected.any()
+  assert at_least.all()
+
+
+# ---- whole networks
+
+
+@pytest.mark.parametrize('norm', FOLDABLE)
+@pytest.mark.parametrize('reset', ['hard', 'soft'])
+def test_folded_network_fires_the_same_spikes(norm, reset):
+  model, variables = common.small(membrane_norm=norm, reset=reset)
+  folded = strip(fold(variables))
+  x = common.images()
+  run = jax.jit(lambda v, x: recorded(model, v, x))
+  logits, layers = run(variables, x)
+  again, folded_layers = run(folded, x)
+  np.testing.assert_array_equal(logits, again)
+  for name in layers:
+    spikes = layers[name]['spikes']
+    assert 0 < spikes.mean() < 1, name
+    np.testing.assert_array_equal(spikes, folded_layers[name]['spikes'])
+
+
+def test_fold_is_jittable_and_the_same_under_jit():
+  _, variables = common.small()
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.jit(fold)(variables), fold(variables)
+  )
+
+
+def test_fold_leaves_its_argument_and_its_leaves_alone():
+  _, variables = common.small()
+  folded = fold(variables)
+  assert set(variables) == {'params', 'batch_stats'}
+  for name in variables:
+    assert folded[name] is variables[name]
+
+
+def test_fold_uses_the_threshold_it_is_given():
+  layer, variables = _neurons('mpbn_channel', v_th=1.25)
+  folded = strip(fold(variables, v_th=1.25))
+  currents = common.images(16, 4, 64)[:, None]
+  np.testing.assert_array_equal(
+    layer.apply(variables, currents, train=False),
+    layer.apply(folded, currents, train=False),
+  )
+
+
+def test_threshold_agrees_with_the_closed_form_up_to_rounding():
+  _, variables = _neurons('mpbn_channel')
+  leaf = fold(variables)['threshold']
+  closed = _closed_form(variables, 'mpbn_channel')['threshold']
+  np.testing.assert_array_equal(leaf['polarity'], closed['polarity'])
+  # Cancellation between the two terms: absolute, not relative.
+  np.testing.assert_allclose(
+    leaf['threshold'], closed['threshold'], rtol=1e-5, atol=1e-5
+  )
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+  scale=st.floats(-1e4, 1e4, width=32),
+  bias=st.floats(-100, 100, width=32),
+  mean=st.floats(-100, 100, width=32),
+  var=st.floats(0, 1e4, width=32),
+)
+def test_threshold_separates_for_any_parameters(scale, bias, mean, var):
+  tiny = np.finfo(np.float32).tiny
+  values = [0.0 if abs(v) < tiny else v for v in (scale, bias, mean, var)]
+  names = ('scale', 'bias', 'mean', 'var')
+  leaves = {
+    name: jnp.full((1,), value, jnp.float32)
+    for name, value in zip(names, values, strict=True)
+  }
+  variables = {
+    'params': {'mpbn_channel': {k: leaves[k] for k in names[:2]}},
+    'batch_stats': {'mpbn_channel': {k: leaves[k] for k in names[2:]}},
+  }
+  _unfolded_decides_as_folded(variables, fold(variables), 'mpbn_channel')
+
+
+def test_stripped_network_has_no_normalization_on_the_membrane_left():
+  _, variables = common.small()
+  folded = strip(fold(variables))
+  paths = [
+    '/'.join(key.key for key in path)
+    for path, _ in jax.tree_util.tree_leaves_with_path(folded)
+  ]
+  assert not [path for path in paths if 'mpbn' in path]
+  assert [path for path in paths if path.endswith('threshold')]
+  assert [path for path in paths if '/bn/' in path]  # not folded: kept
+
+
+def test_stripping_folded_convolutions_leaves_no_normalization_at_all():
+  model, variables = common.small()
+  folded = strip(fold_convolutions(fold(variables)))
+  assert set(folded) == {'params', 'threshold', 'folded'}
+  assert set(folded['params']) == {'head'}
+  logits = model.apply(folded, common.images(), train=False)
+  assert np.isfinite(logits).all()
+
+
+def test_folded_convolutions_agree_layer_by_layer():
+  """Each layer fed the unfolded network's spikes: currents and flips."""
+  model, variables, x, _ = common.golden_resnet20()
+  folded = strip(fold_convolutions(fold(variables)))
+  for name, layer in compare_layers(model, variables, folded, x).items():
+    assert layer.current_error <= 1e-5, name
+    assert layer.flips / layer.spikes <= 1e-5, name
+
+
+def test_folded_convolutions_agree_while_no_spike_flips():
+  model, variables, x, _ = common.golden_resnet20()
+  run = jax.jit(lambda v, x: recorded(model, v, x))
+  logits, layers = run(variables, x)
+  other, folded_layers = run(strip(fold_convolutions(fold(variables))), x)
+  flips = sum(
+    int((layers[k]['spikes'] != folded_layers[k]['spikes']).sum())
+    for k in layers
+  )
+  # Every golden decision is 4e-6 from its threshold: rounding flips none.
+  assert flips == 0
+  np.testing.assert_allclose(other, logits, rtol=0, atol=1e-4)
+
+
+# ---- errors
+
+
+def test_folding_variables_without_mpbn_says_so():
+  _, variables = common.small(membrane_norm='none')
+  with pytest.raises(InputError, match='nothing to fold .*membrane_norm='):
+    fold(variables)
+
+
+def test_folding_twice_after_stripping_says_so():
+  _, variables = common.small()
+  with pytest.raises(InputError, match='folded and stripped already'):
+    fold(strip(fold(variables)))
+
+
+def test_folding_without_statistics_says_which_are_missing():
+  _, variables = common.small()
+  with pytest.raises(InputError, match='batch_stats/lif1/mpbn_channel'):
+    fold({'params': variables['params']})
+
+
+def test_stripping_unfolded_variables_says_so():
+  _, variables = common.small()
+  with pytest.raises(InputError, match='call `fold` first'):
+    strip(variables)
+
+
+def test_folding_convolutions_without_a_norm_says_so():
+  _, variables = common.small(current_norm='none')
+  with pytest.raises(InputError, match="current_norm='none'"):
+    fold_convolutions(variables)
+
+
+def test_training_a_folded_network_is_refused():
+  model, variables = common.small()
+  with pytest.raises(InputError, match='folded network cannot be trained'):
+    model.apply(
+      fold(variables), common.images(), train=True, mutable=['batch_stats']
+    )

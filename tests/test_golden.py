@@ -1,0 +1,149 @@
+"""Does the library compute what the paper's implementation computed?
+
+The vectors and what they hold: golden/README.md. Every decision in them is at
+least 4e-6 away from its threshold, so the spikes must be equal.
+"""
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+
+from mpbn_jax import LIF, optim
+
+
+@pytest.fixture(scope='module')
+def lif_mpbn():
+  arrays = dict(np.load(common.GOLDEN / 'lif_mpbn.npz'))
+  # [T, B, C, H, W] -> [B, T, H, W, C]
+  for name in ('x', 'cotangent', 'eval_spikes', 'train_spikes', 'grad/x'):
+    arrays[name] = np.moveaxis(arrays[name], (0, 2), (1, 4))
+  return arrays
+
+
+def _layer(arrays):
+  state = {k[6:]: jnp.asarray(v) for k, v in arrays.items() if 'state/' in k}
+  layer = LIF(
+    tau=float(arrays['decay']),
+    v_th=float(arrays['v_th']),
+    norm='mpbn_channel',
+    surrogate='tanh',
+    surrogate_parameter=float(arrays['surrogate_temp']),
+    momentum=float(arrays['momentum']),
+    eps=float(arrays['eps']),
+  )
+  params = {'scale': state['weight'], 'bias': state['bias']}
+  stats = {'mean': state['running_mean'], 'var': state['running_var']}
+  return layer, {
+    'params': {'mpbn_channel': params},
+    'batch_stats': {'mpbn_channel': stats},
+  }
+
+
+def test_neuron_fires_the_golden_spikes_in_evaluation(lif_mpbn):
+  layer, variables = _layer(lif_mpbn)
+  spikes = layer.apply(variables, lif_mpbn['x'], train=False)
+  np.testing.assert_array_equal(spikes, lif_mpbn['eval_spikes'])
+
+
+def test_neuron_trains_with_the_golden_spikes_gradients_and_stats(lif_mpbn):
+  layer, variables = _layer(lif_mpbn)
+
+  def loss(params, x):
+    spikes, updates = layer.apply(
+      {**variables, 'params': params}, x, train=True, mutable=['batch_stats']
+    )
+    return (spikes * lif_mpbn['cotangent']).sum(), (spikes, updates)
+
+  gradients, (spikes, updates) = jax.grad(loss, (0, 1), has_aux=True)(
+    variables['params'], lif_mpbn['x']
+  )
+  np.testing.assert_array_equal(spikes, lif_mpbn['train_spikes'])
+  params = gradients[0]['mpbn_channel']
+  for ours, name in (
+    (gradients[1], 'grad/x'),
+    (params['scale'], 'grad/weight'),
+    (params['bias'], 'grad/bias'),
+  ):
+    golden = lif_mpbn[name]
+    assert np.abs(ours - golden).max() <= 1e-5 * np.abs(golden).max(), name
+  stats = updates['batch_stats']['mpbn_channel']
+  for ours, name in (('mean', 'running_mean'), ('var', 'running_var')):
+    golden = lif_mpbn[f'stats1/{name}']
+    np.testing.assert_allclose(stats[ours], golden, rtol=0, atol=1e-5)
+
+
+def test_carrying_the_normalized_potential_is_a_different_network(lif_mpbn):
+  """The tempting mistake: its spikes are not the golden ones."""
+  _, variables = _layer(lif_mpbn)
+  currents = np.moveaxis(lif_mpbn['x'], 1, 0)
+  wrong, _, _ = reference.lif_mpbn(
+    currents,
+    **variables['params']['mpbn_channel'],
+    **variables['batch_stats']['mpbn_channel'],
+    tau=0.25,
+    v_th=0.5,
+    train=False,
+    normalized_carry=True,
+  )
+  golden = np.moveaxis(lif_mpbn['eval_spikes'], 1, 0)
+  assert (wrong != golden).mean() > 0.01
+
+
+def test_resnet20_evaluates_to_the_golden_logits():
+  model, variables, x, arrays = common.golden_resnet20()
+  logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
+  np.testing.assert_allclose(logits, arrays['eval_logits'], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_resnet20_trains_along_the_golden_losses():
+  model, variables, x, arrays = common.golden_resnet20()
+  transform = optim.optimizer(
+    dict(momentum=0.9, nesterov=False, weight_decay=1e-4, gradient_clip=0.0)
+  )
+
+  @jax.jit
+  def step(params, stats, opt_state):
+    def loss_of(params):
+      logits, updates = model.apply(
+        {'params': params, 'batch_stats': stats},
+        x,
+        train=True,
+        mutable=['batch_stats'],
+      )
+      losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits, arrays['y']
+      )
+      return losses.mean(), (logits, updates['batch_stats'])
+
+    (loss, (logits, stats)), gradients = jax.value_and_grad(
+      loss_of, has_aux=True
+    )(params)
+    directions, opt_state = transform.update(gradients, opt_state, params)
+    params = jax.tree.map(lambda p, d: p - 0.05 * d, params, directions)
+    return params, stats, opt_state, loss, logits
+
+  params, stats = variables['params'], variables['batch_stats']
+  opt_state = transform.init(params)
+  for i, golden in enumerate(arrays['losses']):
+    params, stats, opt_state, loss, logits = step(params, stats, opt_state)
+    assert abs(float(loss) - golden) <= 2e-3, i
+    if i == 0:
+      np.testing.assert_allclose(
+        logits, arrays['train_logits'], rtol=0, atol=1e-4
+      )
+      assert abs(float(loss) - arrays['loss']) <= 1e-5
+
+
+def test_slow_reference_agrees_with_the_golden_logits():
+  """The reference that other tests lean on is itself checked."""
+  _, _, _, arrays = common.golden_resnet20()
+  state = {k[6:]: v for k, v in arrays.items() if k.startswith('state/')}
+  logits, _, _ = reference.resnet20(
+    state, arrays['x'], num_steps=int(arrays['T']), train=False
+  )
+  np.testing.assert_allclose(logits, arrays['eval_logits'], rtol=0, atol=1e-5)

@@ -1,0 +1,202 @@
+"""Are the networks what the paper says, and refuse what cannot be built?"""
+
+import common
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import default
+from mpbn_jax import LIF, MODELS, InputError, build_model
+
+# (settings, input shape) -> parameters; of the paper's implementation for
+# resnet20, counted by hand for spiking_cnn:
+# 9 * (3 * 64 + 64 * 64 + 64 * 128 + 128 * 128) + 4 * (64 + 64 + 128 + 128)
+# + 10 * 129.
+COUNTS = [
+  ('resnet20', {}, (32, 32, 3), 11_256_010),
+  ('resnet20', {'num_classes': 100}, (32, 32, 3), 11_302_180),
+  ('resnet20', {}, (4, 48, 48, 2), 11_255_434),
+  ('resnet20', {'membrane_norm': 'none'}, (32, 32, 3), 11_247_946),
+  (
+    'resnet20',
+    {'membrane_norm': 'none', 'num_classes': 100},
+    (32, 32, 3),
+    11_294_116,
+  ),
+  ('resnet20', {'membrane_norm': 'mpbn_element'}, (32, 32, 3), 11_886_922),
+  (
+    'resnet20',
+    {'membrane_norm': 'mpbn_element', 'num_classes': 100},
+    (32, 32, 3),
+    11_933_092,
+  ),
+  ('spiking_cnn', {}, (8, 8, 3), 262_602),
+]
+NEURON_LAYERS = {'resnet20': 19, 'spiking_cnn': 4}
+SIDES = {'resnet20': 16, 'spiking_cnn': 8}  # smallest square images
+
+
+def test_every_registered_network_is_counted():
+  assert {name for name, *_ in COUNTS} == set(MODELS) == set(NEURON_LAYERS)
+
+
+@pytest.mark.parametrize(('name', 'settings', 'shape', 'count'), COUNTS)
+def test_parameters_are_as_many_as_the_papers(name, settings, shape, count):
+  model = build_model({'name': name, 'width': 64, **settings})
+  variables = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False)
+  )
+  assert sum(a.size for a in jax.tree.leaves(variables['params'])) == count
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_every_neuron_layer_has_its_threshold_norm(name):
+  _, variables = common.small(name, SIDES[name])
+  layers = [
+    layer
+    for layer, leaves in variables['params'].items()
+    if 'mpbn_channel' in leaves
+  ]
+  assert len(layers) == NEURON_LAYERS[name]
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_image_equals_the_same_frame_at_every_step(name):
+  model, variables = common.small(name, SIDES[name])
+  x = common.images(side=SIDES[name])
+  frames = jnp.repeat(x[:, None], model.num_steps, 1)
+
+  @jax.jit
+  def train(x):
+    return model.apply(variables, x, train=True, mutable=['batch_stats'])
+
+  logits, updates = train(x)
+  frame_logits, frame_updates = train(frames)
+  np.testing.assert_allclose(logits, frame_logits, atol=1e-4)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+    updates,
+    frame_updates,
+  )
+
+
+def test_blocks_of_resnet20_start_as_their_shortcuts():
+  model = build_model({'name': 'resnet20', 'width': 4})
+  params = model.init(
+    jax.random.key(0), jnp.zeros((1, 16, 16, 1)), train=False
+  )['params']
+  for stage in range(1, 5):
+    for block in (1, 2):
+      bn = params[f'stage{stage}_block{block}_conv2']['bn']
+      assert (bn['scale'] == 0).all()
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_initial_kernels_have_the_papers_deviation(name):
+  model = build_model({'name': name, 'width': 16})
+  params = jax.jit(
+    lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, 16, 16, 1)), train=False
+    )['params']
+  )()
+  for layer, leaves in params.items():
+    if 'kernel' not in leaves:
+      continue
+    kernel = leaves['kernel']
+    if layer == 'head':
+      expected = 1 / kernel.shape[0]
+    else:
+      expected = (2 / (kernel.shape[0] ** 2 * kernel.shape[-1])) ** 0.5
+    # Of n samples the deviation is known to 1 / sqrt(2 n); four times that.
+    tolerance = 4 / (2 * kernel.size) ** 0.5
+    assert abs(float(kernel.std()) / expected - 1) < tolerance, layer
+
+
+def test_logits_are_the_mean_of_the_steps():
+  model, variables = common.small()
+  x = common.images()
+  logits = model.apply(variables, x, train=False)
+  steps = model.apply(variables, x, train=False, method='step_logits')
+  assert steps.shape == (8, 3, 10)
+  np.testing.assert_allclose(logits, steps.mean(1), atol=1e-6)
+
+
+def test_configuration_keys_are_the_networks_arguments():
+  config = default.get_config()
+  for name in MODELS:
+    with config.unlocked():
+      config.model.name = name
+    assert build_model(config.model).num_steps == config.model.num_steps
+
+
+def test_plain_and_partial_mappings_are_accepted():
+  plain = build_model({'name': 'spiking_cnn', 'width': 3})
+  config = ml_collections.ConfigDict({'name': 'spiking_cnn', 'width': 3})
+  assert plain == build_model(config)
+
+
+def test_integer_images_and_float_images_are_the_same():
+  model, variables = common.small()
+  x = jnp.arange(64).reshape((1, 8, 8, 1))
+  np.testing.assert_array_equal(
+    model.apply(variables, x, train=False),
+    model.apply(variables, x.astype(jnp.float32), train=False),
+  )
+
+
+def test_neuron_layer_can_stand_alone():
+  spikes = LIF().apply({}, jnp.ones((1, 2, 3)), train=False)
+  np.testing.assert_array_equal(spikes, jnp.ones((1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'name': 'resnet21'}, "unknown model 'resnet21'.*resnet20, spiking_cnn"),
+    ({'surrogate': 'rekt'}, "unknown surrogate 'rekt'.*did you mean 'rect'"),
+    ({'membrane_norm': 'mpbn'}, "of the membrane 'mpbn'.*mpbn_channel"),
+    ({'current_norm': 'bm'}, "of the current 'bm'.*bn, none"),
+    ({'spike_norm': 'x'}, "of the spikes 'x': expected one of none"),
+    ({'reset': 'x'}, "unknown reset 'x'.*hard, soft"),
+    ({'num_steps': 0}, 'num_steps must be an integer >= 1, got 0'),
+    ({'num_steps': 2.5}, 'num_steps must be an integer >= 1, got 2.5'),
+    ({'width': 0}, 'width must be an integer >= 1, got 0'),
+    ({'tau': 2.0}, r'tau is the kept fraction.*\[0, 1\), got 2.0'),
+    ({'momentum': 0.0}, r'momentum is the weight of the new value.*got 0.0'),
+    ({'surrogate_parameter': -1.0}, 'must be positive, got -1.0'),
+    ({'num_step': 4}, "setting of 'spiking_cnn' 'num_step'.*'num_steps'"),
+  ],
+)
+def test_unusable_setting_is_named(settings, message):
+  with pytest.raises(InputError, match=message):
+    build_model({'name': 'spiking_cnn', **settings})
+
+
+def test_model_without_a_name_lists_the_networks():
+  with pytest.raises(InputError, match='needs a name: one of resnet20'):
+    build_model({'width': 4})
+
+
+@pytest.mark.parametrize(
+  ('shape', 'message'),
+  [
+    ((8, 8, 1), r'images \[B, H, W, C\] or frames.*got shape \(8, 8, 1\)'),
+    ((2, 5, 8, 8, 1), 'num_steps=3, but the frames .* have T = 5'),
+  ],
+)
+def test_input_of_another_shape_is_refused(shape, message):
+  model, variables = common.small()
+  with pytest.raises(InputError, match=message):
+    model.apply(variables, jnp.zeros(shape), train=False)
+
+
+def test_images_too_small_for_the_network_are_refused():
+  model = build_model({'name': 'resnet20', 'width': 4})
+  with pytest.raises(InputError, match='maps of 1x1: this network needs larg'):
+    jax.eval_shape(
+      lambda: model.init(
+        jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False
+      )
+    )

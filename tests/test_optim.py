@@ -1,0 +1,99 @@
+"""Do losses, learning rates and updates follow the paper's Section 5?"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mpbn_jax import losses, optim
+
+SETTINGS = dict(
+  learning_rate=0.1,
+  warmup_epochs=0.0,
+  momentum=0.9,
+  nesterov=False,
+  weight_decay=0.01,
+  gradient_clip=0.0,
+)
+PARAMS = {
+  'conv1': {'kernel': jnp.ones((1, 1, 1, 2)), 'bn': {'scale': jnp.ones(2)}},
+  'head': {'kernel': jnp.ones((2, 1)), 'bias': jnp.ones(1)},
+}
+
+
+def test_loss_is_the_cross_entropy():
+  logits, labels = jnp.array([[2.0, 0.0], [1.0, 1.0]]), jnp.array([0, 1])
+  expected = [np.log(1 + np.exp(-2)), np.log(2)]
+  np.testing.assert_allclose(
+    losses.cross_entropy(logits, labels), expected, rtol=1e-6
+  )
+
+
+def test_label_smoothing_spreads_its_share_over_all_classes():
+  logits, labels = jnp.array([[2.0, 0.0]]), jnp.array([0])
+  log = jax.nn.log_softmax(logits)[0]
+  expected = -(0.95 * log[0] + 0.05 * log[1])
+  smoothed = losses.cross_entropy(logits, labels, label_smoothing=0.1)
+  np.testing.assert_allclose(smoothed, [expected], rtol=1e-6)
+
+
+def test_rate_falls_from_its_peak_to_zero_as_a_cosine():
+  rate = optim.learning_rate(SETTINGS, steps_per_epoch=10, num_epochs=4)
+  for step, share in ((0, 1), (10, 0.5 + 0.5**1.5), (20, 0.5), (40, 0)):
+    np.testing.assert_allclose(rate(step), 0.1 * share, atol=1e-7)
+
+
+def test_warm_up_rises_linearly_to_the_peak():
+  settings = SETTINGS | {'warmup_epochs': 0.5}
+  rate = optim.learning_rate(settings, steps_per_epoch=10, num_epochs=4)
+  np.testing.assert_allclose(
+    [rate(step) for step in (0, 1, 5, 40)], [0, 0.02, 0.1, 0], atol=1e-7
+  )
+
+
+def _directions(settings, gradients_of_steps):
+  transform = optim.optimizer(SETTINGS | settings)
+  state = transform.init(PARAMS)
+  for gradients in gradients_of_steps:
+    directions, state = transform.update(gradients, state, PARAMS)
+  return directions
+
+
+def test_only_kernels_decay():
+  zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+  directions = _directions({}, [zeros])
+  assert (directions['conv1']['kernel'] == 0.01).all()
+  assert (directions['head']['kernel'] == 0.01).all()
+  assert (directions['conv1']['bn']['scale'] == 0).all()
+  assert (directions['head']['bias'] == 0).all()
+
+
+def test_momentum_is_pytorchs():
+  ones = jax.tree.map(jnp.ones_like, PARAMS)
+  directions = _directions({'weight_decay': 0.0}, [ones, ones, ones])
+  # v = 0.9 v + g: 1, 1.9, 2.71.
+  np.testing.assert_allclose(directions['head']['bias'], 2.71, rtol=1e-6)
+
+
+def test_clipping_bounds_the_global_norm_of_the_gradients():
+  large = jax.tree.map(lambda p: 100 * jnp.ones_like(p), PARAMS)
+  directions = _directions({'weight_decay': 0.0, 'gradient_clip': 2.0}, [large])
+  np.testing.assert_allclose(optax.tree.norm(directions), 2.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_updates_are_optaxs_sgd(nesterov):
+  gradients = jax.tree.map(lambda p: 0.3 * jnp.ones_like(p), PARAMS)
+  directions = _directions(
+    {'weight_decay': 0.0, 'nesterov': nesterov}, [gradients, gradients]
+  )
+  sgd = optax.sgd(1.0, 0.9, nesterov=nesterov)
+  state = sgd.init(PARAMS)
+  for _ in range(2):
+    updates, state = sgd.update(gradients, state)
+  jax.tree.map(
+    lambda d, u: np.testing.assert_allclose(-d, u, rtol=1e-6),
+    directions,
+    updates,
+  )

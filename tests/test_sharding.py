@@ -1,0 +1,113 @@
+"""Does a step on four devices compute what one computes, a quarter each?"""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from mpbn_jax import InputError, evaluate, sharding, train
+
+COLLECTIVES = re.compile(
+  r'\b(all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\('
+)
+
+
+def _config(**model):
+  config = digits.get_config()
+  config.model.width = 8
+  config.model.num_steps = 2
+  config.model.update(model)
+  config.data.batch_size = 32
+  config.evaluation.batch_size = 32
+  return config
+
+
+@functools.cache
+def _experiment(devices, membrane_norm='mpbn_channel'):
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  config = _config(membrane_norm=membrane_norm)
+  return train.build(config, mesh=mesh)
+
+
+@functools.cache
+def _compiled(devices, membrane_norm='mpbn_channel'):
+  experiment = _experiment(devices, membrane_norm)
+  step = train.make_train_step(experiment)
+  state = train.init_state(experiment)
+  metrics = jax.device_put(
+    train.TrainMetrics.empty(), sharding.replicated(experiment.mesh)
+  )
+  batch = sharding.shard_batch(experiment.batches.batch(0), experiment.mesh)
+  return step.lower(state, metrics, batch).compile()
+
+
+@functools.cache
+def _three_steps(devices, membrane_norm='mpbn_channel'):
+  experiment = _experiment(devices, membrane_norm)
+  compiled = _compiled(devices, membrane_norm)
+  state = train.init_state(experiment)
+  metrics = jax.device_put(
+    train.TrainMetrics.empty(), sharding.replicated(experiment.mesh)
+  )
+  losses = []
+  for step in range(3):
+    batch = sharding.shard_batch(
+      experiment.batches.batch(step), experiment.mesh
+    )
+    state, metrics, loss = compiled(state, metrics, batch)
+    losses.append(float(loss))
+  return state, losses
+
+
+NORMS = ['mpbn_channel', 'mpbn_element']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('norm', NORMS)
+def test_compiled_step_gathers_no_activations(norm):
+  text = _compiled(4, norm).as_text()
+  assert 'all-reduce' in text  # the gradients and statistics do travel
+  assert not COLLECTIVES.findall(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('norm', NORMS)
+def test_each_of_four_devices_computes_a_quarter(norm):
+  flops = [_compiled(n, norm).cost_analysis()['flops'] for n in (1, 4)]
+  print(f'{norm}: {flops[1] / flops[0]:.4f} of the FLOPs of one device')
+  assert flops[1] <= 0.27 * flops[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('norm', NORMS)
+def test_statistics_and_loss_are_those_of_one_device(norm):
+  (one, losses), (four, other) = (_three_steps(n, norm) for n in (1, 4))
+  np.testing.assert_allclose(losses, other, rtol=0, atol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
+    jax.device_get(one.batch_stats),
+    jax.device_get(four.batch_stats),
+  )
+
+
+def test_evaluation_on_four_devices_is_that_of_one():
+  one, four = _experiment(1), _experiment(4)
+  variables = train.init_state(one).variables
+  scores = evaluate.evaluate(one, variables, split='test')
+  variables = train.init_state(four).variables
+  others = evaluate.evaluate(four, variables, split='test')
+  assert scores['accuracy'] == others['accuracy']
+  np.testing.assert_allclose(scores['loss'], others['loss'], rtol=1e-6)
+
+
+def test_batch_that_does_not_divide_says_by_what():
+  config = _config()
+  config.data.batch_size = 30
+  with pytest.raises(
+    InputError,
+    match='data.batch_size must be divisible by the 4 devices, got 30: take',
+  ):
+    train.build(config)
