@@ -1,0 +1,1 @@
+"""Which hot operations are lowered by hand, each beside a plain reference?"""

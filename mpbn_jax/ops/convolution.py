@@ -1,0 +1,298 @@
+"""How are a 2-D convolution and its two gradients lowered on each platform?
+
+GPU and TPU get `lax.conv_general_dilated` and its transposes. XLA's CPU backend
+leaves its fast paths in all three products; the `cpu*` functions go around. The
+figures in the comments are from 2 cores and JAX 0.10.2, in multiples of the
+time of a square matmul of the same FLOPs (`benchmarks/convolution.py`).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mpbn_jax.errors import InputError
+
+# Output pixels whose windows are written at a time in the kernel gradient, so
+# that they stay in the L2 cache (2 MiB a core). 64 channels on 32x32: 3.4 in
+# one piece, 2.8 with 16384 pixels, 1.6 with 1024 to 4096, 3 - 7 by `lax.conv`.
+_CHUNK_PIXELS = 2048
+
+
+def convolution(
+  x: jax.Array,
+  kernel: jax.Array,
+  *,
+  strides: Sequence[int] = (1, 1),
+  padding: Sequence[Sequence[int]] = ((0, 0), (0, 0)),
+) -> jax.Array:
+  """Returns the cross-correlation of a batch of maps with a kernel.
+
+  y[n, p, q, o] = sum over a, b, i of
+    x_padded[n, p * strides[0] + a, q * strides[1] + b, i] * kernel[a, b, i, o]
+
+  Reverse mode only, once: no forward-mode and no second derivatives. Under
+  `jit` over a mesh, not inside `shard_map`. bfloat16 accumulates in float32 (on
+  CPU by casting, elsewhere as the platform does).
+
+  Args:
+    x: [N, H, W, C_in], floating. Under `jit`, N may be sharded over a mesh.
+    kernel: [kh, kw, C_in, C_out], of the dtype of x.
+    strides: steps of the window along H and W, at least 1.
+    padding: zeros (before, after) along H and along W.
+
+  Returns:
+    [N, H', W', C_out], of the dtype of x.
+
+  Raises:
+    TypeError: the dtypes differ or are not floating.
+    InputError: shapes, strides or padding do not fit.
+
+  Example:
+    >>> x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 16))
+    >>> convolution(x, kernel, strides=(2, 2), padding=((1, 1), (1, 1))).shape
+    (2, 4, 4, 16)
+  """
+  if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+    raise TypeError(
+      'expected x and kernel of one floating dtype, '
+      f'got {x.dtype} and {kernel.dtype}'
+    )
+  if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
+    raise InputError(
+      'expected x [N, H, W, C_in] and kernel [kh, kw, C_in, C_out], '
+      f'got {x.shape} and {kernel.shape}'
+    )
+  if not _is_pair(strides, least=1):
+    raise InputError(f'expected two strides of at least 1, got {strides!r}')
+  if not (
+    isinstance(padding, Sequence)
+    and len(padding) == 2
+    and all(_is_pair(pair, least=0) for pair in padding)
+  ):
+    raise InputError(
+      'expected padding as ((before, after), (before, after)), whole numbers '
+      f'of zeros, got {padding!r}'
+    )
+  padding = tuple(map(tuple, padding))
+  padded = tuple(n + sum(p) for n, p in zip(x.shape[1:3], padding, strict=True))
+  if kernel.shape[0] > padded[0] or kernel.shape[1] > padded[1]:
+    raise InputError(
+      f'expected a kernel within the padded map {padded}, '
+      f'got {kernel.shape[:2]}; pad more or pool less'
+    )
+  return _convolution(x, kernel, tuple(strides), padding)
+
+
+def _is_pair(values, *, least):
+  return (
+    isinstance(values, Sequence)
+    and len(values) == 2
+    and all(isinstance(v, int) and v >= least for v in values)
+  )
+
+
+# The plain lowering. It is what tests compare with, too.
+
+
+def plain(x, kernel, strides, padding):
+  """Returns the convolution as XLA's own operation."""
+  dimensions = ('NHWC', 'HWIO', 'NHWC')
+  return lax.conv_general_dilated(
+    x, kernel, strides, padding, dimension_numbers=dimensions
+  )
+
+
+def plain_input_gradient(cotangent, x, kernel, strides, padding):
+  """Returns the gradient for x that JAX derives from `plain`."""
+  forward = partial(plain, kernel=kernel, strides=strides, padding=padding)
+  return jax.linear_transpose(forward, x)(cotangent)[0]
+
+
+def plain_kernel_gradient(cotangent, x, kernel, strides, padding):
+  """Returns the gradient for the kernel that JAX derives from `plain`."""
+  forward = partial(plain, x, strides=strides, padding=padding)
+  return jax.linear_transpose(forward, kernel)(cotangent)[0]
+
+
+# The lowering for XLA's CPU backend.
+
+
+def cpu(x, kernel, strides, padding):
+  """Returns the convolution as XLA's own operation or as one matmul."""
+  y = _correlate(_widen(x), _widen(kernel), strides, padding)
+  return y.astype(x.dtype)
+
+
+def cpu_input_gradient(cotangent, x, kernel, strides, padding):
+  """Returns the gradient for x as convolutions with the flipped kernel.
+
+  With stride s, inputs offset, offset + s, ... meet only every s-th tap: such a
+  phase convolves the cotangent with a part of the kernel, with stride 1, and
+  the phases interleave. (Dilating the cotangent with zeros, as XLA's own
+  transpose does, costs 33 on 4x4 maps.)
+  """
+  n, height, width, channels = x.shape
+  rows, columns = -(-height // strides[0]), -(-width // strides[1])
+  cotangent, flipped = _widen(cotangent), _widen(kernel).swapaxes(2, 3)
+
+  def phase(*offsets):
+    part, pads = flipped, []
+    for axis, length in enumerate((rows, columns)):
+      # Input offset + s * q meets tap first + s * j in output q + shift - j.
+      shift, first = divmod(offsets[axis] + padding[axis][0], strides[axis])
+      taps = range(kernel.shape[axis])[first :: strides[axis]]
+      part = lax.slice_in_dim(part, taps.start, taps.stop, taps.step, axis)
+      high = length + shift - cotangent.shape[axis + 1]
+      pads.append((len(taps) - 1 - shift, high))
+    if part.size == 0:  # the stride jumps over these inputs
+      return jnp.zeros((n, rows, columns, channels), cotangent.dtype)
+    return _correlate(cotangent, lax.rev(part, (0, 1)), (1, 1), pads)
+
+  phases = [
+    jnp.stack([phase(i, j) for j in range(strides[1])], axis=3)
+    for i in range(strides[0])
+  ]
+  dx = jnp.stack(phases, axis=2).reshape(
+    n, rows * strides[0], columns * strides[1], channels
+  )
+  return dx[:, :height, :width].astype(x.dtype)
+
+
+def cpu_kernel_gradient(cotangent, x, kernel, strides, padding):
+  """Returns the gradient for the kernel as matmuls over chunks of the batch.
+
+  When N divides over all devices, each device's share of it becomes an axis and
+  is chunked by itself. So the loop slices no sharded axis and each device sums
+  its own chunks, with one all-reduce after the loop. Otherwise: one chunk.
+  """
+  product = partial(
+    _product, size=kernel.shape[:2], strides=strides, padding=padding
+  )
+  n, devices = x.shape[0], jax.device_count()
+  if n % devices:
+    return product(x, cotangent).astype(kernel.dtype)
+  share = n // devices
+  pixels = share * cotangent.shape[1] * cotangent.shape[2]
+  count = _nearest_divisor(share, max(1.0, pixels / _CHUNK_PIXELS))
+  chunk = share // count
+
+  def summed(x, cotangent):
+    def add(i, total):
+      return total + product(
+        lax.dynamic_slice_in_dim(x, i * chunk, chunk),
+        lax.dynamic_slice_in_dim(cotangent, i * chunk, chunk),
+      )
+
+    if count == 1:
+      return product(x, cotangent)
+    return lax.fori_loop(0, count, add, _widen(jnp.zeros_like(kernel)))
+
+  if devices == 1:
+    return summed(x, cotangent).astype(kernel.dtype)
+  x = x.reshape(devices, share, *x.shape[1:])
+  cotangent = cotangent.reshape(devices, share, *cotangent.shape[1:])
+  return jax.vmap(summed)(x, cotangent).sum(0).astype(kernel.dtype)
+
+
+def _widen(x):
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _correlate(x, kernel, strides, padding):
+  """Returns the cross-correlation; negative padding cuts."""
+  for axis, (low, high) in enumerate(padding, 1):
+    stop = x.shape[axis] + min(high, 0)
+    x = lax.slice_in_dim(x, max(-low, 0), stop, axis=axis)
+  padding = [(max(low, 0), max(high, 0)) for low, high in padding]
+  kh, kw, _, c_out = kernel.shape
+  height, width = (
+    (x.shape[i + 1] + sum(padding[i]) - kernel.shape[i]) // strides[i] + 1
+    for i in range(2)
+  )
+  # XLA's own operation costs 57 when the kernel is larger than the map (3x3 on
+  # 2x2); one matmul of all windows costs 1.0. So it does for few output pixels,
+  # where the windows are small beside the kernel (3x3, stride 2, on 4x4: 0.8
+  # against 1.6). On large maps, writing the windows costs more than it saves.
+  oversize = kh > x.shape[1] or kw > x.shape[2]
+  if not oversize and kh * kw > 1 and x.shape[0] * height * width > c_out:
+    return plain(x, kernel, strides, padding)
+  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  windows = [
+    _seen(_seen(x, 1, a, height, strides[0]), 2, b, width, strides[1])
+    for a in range(kh)
+    for b in range(kw)
+  ]
+  return jnp.concatenate(windows, axis=3) @ kernel.reshape(-1, c_out)
+
+
+def _seen(x, axis, tap, size, stride):
+  """Returns what a tap of the kernel sees along one axis of a padded x."""
+  return lax.slice_in_dim(x, tap, tap + (size - 1) * stride + 1, stride, axis)
+
+
+def _nearest_divisor(n, wanted):
+  divisors = [d for d in range(1, n + 1) if n % d == 0]
+  return min(divisors, key=lambda d: max(d / wanted, wanted / d), default=1)
+
+
+def _product(x, g, *, size, strides, padding):
+  """Returns the sum over one chunk of windows of x times cotangents g.
+
+  The taps along H shift x and those along W shift g, so that kh + kw copies are
+  written in place of kh * kw: [kh * C_in, pixels] by [pixels, C_out] for each
+  column of the kernel.
+  """
+  # Channels first: a matmul wants its left operand contiguous along the axis
+  # that it contracts; otherwise XLA transposes all windows instead of x.
+  x, g = _widen(x).transpose(3, 0, 1, 2), _widen(g)
+  x = jnp.pad(x, ((0, 0), (0, 0), padding[0], (0, 0)))
+  # Without the barrier XLA transposes x once more for each tap: 10 % slower.
+  x = lax.optimization_barrier(x)
+  rows = [_seen(x, 2, a, g.shape[1], strides[0]) for a in range(size[0])]
+  rows = jnp.concatenate(rows)  # [kh * C_in, N, H', W]
+  columns, none = [], (0, 0, 0)
+  for tap in range(size[1]):
+    # Input offset + s * q meets this tap in output q - late.
+    late, offset = divmod(tap - padding[1][0], strides[1])
+    left = rows[..., offset :: strides[1]]
+    pads = (late, left.shape[3] - late - g.shape[2], 0)
+    right = lax.pad(g, jnp.zeros((), g.dtype), (none, none, pads, none))
+    left, right = left.reshape(rows.shape[0], -1), right.reshape(-1, g.shape[3])
+    columns.append((left @ right).reshape(size[0], -1, g.shape[3]))
+  return jnp.stack(columns, axis=1)
+
+
+# The differentiable whole.
+
+
+def _lowered(cpu, default, strides, padding):
+  static = {'strides': strides, 'padding': padding}
+  return partial(
+    lax.platform_dependent,
+    cpu=partial(cpu, **static),
+    default=partial(default, **static),
+  )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolution(x, kernel, strides, padding):
+  return _lowered(cpu, plain, strides, padding)(x, kernel)
+
+
+def _forward(x, kernel, strides, padding):
+  return _convolution(x, kernel, strides, padding), (x, kernel)
+
+
+def _backward(strides, padding, operands, cotangent):
+  # XLA removes the product that nobody reads, the image's gradient for one.
+  products = (
+    _lowered(cpu_input_gradient, plain_input_gradient, strides, padding),
+    _lowered(cpu_kernel_gradient, plain_kernel_gradient, strides, padding),
+  )
+  return tuple(product(cotangent, *operands) for product in products)
+
+
+_convolution.defvjp(_forward, _backward)
