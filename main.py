@@ -19,53 +19,83 @@ was expected, what came, how to mend it), 128 + signal when stopped by it.
 import logging
 import os
 import pathlib
+import signal
 import sys
 import time
 
 from mpbn_jax import command_line
 from mpbn_jax.errors import InputError
+from mpbn_jax.interrupt import Interrupted, raise_on_sigterm, signal_of
+
+_log = logging.getLogger('mpbn_jax')
 
 
 def main(argv: list[str]) -> int:
   """Runs one mode; returns the exit code."""
   start = time.monotonic()
-  if {'-h', '-help', '--help', '--helpfull'} & set(argv):
-    print(command_line.help_text(__doc__))
-    return 0
-  logging.basicConfig(format='%(levelname)s: %(message)s')
+  _say_warnings()
   try:
-    mode, config, workdir = command_line.parse(argv)
-    return _run(mode, config, workdir, start)
+    if command_line.wants_help(argv):
+      print(command_line.help_text(__doc__, argv), flush=True)
+      return 0
+    with raise_on_sigterm():
+      mode, config, workdir = command_line.parse(argv)
+      _run(mode, config, workdir, start)
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
+  except FloatingPointError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  except Interrupted as stop:
+    print(stop.message, file=sys.stderr)
+    return 128 + stop.signum
+  except KeyboardInterrupt as stop:  # outside training, or the second Ctrl-C
+    print(
+      'stopped; the checkpoints written so far stay: the same command '
+      'continues',
+      file=sys.stderr,
+    )
+    return 128 + signal_of(stop)
+  except BrokenPipeError:  # `python main.py | head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+  return 0
 
 
 def _run(mode, config, workdir, start):
   # Seconds to import: not before the command line is known to be good.
   from mpbn_jax import report
-  from mpbn_jax.interrupt import Interrupted
   from mpbn_jax.train import train
 
   _keep_compiled_programs(config.log.compilation_cache)
-  try:
-    folded = None
-    if mode == 'train':
-      experiment, state = train(config, workdir=workdir)
-    else:
-      experiment, state = report.restore(config, workdir=workdir)
-    if mode == 'fold':
-      folded = report.write_folded(experiment, state, workdir=workdir)
-    report.summarize(
-      experiment, state, workdir=workdir, start=start, folded=folded
-    )
-  except Interrupted as stop:
-    print(stop.message, file=sys.stderr)
-    return 128 + stop.signum
-  except FloatingPointError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-  return 0
+  folded = None
+  if mode == 'train':
+    experiment, state = train(config, workdir=workdir)
+  else:
+    experiment, state = report.restore(config, workdir=workdir)
+  if mode == 'fold':
+    folded = report.write_folded(experiment, state, workdir=workdir)
+  report.summarize(
+    experiment,
+    state,
+    workdir=workdir,
+    start=start,
+    folded=folded,
+    file=report.summary_file(mode, config),
+  )
+
+
+def _say_warnings():
+  """Prints our warnings as one line each; the libraries' are for us."""
+  from absl import logging as absl_logging
+
+  # Where the root has no handler, absl gives it one that prints all again.
+  logging.basicConfig(handlers=[logging.NullHandler()])
+  handler = logging.StreamHandler(sys.stderr)
+  handler.setFormatter(logging.Formatter('warning: %(message)s'))
+  _log.handlers = [handler]  # not one more for every call
+  absl_logging.set_verbosity(absl_logging.ERROR)
 
 
 def _keep_compiled_programs(directory):
@@ -78,8 +108,8 @@ def _keep_compiled_programs(directory):
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    logging.warning(
-      'no compilation cache in %s (%s): every run compiles anew; set '
+    _log.warning(
+      'no compilation cache in %s (%s), every run compiles anew: set '
       '--config.log.compilation_cache',
       path,
       error.strerror,

@@ -15,8 +15,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.num_epochs = 400  # passes over the training split
 
   config.model = model = ml_collections.ConfigDict()
-  model.name = 'resnet20'  # resnet20 | spiking_cnn
-  model.num_classes = 10
+  # resnet18 | resnet19 | resnet20 | resnet34 | vgg16 | spiking_cnn
+  model.name = 'resnet20'
+  model.num_classes = 10  # as many as the data set has
   model.num_steps = 4  # T, time steps of the network
   model.width = 64  # channels of the first layer; the others scale with it
   model.tau = 0.25  # kept fraction of the membrane potential, in [0, 1)
@@ -43,24 +44,26 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
   optimizer.learning_rate = 0.1  # at its peak
-  optimizer.warmup_epochs = 0.0  # linear from 0; then a cosine to 0
-  optimizer.momentum = 0.9
-  optimizer.nesterov = False
+  optimizer.warmup_epochs = 0.0  # linear from 0 in them; then a cosine to 0
+  optimizer.momentum = 0.9  # v = momentum * v + gradient
+  optimizer.nesterov = False  # Nesterov's form of it
   optimizer.weight_decay = 1e-4  # on convolution and linear kernels only
   optimizer.gradient_clip = 0.0  # largest global norm; 0 clips nothing
 
   config.loss = loss = ml_collections.ConfigDict()
-  loss.label_smoothing = 0.0
+  loss.label_smoothing = 0.0  # share of the label spread over all classes
 
   config.evaluation = evaluation = ml_collections.ConfigDict()
   evaluation.batch_size = 128  # of all devices together
-  evaluation.checkpoint = 'latest'  # latest | best (on validation)
+  # Of --mode=evaluate and --mode=fold: latest | best (on validation).
+  evaluation.checkpoint = 'latest'
   # Also fold the norms after convolutions into them, when folding.
   evaluation.fold_convolutions = False
 
   config.log = log = ml_collections.ConfigDict()
-  log.every_steps = 50  # training metrics
-  log.checkpoint_every_epochs = 1  # and validation; the last epoch always is
+  log.every_steps = 50  # steps that a line of training metrics averages
+  # Epochs between checkpoints, and validations; the last epoch always has one.
+  log.checkpoint_every_epochs = 1
   log.tensorboard = True  # event files beside metrics.jsonl
   # Compiled programs are kept here between runs; '' keeps none.
   log.compilation_cache = '~/.cache/mpbn_jax/xla'

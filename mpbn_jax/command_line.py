@@ -1,161 +1,255 @@
 """What did the user ask for on the command line? Flags, keys, messages."""
 
+import ast
 import pathlib
 import re
 import runpy
+import textwrap
+import traceback
+from collections.abc import Mapping
+from typing import Any
 
-from absl import flags
-from ml_collections import config_flags
+import ml_collections
 
 from mpbn_jax import config as configs
-from mpbn_jax.errors import InputError
+from mpbn_jax.errors import InputError, unknown
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
+_DEFAULTS = _ROOT / 'configs' / 'default.py'
 DEFAULT_CONFIG = _ROOT / 'configs' / 'digits.py'
 MODES = ('train', 'evaluate', 'fold')
 
-_MODE = flags.DEFINE_enum(
-  'mode', 'train', MODES, 'What to do; see above.', module_name='main'
-)
-_WORKDIR = flags.DEFINE_string(
-  'workdir',
-  None,
-  'Where the run lives: checkpoints, metrics, summary. '
-  'Default: runs/<name of the configuration>.',
-  module_name='main',
-)
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', str(DEFAULT_CONFIG), 'A file of configs/.', lock_config=True
-)
+# Name to (what it takes, what it means).
+_FLAGS = {
+  'mode': ('|'.join(MODES), 'what to do, see above; default: train'),
+  'config': (
+    'FILE',
+    'a file of configs/, or FILE:NAME for a named row of one that has rows; '
+    f'default: configs/{DEFAULT_CONFIG.name}',
+  ),
+  'workdir': (
+    'DIR',
+    'where the run lives: checkpoints, metrics, summary; default: '
+    'runs/<name of the configuration>',
+  ),
+}
+_HELP = {'-h', '-help', '--help', '--helpfull'}
+
+
+def wants_help(argv: list[str]) -> bool:
+  """Returns whether the arguments ask for the help."""
+  return not _HELP.isdisjoint(argv)
 
 
 def parse(argv: list[str]):
   """Returns (mode, config, workdir) of the arguments after the program.
 
+  A pure function but for reading the configuration file, where absl's flags
+  would be globals and the errors of ml_collections' flags are tracebacks.
+
   Raises:
     InputError: an unknown flag, key or file, a value of the wrong type.
   """
-  file = _config_file(argv)
-  _check_overrides(argv, load(file))
-  try:
-    rest = flags.FLAGS(['main.py', *argv])[1:]
-  except flags.Error as error:
-    raise InputError(f'{_one_line(error)} (--help shows all flags)') from error
-  if rest:
-    raise InputError(
-      f'expected only --flags, got {rest[0]!r}: write --key=value '
-      '(--help shows examples)'
-    )
-  workdir = _WORKDIR.value
-  if workdir is None:
-    workdir = f'runs/{file.stem}'
-  return _MODE.value, _CONFIG.value, pathlib.Path(workdir)
+  given, overrides = _split(argv)
+  mode = given.get('mode', 'train')
+  if mode not in MODES:
+    raise unknown('mode', mode, MODES)
+  source = given.get('config', str(DEFAULT_CONFIG))
+  config = load(source)
+  optional = {
+    k for k, v in configs.flatten(load(_DEFAULTS)).items() if v is None
+  }
+  for key, value in overrides:
+    _set(config, key, value, optional=key in optional)
+  name = '_'.join([pathlib.Path(_file(source)[0]).stem, *_file(source)[1:]])
+  return mode, config, pathlib.Path(given.get('workdir', f'runs/{name}'))
 
 
-def _one_line(error):
-  return ' '.join(str(error).split())
+def _split(argv):
+  """Returns ({flag: value}, [(key, value or None)]); the last one counts."""
+  given, overrides = {}, []
+  rest = list(argv)
+  while rest:
+    argument = rest.pop(0)
+    name, assigned, value = argument.lstrip('-').partition('=')
+    if not argument.startswith('-') or not name:
+      raise InputError(
+        f'expected only --flags, got {argument!r}: write --key=value '
+        '(--help shows examples)'
+      )
+    if name.startswith('noconfig.'):
+      overrides.append((name.removeprefix('noconfig.'), 'false'))
+      continue
+    is_key = name.startswith('config.')
+    if not is_key and name not in _FLAGS:
+      known = [f'--{flag}' for flag in (*_FLAGS, 'config.KEY')]
+      raise unknown('flag', f'--{name}', known)
+    if not assigned:
+      follows = rest and not rest[0].startswith('--')
+      value = rest.pop(0) if follows else None
+    if is_key:
+      overrides.append((name.removeprefix('config.'), value))
+      continue
+    if not value:
+      raise InputError(
+        f'--{name} needs a value, got none: write --{name}={_FLAGS[name][0]}'
+      )
+    given[name] = value
+  return given, overrides
 
 
-def _config_file(argv):
-  for i, argument in enumerate(argv):
-    name, separator, value = argument.partition('=')
-    if name in ('--config', '-config'):
-      if not separator and i + 1 < len(argv):
-        value = argv[i + 1]
-      return pathlib.Path(value)
-  return DEFAULT_CONFIG
+# ---- the configuration file
 
 
-def load(file: pathlib.Path):
-  """Returns what the file's get_config() returns.
+def load(source: pathlib.Path | str) -> ml_collections.ConfigDict:
+  """Returns what get_config() of a file returns, locked.
+
+  Args:
+    source: a path, or 'path:name', which calls get_config('name').
 
   Raises:
-    InputError: no such file (lists those in configs/), or no get_config.
+    InputError: no such file (lists those in configs/); it fails, or returns
+      something else than the keys of configs/default.py.
   """
-  if not file.is_file():
+  file, *argument = _file(source)
+  path = pathlib.Path(file)
+  if not path.is_file():
     known = sorted(p.name for p in (_ROOT / 'configs').glob('[!_]*.py'))
     raise InputError(
-      f'expected a configuration file, got {str(file)!r}, which is none: '
+      f'expected a configuration file, got {file!r}, which is none: '
       f'configs/ has {", ".join(known)}'
     )
-  get_config = runpy.run_path(str(file)).get('get_config')
-  if get_config is None:
+  try:
+    get_config = runpy.run_path(file).get('get_config')
+    config = None if get_config is None else get_config(*argument)
+  except InputError:
+    raise
+  except Exception as error:  # whatever a user's file may raise
+    raise InputError(_failure(path, error)) from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    got = 'none' if get_config is None else f'one with {config!r:.40}'
     raise InputError(
-      f'expected a function get_config() in {file}, got none: start from '
-      'configs/digits.py'
+      f'expected a function get_config() in {file} that returns a ConfigDict, '
+      f'got {got}: start from configs/digits.py'
     )
-  return get_config()
+  if path.resolve() != _DEFAULTS:
+    _check_keys(file, config)
+  return config.lock()
 
+
+def _file(source):
+  """Returns [path] or [path, name]."""
+  return re.split(r'(?<=\.py):', str(source), maxsplit=1)
+
+
+def _failure(path, error):
+  lines = [
+    frame.lineno
+    for frame in traceback.extract_tb(error.__traceback__)
+    if frame.filename == str(path)
+  ]
+  line = getattr(error, 'lineno', None) or (lines[-1] if lines else None)
+  where = f'{path}, line {line}' if line else str(path)
+  text = ' '.join(str(error).split())
+  return (
+    f'expected a configuration that can be read, got {type(error).__name__} '
+    f'in {where}: {text}: mend that file'
+  )
+
+
+def _check_keys(file, config):
+  known = configs.flatten(load(_DEFAULTS))
+  flat = configs.flatten(config)
+  for key in flat:
+    if key not in known:
+      raise configs.unknown_key(key, known)
+  missing = [key for key in known if key not in flat]
+  if missing:
+    raise InputError(
+      f'expected every key of configs/default.py, got {file} without '
+      f'{", ".join(missing[:3])}: start from default.get_config()'
+    )
+
+
+# ---- --config.key=value
 
 _KINDS = {int: 'an integer', float: 'a number', bool: 'true or false'}
+_BOOLS = {'true': True, 't': True, '1': True}
+_BOOLS |= {'false': False, 'f': False, '0': False}
 
 
-def _check_overrides(argv, config):
-  """Checks --config.key=value: that library's own errors are tracebacks."""
+def _set(config, key, value, *, optional):
+  """Sets one key of the configuration from text; None: no text came."""
   flat = configs.flatten(config)
-  for i, argument in enumerate(argv):
-    match = re.match(r'--?(no)?config\.([^=]+)(=(.*))?$', argument, re.DOTALL)
-    if match is None:
-      continue
-    negated, key, assigned, value = match.groups()
-    if key not in flat:
-      if any(name.startswith(f'{key}.') for name in flat):
-        raise InputError(
-          f'{key!r} is a group of keys, got --config.{key}: set one, as '
-          f'--config.{next(n for n in flat if n.startswith(key + "."))}=...'
-        )
-      raise configs.unknown_key(key, flat)
-    kind = config.get_type(key) if '.' not in key else _type_at(config, key)
-    if negated or (not assigned and kind is bool):
-      continue
-    if not assigned:
-      value = argv[i + 1] if i + 1 < len(argv) else ''
-    if not _converts(value, kind):
+  if key not in flat:
+    inside = [name for name in flat if name.startswith(f'{key}.')]
+    if inside:
       raise InputError(
-        f'{key} must be {_KINDS[kind]}, got {value!r}: write '
-        f'--config.{key}={flat[key]}'
+        f'{key!r} is a group of keys, got --config.{key}: set one, as '
+        f'--config.{inside[0]}={flat[inside[0]]}'
       )
+    raise configs.unknown_key(key, flat)
+  *groups, last = key.split('.')
+  for group in groups:
+    config = config[group]
+  kind = config.get_type(last)
+  try:
+    if optional and value == 'None':
+      config[last] = None
+    else:
+      config[last] = _convert(value, kind)
+  except (ValueError, TypeError, SyntaxError, KeyError) as error:
+    got = 'no value' if value is None else repr(value)
+    expected = _KINDS.get(kind, f'a {kind.__name__}')
+    raise InputError(
+      f'{key} must be {expected}{" or None" if optional else ""}, got {got}: '
+      f'write --config.{key}={flat[key]}, for example'
+    ) from error
 
 
-def _type_at(config, key):
-  group, last = key.rsplit('.', 1)
-  for part in group.split('.'):
-    config = config[part]
-  return config.get_type(last)
-
-
-def _converts(value, kind):
+def _convert(text: str | None, kind: type) -> Any:
   if kind is bool:
-    return value.lower() in ('true', 'false', 't', 'f', '1', '0')
-  if kind in (int, float):
-    try:
-      kind(value)
-    except ValueError:
-      return kind is float and value == 'None'
-  return True
+    return True if text is None else _BOOLS[text.lower()]
+  if text is None:
+    raise ValueError('no value')
+  if kind in (int, float, str):
+    return kind(text)
+  return ast.literal_eval(text)
 
 
-def help_text(introduction: str) -> str:
-  """Returns the introduction, the flags and every key with its comment."""
+# ---- help
+
+
+def help_text(introduction: str, argv: list[str]) -> str:
+  """Returns the introduction, the flags and every key with its comment.
+
+  Args:
+    introduction: what the program does, with examples.
+    argv: a --config in it says whose values are shown.
+  """
+  given = [a.partition('=')[2] for a in argv if a.startswith('--config=')]
+  source = given[-1] if given else f'configs/{DEFAULT_CONFIG.name}'
+  values = configs.flatten(load(source if given else DEFAULT_CONFIG))
   lines = [introduction.strip(), '', 'Flags:']
-  for holder in (_MODE, _CONFIG, _WORKDIR):
-    flag = flags.FLAGS[holder.name]
-    default = {
-      'mode': ' Default: train.',
-      'config': f' Default: configs/{DEFAULT_CONFIG.name}.',
-    }.get(flag.name, '')
-    choices = '|'.join(getattr(flag.parser, 'enum_values', []) or ['...'])
-    lines.append(f'  --{flag.name}={choices}')
-    lines.append(f'      {flag.help}{default}')
-  lines += ['', 'Keys, each as --config.KEY=VALUE (configs/default.py):']
-  comments = _comments(_ROOT / 'configs' / 'default.py')
-  for key, value in configs.flatten(load(DEFAULT_CONFIG)).items():
-    lines.append(f'  {f"{key}={value}":<38} {comments.get(key, "")}'.rstrip())
+  for name, (takes, meaning) in _FLAGS.items():
+    lines += [f'  --{name}={takes}', _indented(meaning)]
+  lines += ['', f'Keys, with the values of {source}:']
+  comments = _comments(_DEFAULTS)
+  for key in comments:
+    lines += [f'  --config.{key}={values[key]}', _indented(comments[key])]
   return '\n'.join(lines)
 
 
-def _comments(file):
+def _indented(text):
+  indent = ' ' * 6
+  return textwrap.fill(
+    text, 80, initial_indent=indent, subsequent_indent=indent
+  )
+
+
+def _comments(file: pathlib.Path) -> Mapping[str, str]:
   """Returns {key: comment} of lines 'group.key = value  # comment'."""
+  known = configs.flatten(load(file))
   comments, above = {}, []
   for line in file.read_text().splitlines():
     line = line.strip()
@@ -163,7 +257,7 @@ def _comments(file):
       above.append(line[1:].strip())
       continue
     match = re.match(r'([a-z_.]+) = [^#]*(?:#\s*(.*))?$', line)
-    if match:
+    if match and match[1].removeprefix('config.') in known:
       key = match[1].removeprefix('config.')
       comments[key] = ' '.join([*above, match[2] or '']).strip()
     above = []

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,11 +28,11 @@ def unknown_key(key: str, known: Iterable[str]) -> InputError:
   """Returns the error for a key that no configuration has."""
   known = list(known)
   last = key.rsplit('.', 1)[-1]
-  near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
   same = [name for name in known if name.rsplit('.', 1)[-1] == last]
+  near = difflib.get_close_matches(key, same or known, n=1, cutoff=0.0)
   return InputError(
-    f'unknown configuration key {key!r}: did you mean '
-    f'{(same or near)[0]!r}? (configs/default.py lists all)'
+    f'unknown configuration key {key!r}: did you mean {near[0]!r}? '
+    '(--help lists all)'
   )
 
 
@@ -41,6 +42,9 @@ def check_config(config: Mapping) -> None:
   Names of models, norms and data sets are checked where they are looked up.
   """
   flat = flatten(config)
+  for key, value in flat.items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise InputError(f'{key} must be a finite number, got {value}')
   at_least = {
     'num_epochs': 1,
     'data.batch_size': 1,
@@ -56,11 +60,11 @@ def check_config(config: Mapping) -> None:
   for key, least in at_least.items():
     if not flat[key] >= least:
       raise InputError(f'{key} must be at least {least}, got {flat[key]}')
-  if not flat['optimizer.learning_rate'] > 0:
-    raise InputError(
-      'optimizer.learning_rate must be positive, got '
-      f'{flat["optimizer.learning_rate"]}'
-    )
+  if flat['seed'] >= 2**32:  # JAX would drop the higher bits, in silence
+    raise InputError(f'seed must be less than 2**32, got {flat["seed"]}')
+  for key in ('optimizer.learning_rate', 'model.eps', 'model.v_th'):
+    if not flat[key] > 0:
+      raise InputError(f'{key} must be positive, got {flat[key]}')
   for key in ('optimizer.momentum', 'loss.label_smoothing'):
     if not 0 <= flat[key] < 1:
       raise InputError(f'{key} must lie in [0, 1), got {flat[key]}')
@@ -68,6 +72,14 @@ def check_config(config: Mapping) -> None:
     raise InputError(
       'optimizer.warmup_epochs must be less than num_epochs = '
       f'{flat["num_epochs"]}, got {flat["optimizer.warmup_epochs"]}'
+    )
+  if flat['evaluation.fold_convolutions'] and (
+    flat['model.current_norm'] == 'none'
+  ):
+    raise InputError(
+      'evaluation.fold_convolutions needs a normalization after the '
+      "convolutions, got model.current_norm = 'none': set "
+      '--config.evaluation.fold_convolutions=false'
     )
   if flat['evaluation.checkpoint'] not in ('latest', 'best'):
     raise InputError(

@@ -224,7 +224,8 @@ def compare(
     examples += len(labels)
     right += int((logits.argmax(-1) == labels).sum())
     other_right += int((other_logits.argmax(-1) == labels).sum())
-    largest = max(largest, float(np.abs(logits - other_logits).max()))
+    # Not Python's max, which drops a NaN.
+    largest = float(np.maximum(largest, np.abs(logits - other_logits).max()))
     counts = jax.device_get(count(spikes, other_spikes, batch['mask']))
     for name, (fires, flips) in counts.items():
       fired[name] = fired.get(name, 0) + int(fires)

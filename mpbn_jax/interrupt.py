@@ -1,6 +1,8 @@
 """How is a run stopped from outside without losing anything?"""
 
+import contextlib
 import signal
+from collections.abc import Iterator
 
 
 class Interrupted(Exception):
@@ -20,8 +22,12 @@ class Interrupted(Exception):
 class SignalCatcher:
   """Notes SIGTERM and SIGINT in place of dying of them.
 
-  A second Ctrl-C stops at once. Outside the main thread, where Python allows
-  no handlers, nothing is caught.
+  A second Ctrl-C stops at once. A second SIGTERM does not: schedulers send
+  several, and the state is being saved. Outside the main thread, where Python
+  allows no handlers, nothing is caught.
+
+  Attributes:
+    received: the first signal that came; None before.
   """
 
   def __init__(self):
@@ -30,10 +36,8 @@ class SignalCatcher:
 
   def __enter__(self):
     for signum in (signal.SIGTERM, signal.SIGINT):
-      try:
+      with contextlib.suppress(ValueError):  # not the main thread
         self._previous[signum] = signal.signal(signum, self._note)
-      except ValueError:  # not the main thread
-        break
     return self
 
   def __exit__(self, *_):
@@ -42,6 +46,31 @@ class SignalCatcher:
 
   def _note(self, signum, frame):
     del frame
-    if self.received is not None:
+    if self.received is None:
+      self.received = signum
+    elif signum == signal.SIGINT:
       raise KeyboardInterrupt
-    self.received = signum
+
+
+@contextlib.contextmanager
+def raise_on_sigterm() -> Iterator[None]:
+  """Makes SIGTERM raise KeyboardInterrupt, as Ctrl-C does, in its body."""
+
+  def stop(signum, frame):
+    del frame
+    raise KeyboardInterrupt(signum)
+
+  try:
+    previous = signal.signal(signal.SIGTERM, stop)
+  except ValueError:  # not the main thread
+    yield
+    return
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, previous)
+
+
+def signal_of(stop: KeyboardInterrupt) -> int:
+  """Returns the signal that raised it."""
+  return stop.args[0] if stop.args else signal.SIGINT

@@ -4,6 +4,7 @@ In the work directory: config.json, metrics.jsonl, TensorBoard event files,
 summary.json. On the terminal: a progress bar; elsewhere: plain lines.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -16,19 +17,27 @@ import tqdm
 from mpbn_jax import config as configs
 from mpbn_jax.errors import InputError
 
+CONFIG = 'config.json'
+CHECKPOINTS = 'checkpoints'
+
 
 def open_workdir(workdir: str | os.PathLike, config: Mapping) -> pathlib.Path:
   """Returns the work directory, made if need be, with config.json in it.
+
+  A stored configuration stays as it is; `write_config` replaces it once the
+  run goes on.
 
   Raises:
     InputError: it cannot be written, or holds a run with another
       configuration (names the keys).
   """
   path = pathlib.Path(workdir)
-  check_config_of(path, config)
+  stored = check_config_of(path, config)
   try:
     path.mkdir(parents=True, exist_ok=True)
-    _write(path / 'config.json', configs.to_json(config))
+    # Written even if it is there already: proof that it can be.
+    _write(path / CONFIG, configs.to_json(stored or config))
+    (path / CHECKPOINTS).mkdir(exist_ok=True)
   except OSError as error:
     raise InputError(
       f'expected a work directory that can be written, got {path} '
@@ -37,13 +46,29 @@ def open_workdir(workdir: str | os.PathLike, config: Mapping) -> pathlib.Path:
   return path
 
 
-def check_config_of(path: pathlib.Path, config: Mapping) -> None:
-  """Raises InputError if a run in `path` has another configuration."""
-  file = path / 'config.json'
+def write_config(workdir: pathlib.Path, config: Mapping) -> None:
+  """Writes config.json: the run goes on with this configuration."""
+  _write(workdir / CONFIG, configs.to_json(config))
+
+
+def check_config_of(path: pathlib.Path, config: Mapping) -> dict | None:
+  """Returns the configuration of the run in `path`, None where there is none.
+
+  Raises:
+    InputError: it differs in a key that may not (names them), or is damaged.
+  """
+  file = path / CONFIG
   try:
     stored = json.loads(file.read_text())
-  except (FileNotFoundError, NotADirectoryError):
-    return
+    if not isinstance(stored, dict):
+      raise ValueError('no JSON object')
+  except (FileNotFoundError, NotADirectoryError) as error:
+    if not (path / CHECKPOINTS).is_dir():
+      return None
+    raise InputError(
+      f'expected {CONFIG} beside the checkpoints in {path}, got none: '
+      'restore it, or give another --workdir'
+    ) from error
   except (OSError, ValueError) as error:
     raise InputError(
       f'expected the configuration of a run in {file}, which cannot be '
@@ -55,18 +80,32 @@ def check_config_of(path: pathlib.Path, config: Mapping) -> None:
       f'{path} holds a run with another configuration '
       f'({"; ".join(changed)}): give another --workdir, or the stored values'
     )
+  return stored
 
 
 def _write(path, text):
-  # Whole or not at all, whenever the process is killed.
+  # Whole or not at all, whenever the process or the machine stops.
   temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(text)
+  with temporary.open('w') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
   os.replace(temporary, path)
 
 
 def write_json(path: pathlib.Path, values: Mapping) -> None:
-  """Writes values as a JSON file, atomically."""
-  _write(path, json.dumps(values, indent=2) + '\n')
+  """Writes values as a JSON file, atomically.
+
+  Raises:
+    InputError: it cannot be written.
+  """
+  try:
+    _write(path, json.dumps(values, indent=2) + '\n')
+  except OSError as error:
+    raise InputError(
+      f'expected to write {path}, got an error ({error.strerror}): make room '
+      'or give another --workdir'
+    ) from error
 
 
 class Metrics:
@@ -110,25 +149,30 @@ class Metrics:
 
 
 def _lines(path):
-  # The last line of a killed process may be half written: it comes again.
-  for line in path.read_text().splitlines():
-    try:
-      yield json.loads(line)
-    except ValueError:
-      return
+  for text in path.read_text(errors='replace').splitlines():
+    # The last line of a killed process may be half written: it comes again.
+    with contextlib.suppress(ValueError):
+      line = json.loads(text)
+      if isinstance(line, dict) and 'step' in line:
+        yield line
 
 
 class Progress:
   """A bar with the time left on a terminal, plain lines elsewhere."""
 
   def __init__(self, *, total: int, done: int):
-    self._terminal = sys.stderr.isatty()
+    self._terminal = sys.stderr.isatty() and (
+      # 0 where nobody looks, under `script` for example.
+      os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    )
     self._bar = tqdm.tqdm(
       total=total,
       initial=done,
       unit='step',
       disable=not self._terminal,
       dynamic_ncols=True,
+      bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt}, {rate_fmt}, '
+      'left {remaining}',
     )
     self._total = total
     self._start = time.monotonic()

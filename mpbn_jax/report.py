@@ -12,7 +12,7 @@ import numpy as np
 
 from mpbn_jax import checkpoint, norm, record
 from mpbn_jax.errors import InputError
-from mpbn_jax.evaluate import Comparison, compare, evaluate
+from mpbn_jax.evaluate import compare
 from mpbn_jax.folding import fold, fold_convolutions, strip
 from mpbn_jax.train import build, init_state
 
@@ -29,24 +29,27 @@ def restore(config: Mapping, *, workdir: pathlib.Path):
   """
   experiment = build(config)
   record.check_config_of(workdir, config)
-  directory = workdir / 'checkpoints'
+  directory = workdir / record.CHECKPOINTS
+  none_there = InputError(
+    f'expected a trained network, got no checkpoint in {directory}: run '
+    '--mode=train first, or give its --workdir'
+  )
   if not directory.is_dir():
-    raise InputError(
-      f'expected a trained network in {workdir}, got no checkpoints there: '
-      'run --mode=train first, or give its --workdir'
-    )
+    raise none_there
+  like = {'state': init_state(experiment)}
   with checkpoint.Checkpoints(directory, read_only=True) as checkpoints:
-    like = init_state(experiment)
-    if config.evaluation.checkpoint == 'best':
-      step = checkpoints.best_step()
-      return experiment, checkpoints.restore(like, step=step)
-    restored = checkpoints.restore_latest(like)
-  if restored is None:
-    raise InputError(
-      f'expected a trained network in {workdir}, got no checkpoint in '
-      f'{directory}: run --mode=train first, or give its --workdir'
-    )
-  return experiment, restored[1]
+    if config.evaluation.checkpoint == 'latest':
+      restored = checkpoints.restore_latest(like)
+      if restored is None:
+        raise none_there
+      return experiment, restored[1]['state']
+    step = checkpoints.best_step()
+    if step is None:
+      raise InputError(
+        'expected a checkpoint that was measured on validation, got none in '
+        f'{directory}: set --config.evaluation.checkpoint=latest'
+      )
+    return experiment, checkpoints.restore(like, step=step)['state']
 
 
 def fold_network(config: Mapping, variables: Mapping) -> dict:
@@ -66,6 +69,12 @@ def write_folded(experiment: Any, state: Any, *, workdir: pathlib.Path) -> dict:
   return checkpoint.load_variables(path)
 
 
+def summary_file(mode: str, config: Mapping) -> str:
+  """Returns the summary's name: one of the best does not replace the last's."""
+  of_best = mode != 'train' and config.evaluation.checkpoint == 'best'
+  return 'summary_best.json' if of_best else SUMMARY
+
+
 def summarize(
   experiment: Any,
   state: Any,
@@ -73,35 +82,40 @@ def summarize(
   workdir: pathlib.Path,
   start: float,
   folded: Mapping | None = None,
+  file: str = SUMMARY,
 ) -> dict:
-  """Returns the summary; prints it as a table and writes summary.json.
+  """Returns the summary; prints it as a table and writes it as JSON.
 
   Evaluates the test set, folds, and compares every spike of the folded
-  network with the unfolded one's.
+  network with the unfolded one's. Where nothing folds, what the comparison
+  would say is None.
 
   Args:
     experiment: as from `train.build`.
     state: trained.
-    workdir: where summary.json goes.
+    workdir: where the file goes.
     start: `time.monotonic()` when the command started.
     folded: what to compare with; folded here where None.
+    file: its name.
   """
   config = experiment.config
-  summary = {'step': int(state.step)}
-  if config.model.membrane_norm == norm.NONE:
-    scores = evaluate(experiment, state.variables, split='test')
-    summary |= {'test_accuracy': scores['accuracy']}
-    summary |= {'folded_test_accuracy': None}
-  else:
-    if folded is None:
-      folded = fold_network(config, state.variables)
-    result = compare(experiment, state.variables, folded, split='test')
-    summary |= _of_comparison(result) | {
-      'thresholds': _thresholds(folded['threshold']),
-      'fold_convolutions': config.evaluation.fold_convolutions,
-    }
+  why_not = _why_not_folded(config.model.membrane_norm)
+  if folded is None:
+    variables = state.variables
+    folded = variables if why_not else fold_network(config, variables)
+  result = compare(experiment, state.variables, folded, split='test')
   device = jax.devices()[0]
-  summary |= {
+  summary = {
+    'step': int(state.step),
+    'test_accuracy': result.accuracy,
+    'folded_test_accuracy': None if why_not else result.other_accuracy,
+    'spikes_compared': None if why_not else result.spikes_compared,
+    'spikes_differing': None if why_not else result.spikes_differing,
+    'max_logit_difference': None if why_not else result.max_logit_difference,
+    'firing_rate': result.firing_rate,
+    'thresholds': None if why_not else _thresholds(folded['threshold']),
+    'not_folded': why_not,
+    'fold_convolutions': config.evaluation.fold_convolutions and not why_not,
     'seconds': time.monotonic() - start,
     'seed': config.seed,
     'model': config.model.name,
@@ -110,21 +124,16 @@ def summarize(
     'jax': jax.__version__,
     'date': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
   }
-  record.write_json(workdir / SUMMARY, summary)
+  record.write_json(workdir / file, summary)
   print(table(summary))
-  print(f'written: {workdir / SUMMARY}')
+  print(f'written: {workdir / file}')
   return summary
 
 
-def _of_comparison(result: Comparison):
-  return {
-    'test_accuracy': result.accuracy,
-    'folded_test_accuracy': result.other_accuracy,
-    'spikes_compared': result.spikes_compared,
-    'spikes_differing': result.spikes_differing,
-    'max_logit_difference': result.max_logit_difference,
-    'firing_rate': result.firing_rate,
-  }
+def _why_not_folded(name):
+  if name == norm.NONE:
+    return 'membrane_norm is none'
+  return None if norm.NORMS[name].fold else norm.NORMS[name].why_not
 
 
 def _thresholds(tree, path=()) -> dict:
@@ -153,8 +162,8 @@ def table(summary: Mapping) -> str:
     ('trained steps', f'{summary["step"]:,}'),
     ('test accuracy', f'{summary["test_accuracy"]:.2%}'),
   ]
-  if summary['folded_test_accuracy'] is None:
-    rows.append(('folded', 'nothing to fold (membrane_norm is none)'))
+  if summary['not_folded']:
+    rows.append(('folded', f'nothing to fold ({summary["not_folded"]})'))
   else:
     also = ' and convolutions' if summary['fold_convolutions'] else ''
     differ = f'{summary["spikes_differing"]:,}'
@@ -172,12 +181,13 @@ def table(summary: Mapping) -> str:
         f'{summary["max_logit_difference"]:.3g}',
       ),
     ]
-    for layer, rate in sorted(summary['firing_rate'].items()):
-      span = summary['thresholds'].get(layer)
-      rows.append((f'{layer}: firing rate, thresholds', _layer(rate, span)))
+  for layer, rate in sorted(summary['firing_rate'].items()):
+    span = (summary['thresholds'] or {}).get(layer)
+    also = '' if span is None else ', thresholds'
+    rows.append((f'{layer}: firing rate{also}', _layer(rate, span)))
   rows += [
     ('seed, device', f'{summary["seed"]}, {summary["device"]}'),
-    ('seconds', f'{summary["seconds"]:.1f}'),
+    ('seconds of this command', f'{summary["seconds"]:.1f}'),
   ]
   width = max(len(name) for name, _ in rows)
   line = '-' * (width + 2 + max(len(value) for _, value in rows))
@@ -186,9 +196,11 @@ def table(summary: Mapping) -> str:
 
 
 def _layer(rate, span):
-  if span is None or span['min'] is None:
-    return f'{rate:.1%}'
-  text = f'{rate:.1%}, {span["min"]:.3f} to {span["max"]:.3f}'
+  text = f'{rate:.1%}'
+  if span is None:
+    return text
+  if span['min'] is not None:
+    text += f', {span["min"]:.3f} to {span["max"]:.3f}'
   if span['negative_polarity']:
     text += f', {span["negative_polarity"]} turned round'
   if span['constant']:

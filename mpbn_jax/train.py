@@ -222,8 +222,8 @@ def train(
   Raises:
     InputError: an unusable configuration or work directory.
     Interrupted: SIGTERM or Ctrl-C came; the state is saved.
-    FloatingPointError: the loss is not finite (names the step); the last
-      checkpoint before it stays.
+    FloatingPointError: a metric or a variable is not finite (names it and
+      the step); the last checkpoint before it stays.
   """
   experiment = build(config, mesh=mesh)
   train_step = make_train_step(experiment)
@@ -231,34 +231,55 @@ def train(
   workdir = record.open_workdir(workdir, config)
   with (
     SignalCatcher() as signals,
-    Checkpoints(workdir / 'checkpoints') as checkpoints,
+    Checkpoints(workdir / record.CHECKPOINTS) as checkpoints,
   ):
-    state = init_state(experiment)
-    restored = checkpoints.restore_latest(state)
+    # `window`: the metrics since the last line of the log.
+    saved = {'state': init_state(experiment), 'window': _window(experiment)}
+    restored = checkpoints.restore_latest(saved)
+    record.write_config(workdir, config)
+    total = experiment.total_steps
     if restored is None:
-      print(parameter_overview.get_parameter_overview(state.params))
+      overview = parameter_overview.get_parameter_overview
+      print(overview(saved['state'].params))
     else:
-      step, state = restored
-      print(f'continuing {workdir} from step {step}', flush=True)
-    if int(state.step) < experiment.total_steps:
-      state = _loop(
-        experiment, train_step, state, workdir, checkpoints, signals
-      )
-  return experiment, state
+      step, saved = restored
+      done = 'is trained' if step >= total else 'continues'
+      print(f'{workdir} {done}: step {step} of {total}', flush=True)
+    saved = _loop(experiment, train_step, saved, workdir, checkpoints, signals)
+    # Does nothing after the last step: that is saved.
+    step = int(saved['state'].step)
+    where = checkpoints.save(step, saved)
+  # Now that the handlers are gone: a signal that came last is seen too.
+  if signals.received is not None:
+    raise Interrupted(
+      signals.received,
+      f'stopped at step {step} of {total}, saved in {where}: the same '
+      'command continues',
+    )
+  return experiment, saved['state']
 
 
-def _loop(experiment, train_step, state, workdir, checkpoints, signals):
+def _window(experiment):
+  replicated = sharding.replicated(experiment.mesh)
+  return jax.device_put(TrainMetrics.empty(), replicated)
+
+
+def _loop(experiment, train_step, saved, workdir, checkpoints, signals):
+  """Returns what to save after the last step, or the one of a signal."""
   config, batches = experiment.config, experiment.batches
   total = experiment.total_steps
+  state = saved['state']
   step = int(state.step)
+  if step >= total:
+    return saved
   writer = record.Metrics(
     workdir, step=step, tensorboard=config.log.tensorboard
   )
   progress = record.Progress(total=total, done=step)
-  log = _Log(experiment, writer, progress)
+  log = _Log(experiment, writer, progress, saved['window'])
   every = config.log.checkpoint_every_epochs * batches.steps_per_epoch
   try:
-    while step < total:
+    while step < total and signals.received is None:
       batch = sharding.shard_batch(batches.batch(step), experiment.mesh)
       state, log.metrics, loss = train_step(state, log.metrics, batch)
       step += 1
@@ -268,59 +289,81 @@ def _loop(experiment, train_step, state, workdir, checkpoints, signals):
         log.flush(step)
       if step % every == 0 or step == total:
         log.check_finite(step)
+        _check_variables(state.variables, step)
         scores = evaluate(experiment, state.variables, split='validation')
         validation = {f'validation_{k}': v for k, v in scores.items()}
+        _check_finite(validation, step)
         writer.write(step, validation)
         progress.say(step, _text(validation))
         checkpoints.save(
           step,
-          state,
+          {'state': state, 'window': log.metrics},
           validation_accuracy=validation['validation_accuracy'],
         )
-      if signals.received is not None and step < total:
-        log.check_finite(step)
-        where = checkpoints.save(step, state)
-        checkpoints.wait()
-        raise Interrupted(
-          signals.received,
-          f'stopped at step {step} of {total}, saved in {where}: the same '
-          'command continues',
-        )
+    log.check_finite(step)
+    _check_variables(state.variables, step)
+  except FloatingPointError as error:
+    kept = checkpoints.steps()
+    stays = f'checkpoint {kept[-1]} stays' if kept else 'nothing was saved'
+    raise FloatingPointError(
+      f'{error}: lower optimizer.learning_rate or set optimizer.gradient_clip, '
+      f'with another --workdir; {stays}'
+    ) from error
   finally:
     progress.close()
     writer.close()
-  return state
+  return {'state': state, 'window': log.metrics}
+
+
+def _check_finite(values, step):
+  for name, value in values.items():
+    if not math.isfinite(value):
+      raise FloatingPointError(
+        f'expected finite metrics, got {name} = {value} at step {step}'
+      )
+
+
+@jax.jit
+def _all_finite(variables):
+  return jax.tree.map(lambda x: jnp.isfinite(x).all(), variables)
+
+
+def _check_variables(variables, step):
+  # A NaN potential exceeds no threshold: the loss of a network whose first
+  # layers are NaN can be finite.
+  finite = jax.device_get(_all_finite(variables))
+  for path, ok in jax.tree_util.tree_leaves_with_path(finite):
+    if not ok:
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      raise FloatingPointError(
+        f'expected finite variables, got {name} with NaN or infinity at step '
+        f'{step}'
+      )
 
 
 class _Log:
   """Training metrics between two lines; loss of each step, to find a NaN."""
 
-  def __init__(self, experiment, writer, progress):
+  def __init__(self, experiment, writer, progress, window):
     self._writer, self._progress = writer, progress
-    self._replicated = sharding.replicated(experiment.mesh)
+    self._experiment = experiment
     self._rate = optim.learning_rate(
       experiment.config.optimizer,
       steps_per_epoch=experiment.batches.steps_per_epoch,
       num_epochs=experiment.config.num_epochs,
     )
-    self._start()
+    self._start(window)
 
-  def _start(self):
-    self.metrics = jax.device_put(TrainMetrics.empty(), self._replicated)
+  def _start(self, window):
+    self.metrics = window
     self.losses = []
     self._time = time.monotonic()
 
   def check_finite(self, step):
     """Raises FloatingPointError naming the first step with a bad loss."""
     values = jax.device_get(self.losses)
-    for i, value in enumerate(values):
-      if not math.isfinite(value):
-        at = step - len(values) + 1 + i
-        raise FloatingPointError(
-          f'expected a finite loss, got loss = {value} at step {at}: lower '
-          'optimizer.learning_rate or set optimizer.gradient_clip; the '
-          'checkpoint before that step stays'
-        )
+    for at, value in enumerate(values, step - len(values) + 1):
+      _check_finite({'loss': value}, at)
 
   def flush(self, step):
     self.check_finite(step)
@@ -330,7 +373,7 @@ class _Log:
     values['steps_per_second'] = len(self.losses) / seconds
     self._writer.write(step, values)
     self._progress.say(step, _text(values))
-    self._start()
+    self._start(_window(self._experiment))
 
 
 def _text(values):

@@ -62,23 +62,33 @@ def images(count=8, side=8, channels=1, seed=0):
   )
 
 
+# (file, what the reference built; widths are a sixteenth of the paper's)
+GOLDEN_NETWORKS = {
+  'resnet20_t2': {'name': 'resnet20', 'width': 4},
+  'resnet19_t1': {'name': 'resnet19', 'width': 8},
+  'vgg16_t2': {'name': 'vgg16', 'width': 4},
+  'resnet18_imagenet_t2': {'name': 'resnet18', 'width': 4},
+}
+
+
 @functools.cache
-def golden_resnet20():
-  """Returns (model, variables, x [B, H, W, C], the file's arrays)."""
-  arrays = dict(np.load(GOLDEN / 'resnet20_t2.npz'))
-  config = {
-    'name': 'resnet20',
-    'width': 4,
+def golden(file):
+  """Returns (config, model, variables, x [B, H, W, C], the arrays)."""
+  arrays = dict(np.load(GOLDEN / f'{file}.npz'))
+  config = GOLDEN_NETWORKS[file] | {
     'num_steps': int(arrays['T']),
+    'num_classes': arrays['eval_logits'].shape[1],
     'surrogate': 'tanh',
-    'current_norm': 'bn',
-    'membrane_norm': 'mpbn_channel',
   }
-  state = {
+  variables = from_reference(golden_state(arrays), config)
+  x = jnp.asarray(arrays['x'].transpose(0, 2, 3, 1))
+  return config, build_model(config), variables, x, arrays
+
+
+def golden_state(arrays):
+  """Returns the reference's checkpoint in a golden file."""
+  return {
     name.removeprefix('state/'): array
     for name, array in arrays.items()
     if name.startswith('state/')
   }
-  variables = jax.tree.map(jnp.asarray, from_reference(state, config))
-  x = jnp.asarray(arrays['x'].transpose(0, 2, 3, 1))
-  return build_model(config), variables, x, arrays

@@ -91,7 +91,7 @@ def test_threshold_separates_every_potential(name, adversarial, seed):
 
 
 def test_threshold_separates_every_potential_of_a_network():
-  _, variables, _, _ = common.golden_resnet20()
+  _, _, variables, _, _ = common.golden('resnet20_t2')
   folded = fold(variables)
   layers = [name for name in variables['params'] if 'lif' in name]
   assert len(layers) == 19
@@ -360,17 +360,19 @@ def test_stripping_folded_convolutions_leaves_no_normalization_at_all():
   assert np.isfinite(logits).all()
 
 
-def test_folded_convolutions_agree_layer_by_layer():
+@pytest.mark.parametrize('file', common.GOLDEN_NETWORKS)
+def test_folded_convolutions_agree_layer_by_layer(file):
   """Each layer fed the unfolded network's spikes: currents and flips."""
-  model, variables, x, _ = common.golden_resnet20()
+  _, model, variables, x, _ = common.golden(file)
   folded = strip(fold_convolutions(fold(variables)))
   for name, layer in compare_layers(model, variables, folded, x).items():
     assert layer.current_error <= 1e-5, name
     assert layer.flips / layer.spikes <= 1e-5, name
 
 
-def test_folded_convolutions_agree_while_no_spike_flips():
-  model, variables, x, _ = common.golden_resnet20()
+@pytest.mark.parametrize('file', common.GOLDEN_NETWORKS)
+def test_folded_convolutions_agree_while_no_spike_flips(file):
+  _, model, variables, x, _ = common.golden(file)
   run = jax.jit(lambda v, x: recorded(model, v, x))
   logits, layers = run(variables, x)
   other, folded_layers = run(strip(fold_convolutions(fold(variables))), x)
@@ -378,9 +380,24 @@ def test_folded_convolutions_agree_while_no_spike_flips():
     int((layers[k]['spikes'] != folded_layers[k]['spikes']).sum())
     for k in layers
   )
+  change = float(jnp.abs(other - logits).max())
+  print(f'{file}: {flips} spikes flip, logits change by {change:.2g}')
   # Every golden decision is 4e-6 from its threshold: rounding flips none.
   assert flips == 0
-  np.testing.assert_allclose(other, logits, rtol=0, atol=1e-4)
+  assert change <= 1e-4
+
+
+@pytest.mark.parametrize('file', common.GOLDEN_NETWORKS)
+def test_folded_golden_network_fires_the_same_spikes(file):
+  _, model, variables, x, _ = common.golden(file)
+  run = jax.jit(lambda v, x: recorded(model, v, x))
+  logits, layers = run(variables, x)
+  again, folded_layers = run(strip(fold(variables)), x)
+  np.testing.assert_array_equal(logits, again)
+  for name in layers:
+    np.testing.assert_array_equal(
+      layers[name]['spikes'], folded_layers[name]['spikes']
+    )
 
 
 # ---- errors

@@ -4,6 +4,8 @@ The vectors and what they hold: golden/README.md. Every decision in them is at
 least 4e-6 away from its threshold, so the spikes must be equal.
 """
 
+import functools
+
 import common
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import pytest
 import reference
 
 from mpbn_jax import LIF, optim
+from mpbn_jax.interop.torch import to_reference
 
 
 @pytest.fixture(scope='module')
@@ -93,15 +96,25 @@ def test_carrying_the_normalized_potential_is_a_different_network(lif_mpbn):
   assert (wrong != golden).mean() > 0.01
 
 
-def test_resnet20_evaluates_to_the_golden_logits():
-  model, variables, x, arrays = common.golden_resnet20()
+NETWORKS = pytest.mark.parametrize('file', common.GOLDEN_NETWORKS)
+
+
+def test_every_golden_file_is_compared():
+  files = {path.stem for path in common.GOLDEN.glob('*.npz')}
+  assert files == {'lif_mpbn', *common.GOLDEN_NETWORKS}
+
+
+@NETWORKS
+def test_network_evaluates_to_the_golden_logits(file):
+  _, model, variables, x, arrays = common.golden(file)
   logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
   np.testing.assert_allclose(logits, arrays['eval_logits'], rtol=0, atol=1e-4)
 
 
-@pytest.mark.slow
-def test_resnet20_trains_along_the_golden_losses():
-  model, variables, x, arrays = common.golden_resnet20()
+@functools.cache
+def _training(file):
+  """Returns what the first step computed, and the losses of all steps."""
+  _, model, variables, x, arrays = common.golden(file)
   transform = optim.optimizer(
     dict(momentum=0.9, nesterov=False, weight_decay=1e-4, gradient_clip=0.0)
   )
@@ -125,25 +138,66 @@ def test_resnet20_trains_along_the_golden_losses():
     )(params)
     directions, opt_state = transform.update(gradients, opt_state, params)
     params = jax.tree.map(lambda p, d: p - 0.05 * d, params, directions)
-    return params, stats, opt_state, loss, logits
+    first = {'logits': logits, 'gradients': gradients, 'stats': stats}
+    return (params, stats, opt_state), loss, first
 
   params, stats = variables['params'], variables['batch_stats']
-  opt_state = transform.init(params)
-  for i, golden in enumerate(arrays['losses']):
-    params, stats, opt_state, loss, logits = step(params, stats, opt_state)
-    assert abs(float(loss) - golden) <= 2e-3, i
-    if i == 0:
-      np.testing.assert_allclose(
-        logits, arrays['train_logits'], rtol=0, atol=1e-4
-      )
-      assert abs(float(loss) - arrays['loss']) <= 1e-5
+  carry = (params, stats, transform.init(params))
+  firsts, losses = [], []
+  for _ in arrays['losses']:
+    carry, loss, first = step(*carry)
+    firsts.append(first)
+    losses.append(float(loss))
+  return firsts[0], losses
+
+
+@pytest.mark.slow
+@NETWORKS
+def test_network_trains_along_the_golden_losses(file):
+  *_, arrays = common.golden(file)
+  first, losses = _training(file)
+  np.testing.assert_allclose(
+    first['logits'], arrays['train_logits'], rtol=0, atol=1e-4
+  )
+  assert abs(losses[0] - arrays['loss']) <= 1e-5
+  np.testing.assert_allclose(losses, arrays['losses'], rtol=0, atol=2e-3)
+
+
+@pytest.mark.slow
+@NETWORKS
+def test_gradients_have_the_golden_norms(file):
+  config, *_, arrays = common.golden(file)
+  first, _ = _training(file)
+  gradients = to_reference({'params': first['gradients']}, config)
+  golden = [name for name in arrays if name.startswith('grad_norm/')]
+  assert {f'grad_norm/{name}' for name in gradients} == set(golden)
+  for name, gradient in gradients.items():
+    norm, expected = np.linalg.norm(gradient), arrays[f'grad_norm/{name}']
+    # Absolute: gradients that a following normalization cancels are noise.
+    assert abs(norm - expected) <= max(1e-3 * expected, 1e-5), name
+
+
+@pytest.mark.slow
+@NETWORKS
+def test_running_statistics_advance_to_the_golden_ones(file):
+  config, *_, arrays = common.golden(file)
+  first, _ = _training(file)
+  stats = to_reference({'batch_stats': first['stats']}, config)
+  golden = [name for name in arrays if name.startswith('stats1/')]
+  assert {f'stats1/{name}' for name in stats} == set(golden)
+  for name, value in stats.items():
+    np.testing.assert_allclose(
+      value, arrays[f'stats1/{name}'], rtol=0, atol=1e-5, err_msg=name
+    )
 
 
 def test_slow_reference_agrees_with_the_golden_logits():
   """The reference that other tests lean on is itself checked."""
-  _, _, _, arrays = common.golden_resnet20()
-  state = {k[6:]: v for k, v in arrays.items() if k.startswith('state/')}
+  *_, arrays = common.golden('resnet20_t2')
   logits, _, _ = reference.resnet20(
-    state, arrays['x'], num_steps=int(arrays['T']), train=False
+    common.golden_state(arrays),
+    arrays['x'],
+    num_steps=int(arrays['T']),
+    train=False,
   )
   np.testing.assert_allclose(logits, arrays['eval_logits'], rtol=0, atol=1e-5)

@@ -2,96 +2,219 @@
 
 Its arrays are channels-first: kernels OIHW, the linear layer [out, in],
 element-wise normalizations [C, H, W]. Names are those of its `state_dict`.
+Which leaves there are is read off the model; here stands only what the
+reference calls them.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mpbn_jax.errors import InputError, unknown
+from mpbn_jax.models import build_model
 
-# (our layer, kind, their prefix); kind: 'kernel', 'current', 'membrane',
-# 'linear'.
-Row = tuple[str, str, str]
-
-
-def _resnet20() -> Iterator[Row]:
-  for i in range(3):
-    yield f'stem_conv{i + 1}', 'kernel', f'model.conv1.{3 * i}.pool'
-    yield f'stem_conv{i + 1}', 'current', f'model.conv1.{3 * i + 1}.bn'
-    yield f'stem_lif{i + 1}', 'membrane', f'model.conv1.{3 * i + 2}.bn'
-  for stage in range(4):
-    for block in range(2):
-      ours = f'stage{stage + 1}_block{block + 1}'
-      theirs = f'model.layer{stage + 1}.{block}'
-      for i in (1, 2):
-        yield f'{ours}_conv{i}', 'kernel', f'{theirs}.conv{i}.pool'
-        yield f'{ours}_conv{i}', 'current', f'{theirs}.bn{i}.bn'
-      yield f'{ours}_lif1', 'membrane', f'{theirs}.relu1.bn'
-      yield f'{ours}_lif2', 'membrane', f'{theirs}.output_act.bn'
-      if stage > 0 and block == 0:
-        yield f'{ours}_shortcut', 'kernel', f'{theirs}.downsample.1.pool'
-        yield f'{ours}_shortcut', 'current', f'{theirs}.downsample.2.bn'
-  yield 'head', 'linear', 'model.fc.conv'
+# What the reference calls our layers: (convolution or linear layer, norm).
+Prefixes = tuple[str | None, str | None]
 
 
-LAYERS = {'resnet20': _resnet20}
+def _residual(shortcut: int) -> Callable[[str], Prefixes]:
+  def prefixes(layer):
+    match = re.fullmatch(r'stage(\d)_block(\d)_(\w+?)(\d?)', layer)
+    if match is None:
+      return _stem(layer, triple=shortcut == 1)
+    stage, block, kind, number = match.groups()
+    at = f'model.layer{stage}.{int(block) - 1}'
+    if kind == 'conv':
+      return f'{at}.conv{number}.pool', f'{at}.bn{number}.bn'
+    if kind == 'lif':
+      return None, f'{at}.{"relu1" if number == "1" else "output_act"}.bn'
+    return (
+      f'{at}.downsample.{shortcut}.pool',
+      f'{at}.downsample.{shortcut + 1}.bn',
+    )
 
-_PARAMS = {'scale': 'weight', 'bias': 'bias'}
-_STATS = {'mean': 'running_mean', 'var': 'running_var'}
+  return prefixes
 
 
-def _channels_last(array: np.ndarray) -> np.ndarray:
-  return np.moveaxis(array, 0, -1)  # [C, H, W] -> [H, W, C]; [C] stays
+def _stem(layer, *, triple):
+  if layer == 'head':
+    return 'model.fc.conv', None
+  kind, index = layer.removeprefix('stem_')[:-1], 3 * (int(layer[-1]) - 1)
+  if triple:
+    if kind == 'lif':
+      return None, f'model.conv1.{index + 2}.bn'
+    return f'model.conv1.{index}.pool', f'model.conv1.{index + 1}.bn'
+  if kind == 'lif':
+    return None, 'model.relu.bn'
+  return 'model.conv1.pool', 'model.bn1.bn'
+
+
+def _vgg16(layer):
+  if layer == 'head':
+    return 'model.classifier.conv', None
+  # Three entries a layer, and one for each average pool before it.
+  number = int(re.search(r'\d+', layer)[0])
+  pools = sum(number > last for last in (2, 4, 7, 10))
+  index = 3 * (number - 1) + pools
+  if layer.startswith('lif'):
+    return None, f'model.features.{index + 2}.bn'
+  return f'model.features.{index}.pool', f'model.features.{index + 1}.bn'
+
+
+# The average pool in ResNet20's shortcut takes index 0.
+ARCHITECTURES: dict[str, Callable[[str], Prefixes]] = {
+  'resnet18': _residual(shortcut=0),
+  'resnet19': _residual(shortcut=0),
+  'resnet20': _residual(shortcut=1),
+  'resnet34': _residual(shortcut=0),
+  'vgg16': _vgg16,
+}
+
+_LEAVES = {
+  'kernel': 'weight',
+  'scale': 'weight',
+  'bias': 'bias',
+  'mean': 'running_mean',
+  'var': 'running_var',
+}
+
+
+def _their_name(architecture, path):
+  """Returns their name of our leaf (collection, layer, [norm,] leaf)."""
+  _, layer, *norm, leaf = path
+  convolution, normalization = ARCHITECTURES[architecture](layer)
+  prefix = normalization if norm else convolution
+  return f'{prefix}.{_LEAVES[leaf]}'
+
+
+def _their_axes(ndim):
+  """Returns the axes of ours in their order: theirs = ours.transpose(axes)."""
+  return {4: (3, 2, 0, 1), 3: (2, 0, 1), 2: (1, 0), 1: (0,)}[ndim]
+
+
+def _check(config):
+  if config['name'] not in ARCHITECTURES:
+    raise unknown(
+      'architecture of the reference', config['name'], ARCHITECTURES
+    )
+  if config.get('current_norm', 'bn') != 'bn':
+    raise InputError(
+      "the reference has current_norm='bn' after every convolution, got "
+      f'{config["current_norm"]!r}: set config.model.current_norm=bn'
+    )
+
+
+def _expected(config, channels, side):
+  """Returns {path: (their name, our shape)} of the model's own variables."""
+  model = build_model(config)
+  variables = jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, side, side, channels)), train=False
+    )
+  )
+  paths = {
+    tuple(key.key for key in path): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+  }
+  return {
+    path: (_their_name(config['name'], path), shape)
+    for path, shape in paths.items()
+  }
+
+
+def _side(config, state, first):
+  """Returns the side of the images that element-wise norms were made for."""
+  _, norm = ARCHITECTURES[config['name']](first.replace('conv', 'lif'))
+  weight = state.get(f'{norm}.weight')
+  if config.get('membrane_norm') != 'mpbn_element' or np.ndim(weight) != 3:
+    return 64  # channel-wise: any image that is large enough
+  stride = 2 if config['name'] in ('resnet18', 'resnet34') else 1
+  return stride * np.shape(weight)[1]
 
 
 def from_reference(state: Mapping, config: Mapping) -> dict:
   """Returns our variables of a reference checkpoint.
 
   Args:
-    state: names to arrays, as in the reference's `state_dict`.
-    config: `config.model`; its name, current_norm and membrane_norm count.
+    state: names to arrays or tensors, as in the reference's `state_dict`,
+      with or without a leading `module.`; `num_batches_tracked` is ignored.
+    config: `config.model` of the network that it holds.
 
   Returns:
-    {'params', 'batch_stats'} of NumPy arrays in float32.
+    {'params', 'batch_stats'} of float32 arrays.
 
   Raises:
-    InputError: unknown architecture; missing entries, all named at once.
+    InputError: an architecture that the reference has not; missing, extra and
+      wrongly shaped entries, all by name at once.
+
+  Example:
+    >>> config = {'name': 'resnet20', 'width': 4, 'num_steps': 2}
+    >>> sorted(from_reference(to_reference(variables, config), config))
+    ['batch_stats', 'params']
   """
-  name = config['name']
-  if name not in LAYERS:
-    raise unknown('architecture of the reference', name, LAYERS)
-  norms = {
-    'current': config['current_norm'],
-    'membrane': config['membrane_norm'],
+  _check(config)
+  state = {
+    name.removeprefix('module.'): np.asarray(value)
+    for name, value in state.items()
+    if not name.endswith('num_batches_tracked')
   }
-  params, stats, missing = {}, {}, []
+  first = 'conv1' if config['name'] == 'vgg16' else 'stem_conv1'
+  kernel, _ = ARCHITECTURES[config['name']](first)
+  shape = np.shape(state.get(f'{kernel}.weight', np.zeros((1, 3))))
+  expected = _expected(config, shape[1], _side(config, state, first))
 
-  def take(key):
-    if key not in state:
-      missing.append(key)
-      return np.zeros(1, np.float32)
-    return np.asarray(state[key], np.float32)
-
-  for ours, kind, theirs in LAYERS[name]():
-    layer = params.setdefault(ours, {})
-    if kind == 'kernel':
-      layer['kernel'] = take(f'{theirs}.weight').transpose((2, 3, 1, 0))
-    elif kind == 'linear':
-      layer['kernel'] = take(f'{theirs}.weight').T
-      layer['bias'] = take(f'{theirs}.bias')
-    elif norms[kind] != 'none':
-      layer[norms[kind]] = {
-        leaf: _channels_last(take(f'{theirs}.{their_leaf}'))
-        for leaf, their_leaf in _PARAMS.items()
-      }
-      stats.setdefault(ours, {})[norms[kind]] = {
-        leaf: _channels_last(take(f'{theirs}.{their_leaf}'))
-        for leaf, their_leaf in _STATS.items()
-      }
-  if missing:
+  problems = []
+  variables: dict = {}
+  for path, (name, shape) in expected.items():
+    if name not in state:
+      problems.append(f'missing {name}')
+      continue
+    theirs = state[name]
+    axes = _their_axes(len(shape))
+    want = tuple(shape[axis] for axis in axes)
+    if theirs.shape != want:
+      problems.append(f'{name} has shape {theirs.shape}, expected {want}')
+      continue
+    *parents, leaf = path
+    node = variables
+    for key in parents:
+      node = node.setdefault(key, {})
+    node[leaf] = jnp.asarray(theirs.transpose(np.argsort(axes)), jnp.float32)
+  names = {name for name, _ in expected.values()}
+  problems += [f'extra {name}' for name in sorted(state.keys() - names)]
+  if problems:
     raise InputError(
-      f'the checkpoint is not one of {name!r} with these normalizations: '
-      f'it lacks {", ".join(missing)}'
+      f'the checkpoint is not one of {config["name"]!r} with this '
+      f'config.model (width, num_classes, norms): {"; ".join(problems)}'
     )
-  return {'params': params, 'batch_stats': stats}
+  return variables
+
+
+def to_reference(variables: Mapping, config: Mapping) -> dict[str, np.ndarray]:
+  """Returns the reference's `state_dict` of our variables, as NumPy arrays.
+
+  The inverse of `from_reference`; without `num_batches_tracked`, which the
+  reference does not read.
+
+  Args:
+    variables: {'params', 'batch_stats'}, unfolded.
+    config: `config.model`.
+
+  Raises:
+    InputError: an architecture or a norm that the reference has not; folded
+      variables.
+  """
+  _check(config)
+  if not {'params', 'batch_stats'} >= set(variables):
+    raise InputError(
+      'expected unfolded variables, {params, batch_stats}, got the '
+      f'collections {", ".join(variables)}: the reference knows no folding'
+    )
+  state = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+    name = _their_name(config['name'], tuple(key.key for key in path))
+    state[name] = np.asarray(leaf).transpose(_their_axes(leaf.ndim))
+  return state

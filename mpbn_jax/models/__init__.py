@@ -1,16 +1,26 @@
 """Which networks are there, and how is one built from a configuration?"""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from mpbn_jax.errors import InputError, unknown
 from mpbn_jax.models.network import SpikingNetwork
-from mpbn_jax.models.resnet import SpikingResNet20
+from mpbn_jax.models.resnet import (
+  SpikingResNet18,
+  SpikingResNet19,
+  SpikingResNet20,
+  SpikingResNet34,
+)
 from mpbn_jax.models.spiking_cnn import SpikingCNN
+from mpbn_jax.models.vgg import SpikingVGG16
 
-MODELS: dict[str, type[SpikingNetwork]] = {
+MODELS: dict[str, Callable[..., SpikingNetwork]] = {
+  'resnet18': SpikingResNet18,
+  'resnet19': SpikingResNet19,
   'resnet20': SpikingResNet20,
+  'resnet34': SpikingResNet34,
   'spiking_cnn': SpikingCNN,
+  'vgg16': SpikingVGG16,
 }
 
 
@@ -43,12 +53,11 @@ def build_model(config: Mapping) -> SpikingNetwork:
   name = settings.pop('name')
   if name not in MODELS:
     raise unknown('model', name, MODELS)
-  network = MODELS[name]
-  fields = {field.name for field in dataclasses.fields(network)}
+  fields = {field.name for field in dataclasses.fields(SpikingNetwork)}
   fields -= {'parent', 'name'}
   for key in settings:
     if key not in fields:
       raise unknown(f'setting of {name!r}', key, fields)
-  model = network(**settings)
+  model = MODELS[name](**settings)
   model.check()
   return model

@@ -1,38 +1,59 @@
 """Which layers has a spiking residual network?"""
 
+import functools
+
 import jax
 
 from mpbn_jax.layers import ConvNorm, average_pool, over_time
 from mpbn_jax.models.network import SpikingNetwork
 
 
-class SpikingResNet20(SpikingNetwork):
-  """Spiking ResNet20 of the MPBN paper (the default width, 64, is its).
+class SpikingResNet(SpikingNetwork):
+  """A stem and stages of basic blocks; stage i has width * 2^i channels.
 
-  A stem of three [conv3x3 - norm - LIF] and a 2x2 average pool, then four
-  stages of two basic blocks with width * (1, 2, 4, 8) channels, halving the
-  map from the second stage on. Block: conv - norm - LIF - conv - norm -
-  (+ shortcut) - LIF; the shortcut of a strided block is average pool - conv1x1
-  - norm. The last scale of every block starts at 0, so that a block starts as
-  its shortcut.
+  Block: conv3x3 - norm - LIF - conv3x3 - norm - (+ shortcut) - LIF; the first
+  block of every stage but the first has stride 2. The shortcut is the identity
+  where shapes agree.
+
+  Attributes:
+    stage_sizes: blocks of each stage.
+    stem: 'triple', three [conv3x3 - norm - LIF] and a 2x2 average pool;
+      'single', conv3x3 - norm - LIF; 'imagenet', conv7x7 of stride 2 - norm -
+      LIF and a 3x3 average pool of stride 2.
+    shortcut: 'pool', average pool - conv1x1 - norm; 'stride', conv1x1 with
+      the stride - norm.
+    last_scale: what the scale of every block's last norm starts at; with 0 a
+      block starts as its shortcut.
   """
 
+  stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
+  stem: str = 'triple'
+  shortcut: str = 'pool'
+  last_scale: float = 1.0
+
   def encoder(self) -> ConvNorm:
+    if self.stem == 'imagenet':
+      return self.conv_norm(
+        self.width, kernel_size=7, stride=2, padding=3, name='stem_conv1'
+      )
     return self.conv_norm(self.width, name='stem_conv1')
 
   def features(self, currents: jax.Array, *, train: bool) -> jax.Array:
     x = self.lif(name='stem_lif1')(currents, train=train)
-    for i in (2, 3):
-      x = self.conv_norm(self.width, name=f'stem_conv{i}')(x, train=train)
-      x = self.lif(name=f'stem_lif{i}')(x, train=train)
-    x = over_time(lambda x: average_pool(x, window=2), x)
-    for stage in range(4):
-      for block in range(2):
-        stride = 2 if stage > 0 and block == 0 else 1
+    if self.stem == 'triple':
+      for i in (2, 3):
+        conv = self.conv_norm(self.width, name=f'stem_conv{i}')
+        x = self.lif(name=f'stem_lif{i}')(conv(x, train=train), train=train)
+      x = over_time(lambda x: average_pool(x, window=2), x)
+    elif self.stem == 'imagenet':
+      pool = functools.partial(average_pool, window=3, stride=2, padding=1)
+      x = over_time(pool, x)
+    for stage, blocks in enumerate(self.stage_sizes):
+      for block in range(blocks):
         x = self._block(
           x,
           self.width * 2**stage,
-          stride=stride,
+          stride=2 if stage > 0 and block == 0 else 1,
           name=f'stage{stage + 1}_block{block + 1}',
           train=train,
         )
@@ -40,13 +61,41 @@ class SpikingResNet20(SpikingNetwork):
 
   def _block(self, x, features, *, stride, name, train):
     conv1 = self.conv_norm(features, stride=stride, name=f'{name}_conv1')
-    conv2 = self.conv_norm(features, scale_init=0.0, name=f'{name}_conv2')
+    conv2 = self.conv_norm(
+      features, scale_init=self.last_scale, name=f'{name}_conv2'
+    )
     y = self.lif(name=f'{name}_lif1')(conv1(x, train=train), train=train)
     y = conv2(y, train=train)
     if stride != 1 or x.shape[-1] != features:
-      pooled = over_time(lambda x: average_pool(x, window=stride), x)
-      shortcut = self.conv_norm(
-        features, kernel_size=1, padding=0, name=f'{name}_shortcut'
-      )
-      x = shortcut(pooled, train=train)
+      x = self._shortcut(x, features, stride, f'{name}_shortcut', train)
     return self.lif(name=f'{name}_lif2')(y + x, train=train)
+
+  def _shortcut(self, x, features, stride, name, train):
+    if self.shortcut == 'pool':
+      x = over_time(lambda x: average_pool(x, window=stride), x)
+      stride = 1
+    conv = self.conv_norm(
+      features, kernel_size=1, stride=stride, padding=0, name=name
+    )
+    return conv(x, train=train)
+
+
+# The paper's, for CIFAR at width 64.
+SpikingResNet20 = functools.partial(
+  SpikingResNet,
+  stage_sizes=(2, 2, 2, 2),
+  stem='triple',
+  shortcut='pool',
+  last_scale=0.0,
+)
+# Zheng et al. 2021 (2011.05280); width 128.
+SpikingResNet19 = functools.partial(
+  SpikingResNet, stage_sizes=(3, 3, 2), stem='single', shortcut='stride'
+)
+# For ImageNet, width 64.
+SpikingResNet18 = functools.partial(
+  SpikingResNet, stage_sizes=(2, 2, 2, 2), stem='imagenet', shortcut='stride'
+)
+SpikingResNet34 = functools.partial(
+  SpikingResNet, stage_sizes=(3, 4, 6, 3), stem='imagenet', shortcut='stride'
+)

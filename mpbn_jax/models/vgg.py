@@ -1,0 +1,48 @@
+"""Which layers has the spiking VGG?"""
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from mpbn_jax.layers import ConvNorm, average_pool, over_time
+from mpbn_jax.models.network import SpikingNetwork
+
+
+class SpikingVGG(SpikingNetwork):
+  """Groups of [conv3x3 with bias - norm - LIF], each before a 2x2 average pool.
+
+  Attributes:
+    groups: of each group, how many layers and how many times `width` channels.
+  """
+
+  groups: tuple[tuple[int, int], ...] = ()
+
+  def encoder(self) -> ConvNorm:
+    return self.conv_norm(self.width, use_bias=True, name='conv1')
+
+  def features(self, currents: jax.Array, *, train: bool) -> jax.Array:
+    x, layer = currents, 0
+    for layers, times in self.groups:
+      for _ in range(layers):
+        layer += 1
+        if layer > 1:  # the first is the encoder
+          x = self.conv_norm(
+            self.width * times, use_bias=True, name=f'conv{layer}'
+          )(x, train=train)
+        x = self.lif(name=f'lif{layer}')(x, train=train)
+      x = over_time(lambda x: average_pool(x, window=2), x)
+    return x
+
+  def head(self, fan_in: int) -> nn.Dense:
+    """Returns the linear readout; kernel N(0, 0.01^2), bias 0."""
+    del fan_in
+    return nn.Dense(
+      self.num_classes, kernel_init=nn.initializers.normal(0.01), name='head'
+    )
+
+
+# The paper's at width 64.
+SpikingVGG16 = functools.partial(
+  SpikingVGG, groups=((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
+)

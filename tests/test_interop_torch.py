@@ -1,0 +1,107 @@
+"""Do the reference's checkpoints come in, go out, and fail with names?"""
+
+import functools
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mpbn_jax import InputError, build_model
+from mpbn_jax.interop.torch import (
+  ARCHITECTURES,
+  from_reference,
+  to_reference,
+)
+
+SIDES = {'resnet18': 32, 'resnet34': 32, 'vgg16': 32}
+
+
+@functools.cache
+def _case(name, membrane_norm='mpbn_channel', channels=3):
+  """Returns (config.model, variables) with every leaf its own random value."""
+  config = {'name': name, 'width': 2, 'membrane_norm': membrane_norm}
+  side = SIDES.get(name, 16)
+  model = build_model(config)
+  shapes = jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, side, side, channels)), train=False
+    )
+  )
+  rng = np.random.default_rng(0)
+  return config, jax.tree.map(
+    lambda leaf: jnp.asarray(rng.normal(0, 1, leaf.shape), jnp.float32), shapes
+  )
+
+
+@pytest.mark.parametrize('channels', [2, 3])
+@pytest.mark.parametrize('norm', ['none', 'mpbn_channel', 'mpbn_element'])
+@pytest.mark.parametrize('name', ARCHITECTURES)
+def test_out_and_in_again_is_the_identity(name, norm, channels):
+  config, variables = _case(name, norm, channels)
+  again = from_reference(to_reference(variables, config), config)
+  jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+@pytest.mark.parametrize('file', common.GOLDEN_NETWORKS)
+def test_in_and_out_again_is_the_identity(file):
+  config, _, variables, _, arrays = common.golden(file)
+  expected = common.golden_state(arrays)
+  state = to_reference(variables, config)
+  assert state.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(state[name], value)
+
+
+def test_module_prefix_and_batch_counters_are_ignored():
+  config, variables = _case('resnet20')
+  state = to_reference(variables, config)
+  prefixed = {f'module.{name}': value for name, value in state.items()}
+  prefixed['module.model.conv1.1.bn.num_batches_tracked'] = np.array(7)
+  jax.tree.map(
+    np.testing.assert_array_equal, from_reference(prefixed, config), variables
+  )
+
+
+def test_missing_extra_and_misshapen_entries_are_all_named_at_once():
+  config, variables = _case('resnet20')
+  state = to_reference(variables, config)
+  del state['model.fc.conv.bias']
+  del state['model.conv1.2.bn.running_var']
+  state['model.fc.conv.weight'] = np.zeros((7, 16), np.float32)
+  state['model.extra.weight'] = np.zeros(3)
+  with pytest.raises(InputError) as error:
+    from_reference(state, config)
+  message = str(error.value)
+  assert '\n' not in message
+  for part in (
+    'missing model.fc.conv.bias',
+    'missing model.conv1.2.bn.running_var',
+    'model.fc.conv.weight has shape (7, 16), expected (10, 16)',
+    'extra model.extra.weight',
+  ):
+    assert part in message
+
+
+def test_checkpoint_of_another_width_is_refused():
+  config, variables = _case('resnet20')
+  state = to_reference(variables, config)
+  with pytest.raises(InputError, match=r'has shape \(2, 3, 3, 3\), expected'):
+    from_reference(state, config | {'width': 4})
+
+
+def test_architecture_that_the_reference_has_not_is_refused():
+  with pytest.raises(InputError, match="of the reference 'spiking_cnn'.*vgg16"):
+    from_reference({}, {'name': 'spiking_cnn', 'width': 2})
+
+
+def test_norm_that_the_reference_has_not_is_refused():
+  with pytest.raises(InputError, match="current_norm='bn'.*got 'none'"):
+    from_reference({}, {'name': 'resnet20', 'current_norm': 'none'})
+
+
+def test_folded_variables_do_not_go_out():
+  config, variables = _case('resnet20')
+  with pytest.raises(InputError, match='expected unfolded variables'):
+    to_reference({**variables, 'threshold': {}}, config)

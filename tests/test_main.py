@@ -1,0 +1,174 @@
+"""Do the modes of main.py do what they say, and only that?"""
+
+import json
+import shutil
+
+import pytest
+import runs
+from runs import the_error
+
+from mpbn_jax import command_line, report
+
+KEY = '--config.'
+
+SUMMARY_KEYS = {
+  'test_accuracy',
+  'folded_test_accuracy',
+  'spikes_compared',
+  'spikes_differing',
+  'max_logit_difference',
+  'firing_rate',
+  'seconds',
+}
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """Returns the work directory of a finished run; not to be changed."""
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  assert runs.run(workdir) == 0
+  return workdir
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+  return shutil.copytree(trained, tmp_path / 'run')
+
+
+def test_training_writes_a_summary_with_every_number(trained):
+  summary = report.read_summary(trained)
+  assert summary.keys() >= SUMMARY_KEYS
+  assert summary['step'] == runs.EPOCHS * runs.STEPS_PER_EPOCH
+  assert 0 <= summary['test_accuracy'] <= 1
+  assert summary['spikes_differing'] == 0
+  assert summary['max_logit_difference'] == 0
+  assert summary['folded_test_accuracy'] == summary['test_accuracy']
+  # 359 test images, 2 steps; 8x8 maps with 2 + 2, 4x4 with 4 + 4 channels.
+  assert summary['spikes_compared'] == 359 * 2 * (64 * 4 + 16 * 8)
+  assert sorted(summary['firing_rate']) == ['lif1', 'lif2', 'lif3', 'lif4']
+  assert all(0 < rate < 1 for rate in summary['firing_rate'].values())
+
+
+def test_training_twice_evaluates_without_training(workdir, capsys):
+  before = runs.snapshot(workdir)
+  assert runs.run(workdir) == 0
+  out, err = capsys.readouterr()
+  assert err == ''
+  assert 'is trained: step 32 of 32' in out
+  after = runs.snapshot(workdir)
+  ours = json.loads(before.pop('summary.json'))
+  theirs = json.loads(after.pop('summary.json'))
+  assert after == before
+  for key in SUMMARY_KEYS - {'seconds'}:
+    assert theirs[key] == ours[key]
+
+
+def test_table_says_what_the_summary_says(workdir, capsys):
+  runs.run(workdir)
+  summary = report.read_summary(workdir)
+  rows = {}
+  for line in capsys.readouterr().out.splitlines():
+    name, _, value = line.partition('  ')
+    rows[name] = value.strip()
+  assert rows['test accuracy'] == f'{summary["test_accuracy"]:.2%}'
+  assert rows['test accuracy, thresholds folded'] == rows['test accuracy']
+  assert rows['spikes that differ'] == f'0 of {summary["spikes_compared"]:,}'
+  assert rows['largest difference of a logit'] == '0'
+  assert rows['seconds of this command'] == f'{summary["seconds"]:.1f}'
+  for layer, rate in summary['firing_rate'].items():
+    span = summary['thresholds'][layer]
+    row = rows[f'{layer}: firing rate, thresholds']
+    assert row.startswith(f'{rate:.1%}, {span["min"]:.3f} to {span["max"]:.3f}')
+
+
+def test_fold_writes_beside_and_leaves_the_unfolded(workdir, capsys):
+  before = runs.snapshot(workdir / 'checkpoints')
+  assert runs.run(workdir, '--mode=fold') == 0
+  out, err = capsys.readouterr()
+  assert err == ''
+  assert f'folded variables: {workdir}/folded/32' in out
+  assert 'spikes that differ' in out
+  assert runs.snapshot(workdir / 'checkpoints') == before
+  assert runs.snapshot(workdir / 'folded' / '32')
+  assert runs.run(workdir, '--mode=fold') == 0  # again: it is replaced
+
+
+def test_fold_of_convolutions_is_counted(workdir, capsys):
+  arguments = ['--mode=fold', KEY + 'evaluation.fold_convolutions=true']
+  assert runs.run(workdir, *arguments) == 0
+  assert 'thresholds and convolutions folded' in capsys.readouterr().out
+  assert report.read_summary(workdir)['fold_convolutions'] is True
+
+
+def test_evaluate_changes_only_the_summary(workdir):
+  before = runs.snapshot(workdir)
+  assert runs.run(workdir, '--mode=evaluate') == 0
+  after = runs.snapshot(workdir)
+  assert before.pop('summary.json') != after.pop('summary.json')
+  assert after == before
+
+
+def test_evaluating_the_best_leaves_the_summary_of_the_last(workdir, capsys):
+  (workdir / 'summary.json').unlink()
+  arguments = ['--mode=evaluate', KEY + 'evaluation.checkpoint=best']
+  assert runs.run(workdir, *arguments) == 0
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  measured = [json.loads(line) for line in lines if 'validation' in line]
+  best = max(measured, key=lambda line: line['validation_accuracy'])
+  summary = json.loads((workdir / 'summary_best.json').read_text())
+  assert summary['step'] == best['step']
+  assert not (workdir / 'summary.json').exists()
+
+
+def test_without_membrane_norm_trains_and_refuses_to_fold(tmp_path, capsys):
+  workdir = tmp_path / 'run'
+  norm = KEY + 'model.membrane_norm=none'
+  assert runs.run(workdir, norm, KEY + 'num_epochs=1') == 0
+  assert 'nothing to fold (membrane_norm is none)' in capsys.readouterr().out
+  summary = report.read_summary(workdir)
+  assert summary.keys() >= SUMMARY_KEYS
+  assert summary['test_accuracy'] is not None
+  assert summary['folded_test_accuracy'] is None
+  assert summary['spikes_compared'] is None
+  before = runs.snapshot(workdir)
+  assert runs.run(workdir, norm, '--mode=fold') == 2
+  message = the_error(capsys.readouterr())
+  assert 'nothing to fold' in message
+  assert 'membrane_norm' in message
+  assert runs.snapshot(workdir) == before
+
+
+# ---- going on with another configuration
+
+
+def test_more_epochs_and_other_logging_continue(workdir, capsys):
+  arguments = [
+    KEY + 'num_epochs=3',
+    KEY + 'log.every_steps=4',
+    KEY + 'log.tensorboard=true',
+  ]
+  assert runs.run(workdir, *arguments) == 0
+  assert 'continues: step 32 of 48' in capsys.readouterr().out
+  assert report.read_summary(workdir)['step'] == 48
+  stored = json.loads((workdir / 'config.json').read_text())
+  assert stored['num_epochs'] == 3
+  assert list((workdir / 'tensorboard').iterdir())
+
+
+@pytest.mark.parametrize('mode', command_line.MODES)
+def test_changed_keys_are_refused_by_name(mode, workdir, capsys):
+  before = runs.snapshot(workdir)
+  changed = [KEY + 'model.tau=0.5', KEY + 'optimizer.nesterov=true']
+  assert runs.run(workdir, f'--mode={mode}', *changed) == 2
+  message = the_error(capsys.readouterr())
+  assert 'model.tau: 0.25 -> 0.5' in message
+  assert 'optimizer.nesterov: False -> True' in message
+  assert '--workdir' in message
+  assert runs.snapshot(workdir) == before
+
+
+def test_a_folder_that_cannot_take_the_folded_is_one_line(workdir, capsys):
+  (workdir / 'folded').write_text('mine')
+  assert runs.run(workdir, '--mode=fold') == 2
+  assert 'expected to write' in the_error(capsys.readouterr())
+  assert (workdir / 'folded').read_text() == 'mine'
