@@ -11,6 +11,10 @@
         evaluates what runs/digits holds, without training.
     python main.py --mode=fold --config=configs/digits.py --workdir=runs/digits
         writes the folded checkpoint beside the unfolded one, and verifies it.
+    python main.py --mode=import --checkpoint=w.pth --config=configs/cifar10.py
+        makes a new run of the weights that the paper's PyTorch implementation
+        saved (.pth needs PyTorch, .npz and .safetensors do not): to evaluate,
+        to fold, to train on from.
 
 Exit code: 0 done, 1 stopped by a NaN, 2 unusable input (one line says what
 was expected, what came, how to mend it), 128 + signal when stopped by it.
@@ -39,8 +43,7 @@ def main(argv: list[str]) -> int:
       print(command_line.help_text(__doc__, argv), flush=True)
       return 0
     with raise_on_sigterm():
-      mode, config, workdir = command_line.parse(argv)
-      _run(mode, config, workdir, start)
+      _run(command_line.parse(argv), start)
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -63,12 +66,16 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _run(mode, config, workdir, start):
+def _run(command, start):
   # Seconds to import: not before the command line is known to be good.
   from mpbn_jax import report
   from mpbn_jax.train import train
 
+  mode, config, workdir, file = command
   _keep_compiled_programs(config.log.compilation_cache)
+  if mode == 'import':
+    _import(file, config, workdir)
+    return
   folded = None
   if mode == 'train':
     experiment, state = train(config, workdir=workdir)
@@ -83,6 +90,17 @@ def _run(mode, config, workdir, start):
     start=start,
     folded=folded,
     file=report.summary_file(mode, config),
+  )
+
+
+def _import(file, config, workdir):
+  from mpbn_jax.interop.files import import_checkpoint
+
+  where = import_checkpoint(file, config, workdir=workdir)
+  print(f'imported: {where}')
+  print(
+    'next: the same command without --checkpoint, and with --mode=evaluate, '
+    '--mode=fold or --mode=train'
   )
 
 

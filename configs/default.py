@@ -27,6 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
   model.surrogate = 'rect'
   # Width or slope of the surrogate; None takes its own default.
   model.surrogate_parameter = ml_collections.config_dict.placeholder(float)
+  model.learn_tau = False  # learn tau, one of each layer (PLIF)
+  model.learn_v_th = False  # learn v_th, one of each channel
   model.reset = 'hard'  # hard (to zero) | soft (subtracts v_th)
   model.detach_reset = False  # whether the gradient ignores the reset's spikes
   model.current_norm = 'bn'  # after every convolution: bn | none
@@ -35,15 +37,29 @@ def get_config() -> ml_collections.ConfigDict:
   model.spike_norm = 'none'  # after every firing: none
   model.momentum = 0.1  # of running statistics: weight of the new value
   model.eps = 1e-5  # added to variances
+  # Of activations and products: float32 | bfloat16; the potential, statistics
+  # and parameters are float32 in any case.
+  model.dtype = 'float32'
   model.unroll = True  # unroll the T steps: faster, longer to compile
 
   config.data = data = ml_collections.ConfigDict()
-  data.name = 'digits'  # digits
+  data.name = 'digits'  # digits | cifar10 | cifar100 | imagenet | cifar10_dvs
   data.batch_size = 128  # of all devices together
-  data.shift = 1  # largest random shift of training images, in pixels
+  # Random examples of the true shape in place of the data set, so many in each
+  # split; 0 reads the data set.
+  data.fake = 0
+  # Augmentation of training images, in this order.
+  data.shift = 0  # largest random shift in pixels: crop after padding so many
+  data.roll = 0  # largest random roll in pixels (event frames)
+  data.flip = False  # mirror every other image
+  data.auto_augment = False  # AutoAugment's policy for CIFAR-10
+  data.cutout = 0  # side of the square that is blackened, in pixels
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
   optimizer.learning_rate = 0.1  # at its peak
+  # The cosine moves on with every step, or, as in the paper's code, every
+  # epoch: step | epoch.
+  optimizer.decay_every = 'step'
   optimizer.warmup_epochs = 0.0  # linear from 0 in them; then a cosine to 0
   optimizer.momentum = 0.9  # v = momentum * v + gradient
   optimizer.nesterov = False  # Nesterov's form of it
@@ -51,6 +67,9 @@ def get_config() -> ml_collections.ConfigDict:
   optimizer.gradient_clip = 0.0  # largest global norm; 0 clips nothing
 
   config.loss = loss = ml_collections.ConfigDict()
+  # Of the mean of the steps' logits (the paper's Eq. 3), or the mean of the
+  # steps' losses: cross_entropy | tet.
+  loss.name = 'cross_entropy'
   loss.label_smoothing = 0.0  # share of the label spread over all classes
 
   config.evaluation = evaluation = ml_collections.ConfigDict()
@@ -59,6 +78,14 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation.checkpoint = 'latest'
   # Also fold the norms after convolutions into them, when folding.
   evaluation.fold_convolutions = False
+
+  # What the paper prints, where the configuration is one of its experiments.
+  config.paper = paper = ml_collections.ConfigDict()
+  # Test accuracy in percent.
+  paper.accuracy = ml_collections.config_dict.placeholder(float)
+  # Of three runs, where given.
+  paper.deviation = ml_collections.config_dict.placeholder(float)
+  paper.places = ''  # every table, figure and section that prints it
 
   config.log = log = ml_collections.ConfigDict()
   log.every_steps = 50  # steps that a line of training metrics averages

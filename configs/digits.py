@@ -16,6 +16,7 @@ def get_config():
 
   config.data.name = 'digits'
   config.data.batch_size = 64
+  config.data.shift = 1
 
   config.optimizer.learning_rate = 0.2
   config.optimizer.weight_decay = 5e-4

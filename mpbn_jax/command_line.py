@@ -7,7 +7,7 @@ import runpy
 import textwrap
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -17,7 +17,7 @@ from mpbn_jax.errors import InputError, unknown
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _DEFAULTS = _ROOT / 'configs' / 'default.py'
 DEFAULT_CONFIG = _ROOT / 'configs' / 'digits.py'
-MODES = ('train', 'evaluate', 'fold')
+MODES = ('train', 'evaluate', 'fold', 'import')
 
 # Name to (what it takes, what it means).
 _FLAGS = {
@@ -32,8 +32,29 @@ _FLAGS = {
     'where the run lives: checkpoints, metrics, summary; default: '
     'runs/<name of the configuration>',
   ),
+  'checkpoint': (
+    'FILE',
+    'the weights that --mode=import reads: .npz, .safetensors, or .pth, .pt, '
+    '.tar with PyTorch installed; only for that mode',
+  ),
 }
 _HELP = {'-h', '-help', '--help', '--helpfull'}
+
+
+class Command(NamedTuple):
+  """What to do.
+
+  Attributes:
+    mode: one of `MODES`.
+    config: the whole configuration.
+    workdir: where the run lives.
+    checkpoint: the file to import; None in the other modes.
+  """
+
+  mode: str
+  config: ml_collections.ConfigDict
+  workdir: pathlib.Path
+  checkpoint: pathlib.Path | None
 
 
 def wants_help(argv: list[str]) -> bool:
@@ -41,8 +62,8 @@ def wants_help(argv: list[str]) -> bool:
   return not _HELP.isdisjoint(argv)
 
 
-def parse(argv: list[str]):
-  """Returns (mode, config, workdir) of the arguments after the program.
+def parse(argv: list[str]) -> Command:
+  """Returns what the arguments after the program ask for.
 
   A pure function but for reading the configuration file, where absl's flags
   would be globals and the errors of ml_collections' flags are tracebacks.
@@ -54,6 +75,17 @@ def parse(argv: list[str]):
   mode = given.get('mode', 'train')
   if mode not in MODES:
     raise unknown('mode', mode, MODES)
+  checkpoint = given.get('checkpoint')
+  if mode == 'import' and checkpoint is None:
+    raise InputError(
+      '--mode=import needs the weights, got no --checkpoint: write '
+      '--checkpoint=FILE, an .npz, .safetensors or .pth'
+    )
+  if mode != 'import' and checkpoint is not None:
+    raise InputError(
+      f'--checkpoint is only for --mode=import, got --mode={mode}: leave it '
+      'out, the run is the one in --workdir'
+    )
   source = given.get('config', str(DEFAULT_CONFIG))
   config = load(source)
   optional = {
@@ -62,7 +94,12 @@ def parse(argv: list[str]):
   for key, value in overrides:
     _set(config, key, value, optional=key in optional)
   name = '_'.join([pathlib.Path(_file(source)[0]).stem, *_file(source)[1:]])
-  return mode, config, pathlib.Path(given.get('workdir', f'runs/{name}'))
+  return Command(
+    mode,
+    config,
+    workdir=pathlib.Path(given.get('workdir', f'runs/{name}')),
+    checkpoint=None if checkpoint is None else pathlib.Path(checkpoint),
+  )
 
 
 def _split(argv):

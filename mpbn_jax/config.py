@@ -10,7 +10,7 @@ from mpbn_jax.errors import InputError
 
 # A run may be continued with other values of these: what is logged, how the
 # result is evaluated, and for how long is trained.
-FREE_KEYS = ('log.', 'evaluation.', 'num_epochs')
+FREE_KEYS = ('log.', 'evaluation.', 'paper.', 'num_epochs')
 
 
 def flatten(config: Mapping, prefix: str = '') -> dict[str, Any]:
@@ -48,7 +48,10 @@ def check_config(config: Mapping) -> None:
   at_least = {
     'num_epochs': 1,
     'data.batch_size': 1,
+    'data.fake': 0,
     'data.shift': 0,
+    'data.roll': 0,
+    'data.cutout': 0,
     'evaluation.batch_size': 1,
     'log.every_steps': 1,
     'log.checkpoint_every_epochs': 1,

@@ -14,7 +14,7 @@ import numpy as np
 from clu import metrics as clu_metrics
 
 from mpbn_jax import losses, sharding
-from mpbn_jax.datasets.base import evaluation_batches
+from mpbn_jax.datasets.base import Spec, evaluation_batches
 from mpbn_jax.layers import LIF
 
 
@@ -28,10 +28,10 @@ class EvaluationMetrics(clu_metrics.Collection):
 
 # One compiled program for each model and data set, however often it is asked.
 @functools.lru_cache(maxsize=8)
-def _evaluation_step(model: nn.Module, normalize: Callable) -> Callable:
+def _evaluation_step(model: nn.Module, spec: Spec) -> Callable:
   @jax.jit
   def step(variables, metrics, batch):
-    images = normalize(batch['image'])
+    images = spec.normalize(batch['image'])
     logits = model.apply(variables, images, train=False)
     new = EvaluationMetrics.single_from_model_output(
       loss=losses.cross_entropy(logits, batch['label']),
@@ -54,7 +54,7 @@ def evaluate(
     variables: of its model; folded ones too.
     split: 'validation' or 'test'.
   """
-  step = _evaluation_step(experiment.model, experiment.dataset.normalize)
+  step = _evaluation_step(experiment.model, experiment.dataset.spec)
   metrics = EvaluationMetrics.empty()
   for batch in _sharded_batches(experiment, split):
     metrics = step(variables, metrics, batch)
@@ -193,7 +193,7 @@ def compare(
     other: of its model too; folded, say.
     split: 'test', as a rule.
   """
-  model, normalize = experiment.model, experiment.dataset.normalize
+  model, normalize = experiment.model, experiment.dataset.spec.normalize
 
   @jax.jit
   def run(variables, batch):

@@ -41,7 +41,8 @@ def fold(
   Args:
     variables: {'params', 'batch_stats', ...} of a network, as from
       `model.init` or a checkpoint.
-    v_th: firing threshold, `config.model.v_th`.
+    v_th: firing threshold, `config.model.v_th`; layers that learned theirs
+      have it in their variables.
     eps: added to variances, `config.model.eps`.
 
   Returns:
@@ -68,8 +69,8 @@ def fold(
     )
 
   def fold_neurons(name, params, stats, layer):
-    del layer
-    return norms.NORMS[name].fold(params, stats, v_th=v_th, eps=eps)
+    own = layer.get('v_th', v_th)
+    return norms.NORMS[name].fold(params, stats, v_th=own, eps=eps)
 
   folded = _collect(variables, 'membrane', fold_neurons)
   return {**variables, 'threshold': folded}

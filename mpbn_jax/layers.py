@@ -4,6 +4,7 @@ Activations are batch-major, [B, T, H, W, C]: (B, T) merges for free and stays
 sharded along B. The mathematics is elsewhere: `neuron.py`, `norm.py`, `ops/`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -107,11 +108,14 @@ class ConvNorm(nn.Module):
     def convolve(x, kernel, bias):
       side = (self.padding, self.padding)
       strides = (self.stride, self.stride)
-      y = over_time(
-        lambda x: convolution(x, kernel, strides=strides, padding=(side, side)),
-        x,
+      product = functools.partial(
+        convolution,
+        kernel=kernel.astype(x.dtype),  # the master weights stay float32
+        strides=strides,
+        padding=(side, side),
       )
-      return y if bias is None else y + bias
+      y = over_time(product, x)
+      return y if bias is None else (y + bias).astype(x.dtype)
 
     if self.has_variable('folded', 'kernel'):
       kernel = self.get_variable('folded', 'kernel')
@@ -148,15 +152,20 @@ class LIF(nn.Module):
       u = tau * u_res + c;  s = (norm(u) > v_th);  u_res = u * (1 - s)
 
   Variables: params/<norm>/{scale, bias} and batch_stats/<norm>/{mean, var},
-  [C] channel-wise or [H, W, C] element-wise. A `threshold` collection with
+  [C] channel-wise or [H, W, C] element-wise; params/tau_logit, a scalar, and
+  params/v_th [C], where they are learned. A `threshold` collection with
   {threshold, polarity} at this path takes the norm's place (`fold`): then a
-  neuron fires where polarity * u > polarity * threshold, and neither params
-  nor batch_stats are read. The variables say whether a network is folded; no
+  neuron fires where polarity * u > polarity * threshold, and the norm's
+  variables are not read. The variables say whether a network is folded; no
   flag can disagree with them.
 
   Attributes:
     tau: kept fraction of the membrane potential, in [0, 1).
     v_th: firing threshold, and what a soft reset subtracts.
+    learn_tau: whether tau is learned, one of the layer, through a sigmoid and
+      starting at `tau` (PLIF, Fang et al. 2021, 2007.05785).
+    learn_v_th: whether v_th is learned, one of each channel, starting at
+      `v_th` (the paper's Sec. 4.2 and the caption of its Table 6).
     norm: a membrane norm of `norm.NORMS`, or 'none'.
     surrogate: a name in `surrogate.SURROGATES`.
     surrogate_parameter: its width or slope; None takes its default.
@@ -170,6 +179,8 @@ class LIF(nn.Module):
 
   tau: float = 0.25
   v_th: float = 0.5
+  learn_tau: bool = False
+  learn_v_th: bool = False
   norm: str = norms.NONE
   surrogate: str = 'rect'
   surrogate_parameter: float | None = None
@@ -185,15 +196,16 @@ class LIF(nn.Module):
 
     `mutable=['intermediates']` returns both, under 'currents' and 'spikes'.
     """
-    fire, state, write = self._predicate(currents.shape[2:], train)
+    tau, v_th = self._tau_and_v_th(currents.shape[-1])
+    fire, state, write = self._predicate(currents.shape[2:], v_th, train)
     spikes, state = lif_scan(
       jnp.moveaxis(currents, 1, 0).astype(jnp.float32),
-      tau=self.tau,
+      tau=tau,
       fire=fire,
       state=state,
       reset=self.reset,
       detach_reset=self.detach_reset,
-      v_th=self.v_th,
+      v_th=v_th,
       unroll=self.unroll,
     )
     write(state)
@@ -202,7 +214,23 @@ class LIF(nn.Module):
     self.sow('intermediates', 'spikes', spikes)
     return spikes.astype(currents.dtype)
 
-  def _predicate(self, shape, train) -> tuple[Fire, Any, Callable]:
+  def _tau_and_v_th(self, channels):
+    tau, v_th = self.tau, self.v_th
+    if self.learn_tau:
+      if not 0 < tau < 1:
+        raise InputError(
+          'a learned tau is the sigmoid of a parameter and must start inside '
+          f'(0, 1), got tau = {tau}: set learn_tau=False or another tau'
+        )
+      logit = jax.scipy.special.logit
+      tau = jax.nn.sigmoid(
+        self.param('tau_logit', lambda _: logit(jnp.float32(tau)))
+      )
+    if self.learn_v_th:
+      v_th = self.param('v_th', nn.initializers.constant(v_th), (channels,))
+    return tau, v_th
+
+  def _predicate(self, shape, v_th, train) -> tuple[Fire, Any, Callable]:
     """Returns (fire, its state, what to do with the last state)."""
     surrogate = dict(
       surrogate=self.surrogate, parameter=self.surrogate_parameter
@@ -227,7 +255,7 @@ class LIF(nn.Module):
       return fire_folded, None, forget
 
     if self.norm == norms.NONE:
-      return fire_at(self.v_th, **surrogate), None, forget
+      return fire_at(v_th, **surrogate), None, forget
 
     norm = norms.NORMS[self.norm]
     params, stats = _norm_variables(self, shape)
@@ -236,12 +264,12 @@ class LIF(nn.Module):
       n, state = norm.train(
         params, state, u, momentum=self.momentum, eps=self.eps
       )
-      return state, spike(n, self.v_th, **surrogate)
+      return state, spike(n, v_th, **surrogate)
 
     def fire_evaluate(state, u):
-      fired = norm.fires(params, stats.value, u, v_th=self.v_th, eps=self.eps)
+      fired = norm.fires(params, stats.value, u, v_th=v_th, eps=self.eps)
       n = norm.evaluate(params, stats.value, u, eps=self.eps)
-      return state, emit(fired, n - self.v_th, **surrogate)
+      return state, emit(fired, n - v_th, **surrogate)
 
     if train:
       return (

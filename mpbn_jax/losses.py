@@ -1,19 +1,59 @@
-"""What is minimized?"""
+"""What is minimized? Losses of the logits of every step."""
+
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
+
+from mpbn_jax.errors import unknown
 
 
 def cross_entropy(
   logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0
 ) -> jax.Array:
-  """Returns the softmax cross-entropy of each example, [B].
+  """Returns the softmax cross-entropy of each example, [...].
 
   Args:
-    logits: [B, K], averaged over the steps (paper, Eq. 3).
-    labels: [B] integers.
+    logits: [..., K].
+    labels: [...] integers.
     label_smoothing: share of the target spread evenly over all classes.
   """
   targets = jax.nn.one_hot(labels, logits.shape[-1])
   targets = optax.smooth_labels(targets, label_smoothing)
   return optax.softmax_cross_entropy(logits, targets)
+
+
+def of_mean(step_logits, labels, *, label_smoothing=0.0):
+  """Returns the cross-entropy of the logits' mean over T (Eq. 3), [B]."""
+  logits = step_logits.mean(1)
+  return cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+
+def tet(step_logits, labels, *, label_smoothing=0.0):
+  """Returns the mean over T of every step's cross-entropy, [B].
+
+  Temporal Efficient Training (Deng et al. 2022, 2202.11946), without its
+  regularizing second term.
+  """
+  labels = jnp.broadcast_to(labels[:, None], step_logits.shape[:2])
+  losses = cross_entropy(step_logits, labels, label_smoothing=label_smoothing)
+  return losses.mean(1)
+
+
+# (step_logits [B, T, K], labels [B], *, label_smoothing) -> [B].
+LOSSES: dict[str, Callable[..., jax.Array]] = {
+  'cross_entropy': of_mean,
+  'tet': tet,
+}
+
+
+def get_loss(name: str) -> Callable[..., jax.Array]:
+  """Returns a loss by name.
+
+  Raises:
+    InputError: unknown name (lists the known ones).
+  """
+  if name not in LOSSES:
+    raise unknown('loss', name, LOSSES)
+  return LOSSES[name]

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mpbn_jax import checkpoint, norm, record
+from mpbn_jax import checkpoint, norm, record, sharding
 from mpbn_jax.errors import InputError
 from mpbn_jax.evaluate import compare
 from mpbn_jax.folding import fold, fold_convolutions, strip
@@ -36,7 +36,7 @@ def restore(config: Mapping, *, workdir: pathlib.Path):
   )
   if not directory.is_dir():
     raise none_there
-  like = {'state': init_state(experiment)}
+  like = {'state': _abstract_state(experiment)}
   with checkpoint.Checkpoints(directory, read_only=True) as checkpoints:
     if config.evaluation.checkpoint == 'latest':
       restored = checkpoints.restore_latest(like)
@@ -50,6 +50,15 @@ def restore(config: Mapping, *, workdir: pathlib.Path):
         f'{directory}: set --config.evaluation.checkpoint=latest'
       )
     return experiment, checkpoints.restore(like, step=step)['state']
+
+
+def _abstract_state(experiment):
+  """Returns the shapes and devices of `init_state`, which compiles nothing."""
+  replicated = sharding.replicated(experiment.mesh)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+    jax.eval_shape(lambda: init_state(experiment)),
+  )
 
 
 def fold_network(config: Mapping, variables: Mapping) -> dict:
@@ -108,6 +117,7 @@ def summarize(
   summary = {
     'step': int(state.step),
     'test_accuracy': result.accuracy,
+    'paper_accuracy': config.paper.accuracy,
     'folded_test_accuracy': None if why_not else result.other_accuracy,
     'spikes_compared': None if why_not else result.spikes_compared,
     'spikes_differing': None if why_not else result.spikes_differing,
@@ -162,6 +172,8 @@ def table(summary: Mapping) -> str:
     ('trained steps', f'{summary["step"]:,}'),
     ('test accuracy', f'{summary["test_accuracy"]:.2%}'),
   ]
+  if summary['paper_accuracy'] is not None:
+    rows.append(('the paper prints', f'{summary["paper_accuracy"]:.2f}%'))
   if summary['not_folded']:
     rows.append(('folded', f'nothing to fold ({summary["not_folded"]})'))
   else:

@@ -18,7 +18,7 @@ from clu import parameter_overview
 from mpbn_jax import config as configs
 from mpbn_jax import losses, optim, record, sharding
 from mpbn_jax.checkpoint import Checkpoints
-from mpbn_jax.datasets import load_dataset
+from mpbn_jax.datasets import get_spec, load_dataset
 from mpbn_jax.datasets.base import Dataset, TrainingBatches
 from mpbn_jax.errors import InputError
 from mpbn_jax.evaluate import evaluate
@@ -77,26 +77,32 @@ class Experiment:
   total_steps: int
 
 
-def build(config: Mapping, *, mesh: jax.sharding.Mesh | None = None):
-  """Returns the `Experiment` of a configuration; writes nothing.
+def build_network(config: Mapping, *, mesh: jax.sharding.Mesh | None = None):
+  """Returns (model, `Spec` of its data, mesh), checked; reads no data.
 
   Raises:
     InputError: anything in the configuration that cannot be used.
   """
   configs.check_config(config)
   model = build_model(config.model)
-  dataset = load_dataset(config.data)
-  classes = len(dataset.class_names)
-  if config.model.num_classes != classes:
+  spec = get_spec(config.data.name)
+  if config.model.num_classes != spec.num_classes:
     raise InputError(
-      f'model.num_classes must be {classes}, the classes of '
-      f'{dataset.name!r}, got {config.model.num_classes}'
+      f'model.num_classes must be {spec.num_classes}, the classes of '
+      f'{spec.name!r}, got {config.model.num_classes}'
     )
   mesh = sharding.make_mesh() if mesh is None else mesh
   for part in ('data', 'evaluation'):
     sharding.check_batch_size(
       f'{part}.batch_size', config[part].batch_size, mesh
     )
+  return model, spec, mesh
+
+
+def build(config: Mapping, *, mesh: jax.sharding.Mesh | None = None):
+  """Returns the checked `Experiment` of a configuration; writes nothing."""
+  model, _, mesh = build_network(config, mesh=mesh)
+  dataset = load_dataset(config.data, num_steps=config.model.num_steps)
   batches = TrainingBatches(
     dataset, batch_size=config.data.batch_size, seed=config.seed
   )
@@ -110,25 +116,27 @@ def build(config: Mapping, *, mesh: jax.sharding.Mesh | None = None):
   )
 
 
+def start_state(config: Mapping, variables: Mapping) -> TrainState:
+  """Returns the state before the first step, with these variables."""
+  params = variables['params']
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=variables.get('batch_stats', {}),
+    opt_state=optim.optimizer(config.optimizer).init(params),
+  )
+
+
 def init_state(experiment: Experiment) -> TrainState:
   """Returns the state before the first step, replicated over the mesh."""
-  transform = optim.optimizer(experiment.config.optimizer)
-  shape = (1, *experiment.dataset.image_shape)
+  config, model = experiment.config, experiment.model
+  shape = (1, *experiment.dataset.example_shape)
 
   def init(key):
-    image = jnp.zeros(shape, jnp.float32)
-    variables = experiment.model.init(key, image, train=False)
-    params = variables['params']
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      batch_stats=variables.get('batch_stats', {}),
-      opt_state=transform.init(params),
-    )
+    return start_state(config, model.init(key, jnp.zeros(shape), train=False))
 
   replicated = sharding.replicated(experiment.mesh)
-  key = jax.random.key(experiment.config.seed)
-  return jax.jit(init, out_shardings=replicated)(key)
+  return jax.jit(init, out_shardings=replicated)(jax.random.key(config.seed))
 
 
 def make_train_step(experiment: Experiment) -> Callable:
@@ -146,18 +154,26 @@ def make_train_step(experiment: Experiment) -> Callable:
     num_epochs=config.num_epochs,
   )
 
+  loss_function = losses.get_loss(config.loss.name)
+
   def step(state, metrics, batch):
-    images = experiment.dataset.normalize(batch['image'])
+    images = experiment.dataset.spec.normalize(batch['image'])
 
     def loss_of(params):
       variables = {'params': params, 'batch_stats': state.batch_stats}
-      logits, updates = model.apply(
-        variables, images, train=True, mutable=['batch_stats']
+      step_logits, updates = model.apply(
+        variables,
+        images,
+        train=True,
+        mutable=['batch_stats'],
+        method='step_logits',
       )
-      loss = losses.cross_entropy(
-        logits, batch['label'], label_smoothing=config.loss.label_smoothing
+      loss = loss_function(
+        step_logits,
+        batch['label'],
+        label_smoothing=config.loss.label_smoothing,
       ).mean()
-      return loss, (logits, updates)
+      return loss, (step_logits.mean(1), updates)
 
     (loss, (logits, updates)), gradients = jax.value_and_grad(
       loss_of, has_aux=True
@@ -233,8 +249,7 @@ def train(
     SignalCatcher() as signals,
     Checkpoints(workdir / record.CHECKPOINTS) as checkpoints,
   ):
-    # `window`: the metrics since the last line of the log.
-    saved = {'state': init_state(experiment), 'window': _window(experiment)}
+    saved = saved_items(init_state(experiment), experiment.mesh)
     restored = checkpoints.restore_latest(saved)
     record.write_config(workdir, config)
     total = experiment.total_steps
@@ -259,9 +274,13 @@ def train(
   return experiment, saved['state']
 
 
-def _window(experiment):
-  replicated = sharding.replicated(experiment.mesh)
-  return jax.device_put(TrainMetrics.empty(), replicated)
+def saved_items(state: TrainState, mesh: jax.sharding.Mesh) -> dict:
+  """Returns what is saved; `window`: metrics since the last line of the log."""
+  return {'state': state, 'window': _window(mesh)}
+
+
+def _window(mesh):
+  return jax.device_put(TrainMetrics.empty(), sharding.replicated(mesh))
 
 
 def _loop(experiment, train_step, saved, workdir, checkpoints, signals):
@@ -373,7 +392,7 @@ class _Log:
     values['steps_per_second'] = len(self.losses) / seconds
     self._writer.write(step, values)
     self._progress.say(step, _text(values))
-    self._start(_window(self._experiment))
+    self._start(_window(self._experiment.mesh))
 
 
 def _text(values):

@@ -8,6 +8,8 @@ import sys
 import main as program
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Those that go on with a run; tests/test_import.py has the other.
+MODES = ('train', 'evaluate', 'fold')
 EPOCHS = 2
 STEPS_PER_EPOCH = 16
 # 368 parameters, 16 steps an epoch.

@@ -57,7 +57,7 @@ BAD_INPUT = {
   'unknown mode': (
     ['--mode=foo'],
     "unknown mode 'foo'",
-    'one of evaluate, fold, train',
+    'one of evaluate, fold, import, train',
   ),
   'flag without value': (['--mode'], '--mode needs a value', 'train|evaluate'),
   'missing file': (
@@ -240,14 +240,15 @@ def test_bad_input_in_a_process_of_its_own(arguments, fragments, tmp_path):
 
 
 def test_parse_returns_mode_config_and_workdir():
-  mode, config, workdir = command_line.parse(
+  mode, config, workdir, checkpoint = command_line.parse(
     ['--mode', 'fold', '--workdir=x/y', KEY + 'model.num_steps', '7']
   )
+  assert checkpoint is None
   assert (mode, str(workdir), config.model.num_steps) == ('fold', 'x/y', 7)
 
 
 def test_parse_alone_is_training_the_digits():
-  mode, config, workdir = command_line.parse([])
+  mode, config, workdir, _ = command_line.parse([])
   assert (mode, config.data.name, str(workdir)) == (
     'train',
     'digits',
@@ -257,12 +258,12 @@ def test_parse_alone_is_training_the_digits():
 
 def test_parse_twice_is_independent():
   command_line.parse([KEY + 'seed=3', '--mode=fold'])
-  mode, config, _ = command_line.parse([])
+  mode, config, *_ = command_line.parse([])
   assert (mode, config.seed) == ('train', 0)
 
 
 def test_last_value_of_a_key_counts():
-  _, config, _ = command_line.parse([KEY + 'seed=3', KEY + 'seed=4'])
+  _, config, *_ = command_line.parse([KEY + 'seed=3', KEY + 'seed=4'])
   assert config.seed == 4
 
 
@@ -276,15 +277,15 @@ def test_last_value_of_a_key_counts():
   }.items(),
 )
 def test_booleans_may_be_written_as_flags(argument, value):
-  _, config, _ = command_line.parse([argument, '--mode=train'])
+  _, config, *_ = command_line.parse([argument, '--mode=train'])
   assert config.model.unroll is value
 
 
 def test_optional_key_takes_a_number_and_none():
   key = KEY + 'model.surrogate_parameter'
-  _, config, _ = command_line.parse([f'{key}=2'])
+  _, config, *_ = command_line.parse([f'{key}=2'])
   assert config.model.surrogate_parameter == 2.0
-  _, config, _ = command_line.parse([f'{key}=2', f'{key}=None'])
+  _, config, *_ = command_line.parse([f'{key}=2', f'{key}=None'])
   assert config.model.surrogate_parameter is None
 
 
@@ -297,7 +298,7 @@ def test_config_file_may_have_named_rows(tmp_path):
     '  config.model.num_steps = {"a": 1, "b": 2}[name]\n'
     '  return config\n'
   )
-  _, config, workdir = command_line.parse([f'--config={file}:b'])
+  _, config, workdir, _ = command_line.parse([f'--config={file}:b'])
   assert (config.model.num_steps, str(workdir)) == (2, 'runs/rows_b')
 
 
@@ -309,7 +310,7 @@ def test_help_has_modes_flags_and_examples(capsys):
   text = capsys.readouterr().out
   for mode in command_line.MODES:
     assert mode in text
-  for flag in ('--mode=', '--config=', '--workdir='):
+  for flag in ('--mode=', '--config=', '--workdir=', '--checkpoint='):
     assert flag in text
   assert text.count('python main.py') >= 4
   assert max(len(line) for line in text.splitlines()) <= 80

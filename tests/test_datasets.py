@@ -8,39 +8,103 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpbn_jax import InputError
-from mpbn_jax.datasets import DATASETS, augment, load_dataset
+from mpbn_jax.datasets import (
+  DATASETS,
+  augment,
+  augmentations,
+  get_spec,
+  load_dataset,
+)
 from mpbn_jax.datasets.base import (
   TrainingBatches,
   evaluation_batches,
   split_stratified,
 )
 
+OFF = dict(fake=0, shift=0, roll=0, flip=False, auto_augment=False, cutout=0)
+READABLE = ('digits',)
+
 
 @functools.cache
-def _dataset(name='digits', shift=1):
-  return load_dataset({'name': name, 'shift': shift})
+def _dataset(name='digits', num_steps=3, **data):
+  config = {'name': name, **OFF, 'shift': 1, **data}
+  return load_dataset(config, num_steps=num_steps)
 
 
-@pytest.mark.parametrize('name', DATASETS)
-def test_splits_are_complete_and_of_one_kind(name):
-  dataset = _dataset(name)
+def _check_splits(dataset):
   assert set(dataset.splits) == {'train', 'validation', 'test'}
   for split in dataset.splits.values():
     assert split.images.dtype == np.uint8
     assert split.labels.dtype == np.int32
     assert len(split.images) == len(split.labels)
-    assert split.images.shape[1:] == dataset.image_shape
-    assert set(split.labels) == set(range(len(dataset.class_names)))
-    assert split.images.max() <= dataset.max_value
+    assert split.images.shape[1:] == dataset.example_shape
+    assert split.labels.min() == 0
+    assert split.labels.max() < dataset.spec.num_classes
 
 
 @pytest.mark.parametrize('name', DATASETS)
+def test_registered_name_is_the_specs(name):
+  spec = get_spec(name)
+  assert spec.name == name
+  assert len(set(spec.class_names)) == spec.num_classes
+  assert len(spec.mean) == len(spec.std) == spec.image_shape[-1]
+
+
+def test_shapes_and_classes_are_the_papers():
+  shapes = {name: get_spec(name).image_shape for name in DATASETS}
+  classes = {name: get_spec(name).num_classes for name in DATASETS}
+  assert shapes == {
+    'cifar10': (32, 32, 3),
+    'cifar100': (32, 32, 3),
+    'cifar10_dvs': (48, 48, 2),
+    'digits': (8, 8, 1),
+    'imagenet': (224, 224, 3),
+  }
+  assert classes == {
+    'cifar10': 10,
+    'cifar100': 100,
+    'cifar10_dvs': 10,
+    'digits': 10,
+    'imagenet': 1000,
+  }
+
+
+@pytest.mark.parametrize('name', READABLE)
+def test_splits_are_complete_and_of_one_kind(name):
+  dataset = _dataset(name)
+  _check_splits(dataset)
+  for split in dataset.splits.values():
+    assert set(split.labels) == set(range(dataset.spec.num_classes))
+    assert split.images.max() <= dataset.spec.max_value
+
+
+@pytest.mark.parametrize('name', READABLE)
 def test_constants_normalize_the_training_images(name):
   dataset = _dataset(name)
-  x = np.asarray(dataset.normalize(dataset.splits['train'].images))
+  x = np.asarray(dataset.spec.normalize(dataset.splits['train'].images))
   axes = tuple(range(x.ndim - 1))
   np.testing.assert_allclose(x.mean(axes), 0, atol=1e-3)
   np.testing.assert_allclose(x.std(axes), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize('name', DATASETS)
+def test_fake_examples_have_the_true_shape_and_are_always_the_same(name):
+  dataset = _dataset(name, fake=7)
+  _check_splits(dataset)
+  spec = dataset.spec
+  frames = (3,) if spec.frames else ()
+  assert dataset.splits['test'].images.shape == (
+    (7,) + frames + spec.image_shape
+  )
+  again = load_dataset({'name': name, **OFF, 'fake': 7}, num_steps=3)
+  for part, split in dataset.splits.items():
+    np.testing.assert_array_equal(split.images, again.splits[part].images)
+
+
+@pytest.mark.parametrize('name', sorted(set(DATASETS) - set(READABLE)))
+def test_data_set_without_a_reader_says_what_to_do(name):
+  with pytest.raises(InputError, match=f'{name}. cannot be read yet.*fake=256'):
+    _dataset(name)
 
 
 def test_digits_are_split_60_20_20_in_every_class():
@@ -108,6 +172,10 @@ def test_evaluation_visits_every_example_once(batch_size, split):
   np.testing.assert_array_equal(labels, expected.labels)
 
 
+def _random_images(shape=(40, 6, 6, 3)):
+  return np.random.default_rng(0).integers(1, 256, shape, np.uint8)
+
+
 def test_shift_moves_images_and_zeros_move_in():
   images = np.arange(1, 17, dtype=np.uint8).reshape((1, 4, 4, 1))
   moved = augment.shift(images, np.array([[1, -1]]))[0, ..., 0]
@@ -117,25 +185,105 @@ def test_shift_moves_images_and_zeros_move_in():
 
 
 def test_shifts_cover_their_range_evenly():
-  shifts = augment.draw_shifts(np.random.default_rng(0), count=9000, pixels=1)
+  shifts = augment.random_shift(1).draw(np.random.default_rng(0), 9000)
   pairs, counts = np.unique(shifts, axis=0, return_counts=True)
   assert len(pairs) == 9
   assert counts.min() > 850
 
 
-def test_shift_moves_every_frame_alike():
-  images = np.random.default_rng(0).integers(0, 9, (3, 2, 5, 5, 1), np.uint8)
-  shifts = np.array([[1, 0], [0, 0], [-1, 1]])
-  moved = augment.shift(images, shifts)
-  for frame in range(2):
+def test_flip_mirrors_every_other_image():
+  flip = augment.random_flip()
+  images = _random_images()
+  flips = flip.draw(np.random.default_rng(0), 40)
+  flipped = flip.apply(images, flips)
+  assert 10 < flips.sum() < 30
+  np.testing.assert_array_equal(flipped[flips], images[flips, :, ::-1])
+  np.testing.assert_array_equal(flipped[~flips], images[~flips])
+
+
+def test_roll_brings_back_what_leaves():
+  images = _random_images()
+  rolls = augment.random_roll(5).draw(np.random.default_rng(0), 40)
+  assert np.abs(rolls).max() == 5
+  rolled = augment.roll(images, rolls)
+  for image, result, by in zip(images, rolled, rolls, strict=True):
+    np.testing.assert_array_equal(np.roll(image, tuple(by), (0, 1)), result)
+
+
+def test_cutout_blackens_a_square_that_may_stick_out():
+  images = _random_images((3, 6, 6, 3))
+  centres = np.array([[0.5, 0.5], [0.0, 0.0], [0.99, 0.5]])
+  cut = augment.cutout(images, centres, side=4) == 0
+  squares = [((1, 5), (1, 5)), ((0, 2), (0, 2)), ((3, 6), (1, 5))]
+  for black, ((top, bottom), (left, right)) in zip(cut, squares, strict=True):
+    expected = np.zeros((6, 6, 3), bool)
+    expected[top:bottom, left:right] = True
+    np.testing.assert_array_equal(black, expected)
+
+
+AUGMENTATIONS = {
+  'shift': dict(shift=2),
+  'roll': dict(roll=2),
+  'flip': dict(flip=True),
+  'auto_augment': dict(auto_augment=True),
+  'cutout': dict(cutout=3),
+}
+
+
+def test_every_augmentation_is_tried():
+  assert set(AUGMENTATIONS) | {'fake'} == set(OFF)
+
+
+@pytest.mark.parametrize('name', AUGMENTATIONS)
+def test_augmentation_of_an_example_does_not_depend_on_its_batch(name):
+  (augmentation,) = augmentations(OFF | AUGMENTATIONS[name])
+  images = _random_images()
+  parameters = augmentation.draw(np.random.default_rng(1), 40)
+  whole = augmentation.apply(images, parameters)
+  assert whole.shape == images.shape
+  assert whole.dtype == np.uint8
+  assert (whole != images).any()
+  for i in (0, 17, 39):
+    alone = augmentation.apply(images[i : i + 1], parameters[i : i + 1])
+    np.testing.assert_array_equal(alone[0], whole[i])
+
+
+@pytest.mark.parametrize('name', sorted(set(AUGMENTATIONS) - {'auto_augment'}))
+def test_augmentation_changes_every_frame_alike(name):
+  (augmentation,) = augmentations(OFF | AUGMENTATIONS[name])
+  frames = _random_images((40, 3, 6, 6, 2))
+  parameters = augmentation.draw(np.random.default_rng(1), 40)
+  together = augmentation.apply(frames, parameters)
+  for step in range(3):
     np.testing.assert_array_equal(
-      moved[:, frame], augment.shift(images[:, frame], shifts)
+      together[:, step], augmentation.apply(frames[:, step], parameters)
     )
+
+
+def test_leaving_one_augmentation_out_changes_no_other():
+  def images(**data):
+    dataset = _dataset('cifar10', fake=20, **{'shift': 0, **data})
+    return TrainingBatches(dataset, batch_size=20, seed=5).batch(0)['image']
+
+  flipped = images(flip=True)
+  both = images(shift=2, flip=True)
+  shifted = images(shift=2)
+  # An image was mirrored in both runs or in none.
+  plain = images()
+  mirrored = (flipped != plain).any((1, 2, 3))
+  # Where it was not, both runs shifted it alike.
+  np.testing.assert_array_equal(both[~mirrored], shifted[~mirrored])
+  np.testing.assert_array_equal(both[mirrored], shifted[mirrored, :, ::-1])
+
+
+def test_auto_augment_of_grey_images_is_refused():
+  with pytest.raises(InputError, match='3 channels, got 1 of .digits'):
+    _dataset(auto_augment=True)
 
 
 def test_unknown_dataset_lists_the_known_ones():
   with pytest.raises(InputError, match="unknown dataset 'digit'.*digits"):
-    load_dataset({'name': 'digit', 'shift': 0})
+    _dataset('digit')
 
 
 @pytest.mark.parametrize('batch_size', [0, 1079])

@@ -89,3 +89,26 @@ def test_readme_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
     )
   assert (tmp_path / 'runs' / 'digits' / 'summary.json').exists()
   assert (tmp_path / 'runs' / 'digits' / 'folded').is_dir()
+
+
+def test_every_test_that_conformance_names_exists():
+  text = (ROOT / 'docs' / 'conformance.md').read_text()
+  named = re.findall(r'`(test_\w+\.py)::(test_\w+)`', text)
+  assert len(named) > 30
+  for file, test in named:
+    source = (ROOT / 'tests' / file).read_text()
+    assert f'def {test}(' in source, f'{file}::{test}'
+
+
+@pytest.mark.parametrize(
+  'page',
+  [
+    'README.md',
+    *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob('docs/*.md'))),
+  ],
+)
+def test_every_file_that_a_page_names_exists(page):
+  text = (ROOT / page).read_text()
+  for name in re.findall(r'`((?:[\w.]+/)*\w+\.(?:py|txt))[`:]', text):
+    homes = (ROOT, ROOT / 'mpbn_jax', ROOT / 'tests')
+    assert any((home / name).is_file() for home in homes), name

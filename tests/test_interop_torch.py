@@ -105,3 +105,11 @@ def test_folded_variables_do_not_go_out():
   config, variables = _case('resnet20')
   with pytest.raises(InputError, match='expected unfolded variables'):
     to_reference({**variables, 'threshold': {}}, config)
+
+
+@pytest.mark.parametrize('key', ['learn_tau', 'learn_v_th'])
+def test_what_the_reference_does_not_learn_is_refused(key):
+  config, variables = _case('resnet20')
+  state = to_reference(variables, config)
+  with pytest.raises(InputError, match=f'the reference has no {key}'):
+    from_reference(state, config | {key: True})

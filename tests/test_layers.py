@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 
-from mpbn_jax import LIF, NORMS, InputError
+from mpbn_jax import LIF, NORMS, InputError, fold, strip
 from mpbn_jax.layers import ConvNorm, average_pool
 
 MEMBRANE = ['none'] + [k for k, n in NORMS.items() if n.place == 'membrane']
@@ -148,6 +148,74 @@ def test_evaluation_passes_the_surrogate_gradient_of_the_normalized_potential():
   n = (one - stats['mean']) * gain + leaves['bias']
   expected = gain * reference.SURROGATE_DERIVATIVES['sigmoid'](n - 0.5)
   np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('reset', ['hard', 'soft'])
+@pytest.mark.parametrize('norm', MEMBRANE)
+def test_learned_tau_and_v_th_start_as_the_fixed_ones(norm, reset):
+  layer, variables, currents = _lif(
+    norm, learn_tau=True, learn_v_th=True, reset=reset
+  )
+  fixed = LIF(norm=norm, reset=reset)
+  spikes = layer.apply(variables, currents, train=False)
+  np.testing.assert_array_equal(
+    spikes, fixed.apply(variables, currents, train=False)
+  )
+  assert variables['params']['v_th'].shape == (6,)
+  assert variables['params']['tau_logit'].shape == ()
+
+
+def test_learned_tau_and_v_th_are_the_references_neuron():
+  layer, variables, currents = _lif(
+    'none', learn_tau=True, learn_v_th=True, reset='soft'
+  )
+  v_th = np.linspace(0.2, 1.0, 6, dtype=np.float32)
+  params = {'tau_logit': jnp.float32(1.2), 'v_th': jnp.asarray(v_th)}
+  spikes = layer.apply({'params': params}, currents, train=False)
+  expected = reference.lif(
+    _time_first(currents), tau=1 / (1 + np.exp(-1.2)), v_th=v_th, reset='soft'
+  )
+  np.testing.assert_array_equal(_time_first(spikes), expected)
+
+
+@pytest.mark.parametrize('norm', MEMBRANE)
+def test_learned_tau_and_v_th_get_gradients(norm):
+  layer, variables, currents = _lif(
+    norm, learn_tau=True, learn_v_th=True, surrogate='sigmoid'
+  )
+
+  def loss(params):
+    return _train_spikes(layer, {**variables, 'params': params}, currents).sum()
+
+  gradients = jax.grad(loss)(variables['params'])
+  assert gradients['tau_logit'] != 0
+  assert (gradients['v_th'] < 0).all()  # a higher threshold, fewer spikes
+
+
+def test_learned_v_th_folds_into_the_threshold():
+  layer, variables, currents = _lif('mpbn_channel', learn_v_th=True)
+  variables['params']['v_th'] = jnp.linspace(-0.5, 1.5, 6)
+  folded = strip(fold(variables))
+  np.testing.assert_array_equal(
+    layer.apply(variables, currents, train=False),
+    layer.apply(folded, currents, train=False),
+  )
+
+
+def test_learned_tau_cannot_start_at_zero():
+  with pytest.raises(InputError, match='must start inside .*got tau = 0.0'):
+    _lif('none', learn_tau=True, tau=0.0)
+
+
+@pytest.mark.parametrize('norm', MEMBRANE)
+def test_potential_is_float32_whatever_the_currents_are(norm):
+  layer, variables, currents = _lif(norm)
+  low = currents.astype(jnp.bfloat16)
+  spikes = layer.apply(variables, low, train=False)
+  assert spikes.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(
+    spikes, layer.apply(variables, low.astype(jnp.float32), train=False)
+  )
 
 
 def test_element_wise_with_a_batch_of_one_is_refused():

@@ -7,7 +7,7 @@ import pytest
 import runs
 from runs import the_error
 
-from mpbn_jax import command_line, report
+from mpbn_jax import report
 
 KEY = '--config.'
 
@@ -155,7 +155,7 @@ def test_more_epochs_and_other_logging_continue(workdir, capsys):
   assert list((workdir / 'tensorboard').iterdir())
 
 
-@pytest.mark.parametrize('mode', command_line.MODES)
+@pytest.mark.parametrize('mode', runs.MODES)
 def test_changed_keys_are_refused_by_name(mode, workdir, capsys):
   before = runs.snapshot(workdir)
   changed = [KEY + 'model.tau=0.5', KEY + 'optimizer.nesterov=true']

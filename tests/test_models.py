@@ -177,6 +177,34 @@ def test_integer_images_and_float_images_are_the_same():
   )
 
 
+def test_bfloat16_halves_activations_and_keeps_the_rest_float32():
+  model, variables = common.small(
+    dtype='bfloat16', membrane_norm='mpbn_channel'
+  )
+  logits, kept = model.apply(
+    variables,
+    common.images(),
+    train=True,
+    mutable=['batch_stats', 'intermediates'],
+  )
+  assert logits.dtype == jnp.float32
+  dtypes = {leaf.dtype for leaf in jax.tree.leaves(kept['batch_stats'])}
+  assert dtypes == {jnp.dtype('float32')}
+  for layer in kept['intermediates'].values():
+    assert layer['currents'][0].dtype == jnp.bfloat16
+
+
+def test_bfloat16_computes_nearly_the_same_logits():
+  model, variables = common.small()
+  low, _ = common.small(dtype='bfloat16')
+  x = common.images()
+  logits = model.apply(variables, x, train=False)
+  # Some spikes flip: the logits of a network with 8 features, not their bits.
+  np.testing.assert_allclose(
+    low.apply(variables, x, train=False), logits, atol=0.2
+  )
+
+
 def test_neuron_layer_can_stand_alone():
   spikes = LIF().apply({}, jnp.ones((1, 2, 3)), train=False)
   np.testing.assert_array_equal(spikes, jnp.ones((1, 2, 3)))
@@ -190,6 +218,7 @@ def test_neuron_layer_can_stand_alone():
     ({'membrane_norm': 'mpbn'}, "of the membrane 'mpbn'.*mpbn_channel"),
     ({'current_norm': 'bm'}, "of the current 'bm'.*bn, none"),
     ({'spike_norm': 'x'}, "of the spikes 'x': expected one of none"),
+    ({'dtype': 'float16'}, "unknown dtype 'float16'.*bfloat16, float32"),
     ({'reset': 'x'}, "unknown reset 'x'.*hard, soft"),
     ({'num_steps': 0}, 'num_steps must be an integer >= 1, got 0'),
     ({'num_steps': 2.5}, 'num_steps must be an integer >= 1, got 2.5'),

@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from mpbn_jax import losses, optim
+from mpbn_jax import InputError, losses, optim
 
 SETTINGS = dict(
   learning_rate=0.1,
   warmup_epochs=0.0,
+  decay_every='step',
   momentum=0.9,
   nesterov=False,
   weight_decay=0.01,
@@ -28,6 +29,40 @@ def test_loss_is_the_cross_entropy():
   np.testing.assert_allclose(
     losses.cross_entropy(logits, labels), expected, rtol=1e-6
   )
+
+
+STEP_LOGITS = np.random.default_rng(0).normal(0, 2, (5, 3, 4))  # [B, T, K]
+LABELS = np.array([0, 3, 1, 2, 2])
+
+
+def test_default_loss_is_that_of_the_mean_logits():
+  got = losses.get_loss('cross_entropy')(STEP_LOGITS, LABELS)
+  expected = losses.cross_entropy(STEP_LOGITS.mean(1), LABELS)
+  np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_tet_is_the_mean_of_the_losses_of_the_steps():
+  got = losses.get_loss('tet')(STEP_LOGITS, LABELS, label_smoothing=0.1)
+  steps = [
+    losses.cross_entropy(STEP_LOGITS[:, t], LABELS, label_smoothing=0.1)
+    for t in range(3)
+  ]
+  np.testing.assert_allclose(got, np.mean(steps, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', losses.LOSSES)
+def test_all_losses_agree_at_one_step(name):
+  one = STEP_LOGITS[:, :1]
+  np.testing.assert_allclose(
+    losses.get_loss(name)(one, LABELS),
+    losses.cross_entropy(one[:, 0], LABELS),
+    rtol=1e-6,
+  )
+
+
+def test_unknown_loss_lists_the_known_ones():
+  with pytest.raises(InputError, match="unknown loss 'mse'.*cross_entropy, te"):
+    losses.get_loss('mse')
 
 
 def test_label_smoothing_spreads_its_share_over_all_classes():
@@ -50,6 +85,30 @@ def test_warm_up_rises_linearly_to_the_peak():
   np.testing.assert_allclose(
     [rate(step) for step in (0, 1, 5, 40)], [0, 0.02, 0.1, 0], atol=1e-7
   )
+
+
+def test_rate_of_the_reference_moves_once_an_epoch():
+  settings = SETTINGS | {'decay_every': 'epoch'}
+  rate = optim.learning_rate(settings, steps_per_epoch=10, num_epochs=4)
+  # PyTorch's CosineAnnealingLR(T_max=4), stepped after every epoch.
+  expected = [0.05 * (1 + np.cos(np.pi * epoch / 4)) for epoch in range(4)]
+  got = [float(rate(step)) for step in range(40)]
+  np.testing.assert_allclose(got, np.repeat(expected, 10), rtol=1e-5)
+
+
+def test_warm_up_rises_with_every_step_either_way():
+  settings = SETTINGS | {'decay_every': 'epoch', 'warmup_epochs': 1.5}
+  rate = optim.learning_rate(settings, steps_per_epoch=10, num_epochs=4)
+  np.testing.assert_allclose(
+    [rate(step) for step in (0, 3, 14)], [0, 0.02, 0.1 * 14 / 15], rtol=1e-5
+  )
+  assert rate(20) == rate(29) > rate(30)
+
+
+def test_unknown_decay_lists_the_known_ones():
+  settings = SETTINGS | {'decay_every': 'day'}
+  with pytest.raises(InputError, match="decay_every 'day'.*epoch, step"):
+    optim.learning_rate(settings, steps_per_epoch=10, num_epochs=4)
 
 
 def _directions(settings, gradients_of_steps):

@@ -10,7 +10,7 @@ import pytest
 import runs
 
 from configs import default
-from mpbn_jax import command_line, config, record
+from mpbn_jax import config, record
 from mpbn_jax.errors import InputError
 
 
@@ -39,7 +39,7 @@ def test_free_keys_may_differ_and_are_stored_when_the_run_goes_on(tmp_path):
   assert stored(tmp_path)['log']['every_steps'] == now.log.every_steps
 
 
-FREE = ('log.', 'evaluation.', 'num_epochs')
+FREE = ('log.', 'evaluation.', 'paper.', 'num_epochs')
 
 
 @pytest.mark.parametrize('key', config.flatten(default.get_config()))
@@ -73,7 +73,7 @@ def test_key_that_only_one_side_has_is_named(tmp_path):
 
 
 @pytest.mark.parametrize('text', [b'{"seed": 0', b'[]', b'', b'\xff'])
-@pytest.mark.parametrize('mode', command_line.MODES)
+@pytest.mark.parametrize('mode', runs.MODES)
 def test_damaged_configuration_is_one_line(mode, text, tmp_path, capsys):
   (tmp_path / 'config.json').write_bytes(text)
   (tmp_path / 'checkpoints').mkdir()
@@ -92,7 +92,7 @@ def test_file_in_the_place_of_the_checkpoints_is_an_input_error(tmp_path):
   assert (tmp_path / 'checkpoints').read_text() == 'mine'
 
 
-@pytest.mark.parametrize('mode', command_line.MODES)
+@pytest.mark.parametrize('mode', runs.MODES)
 def test_checkpoints_without_configuration_are_refused(mode, tmp_path, capsys):
   (tmp_path / 'checkpoints').mkdir()
   assert runs.run(tmp_path, f'--mode={mode}') == 2

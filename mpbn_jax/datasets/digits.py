@@ -6,23 +6,25 @@ download. No official split: a fixed stratified one, 60 % train, 20 %
 validation, 20 % test, the same for every training seed.
 """
 
-import functools
-
 import numpy as np
 
-from mpbn_jax.datasets import augment
-from mpbn_jax.datasets.base import Dataset, Split, split_stratified
+from mpbn_jax.datasets.base import Spec, Split, split_stratified
 
 SPLIT_SEED = 0
 SHARES = (0.6, 0.2, 0.2)
-# Of the training part, values / 16; computed by
-# `images[train].mean() / 16, images[train].std() / 16` with the split above.
-MEAN = (0.3045,)
-STD = (0.3760,)
+SPEC = Spec(
+  name='digits',
+  image_shape=(8, 8, 1),
+  class_names=tuple('0123456789'),
+  max_value=16,
+  # Of the training part: `images[train].mean() / 16`, `.std() / 16`.
+  mean=(0.3045,),
+  std=(0.3760,),
+)
 
 
-def load(*, shift: int = 1) -> Dataset:
-  """Returns the data set; `shift`: largest random shift, in pixels."""
+def load() -> dict[str, Split]:
+  """Returns the splits."""
   # Takes a second to import, and only this data set needs it.
   from sklearn.datasets import load_digits
 
@@ -30,20 +32,8 @@ def load(*, shift: int = 1) -> Dataset:
   images = source.images.astype(np.uint8)[..., None]
   labels = source.target.astype(np.int32)
   parts = split_stratified(labels, shares=SHARES, seed=SPLIT_SEED)
-  return Dataset(
-    name='digits',
-    class_names=tuple(str(name) for name in source.target_names),
-    max_value=16,
-    mean=MEAN,
-    std=STD,
-    splits={
-      name: Split(images[part], labels[part])
-      for name, part in zip(('train', 'validation', 'test'), parts, strict=True)
-    },
-    draw=functools.partial(_draw, shift),
-    augment=augment.shift,
-  )
-
-
-def _draw(shift, rng, count):
-  return augment.draw_shifts(rng, count=count, pixels=shift)
+  names = ('train', 'validation', 'test')
+  return {
+    name: Split(images[part], labels[part])
+    for name, part in zip(names, parts, strict=True)
+  }

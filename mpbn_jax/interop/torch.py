@@ -105,6 +105,12 @@ def _check(config):
       "the reference has current_norm='bn' after every convolution, got "
       f'{config["current_norm"]!r}: set config.model.current_norm=bn'
     )
+  for key in ('learn_tau', 'learn_v_th'):
+    if config.get(key):
+      raise InputError(
+        f'the reference has no {key}, got model.{key}=True: set '
+        f'--config.model.{key}=false'
+      )
 
 
 def _expected(config, channels, side):

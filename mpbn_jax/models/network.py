@@ -10,6 +10,8 @@ from mpbn_jax.layers import LIF, ConvNorm
 from mpbn_jax.neuron import RESETS, check_tau
 from mpbn_jax.surrogate import get_surrogate
 
+DTYPES = ('float32', 'bfloat16')
+
 
 class SpikingNetwork(nn.Module):
   """Base of the networks: a subclass defines `features` and nothing else.
@@ -25,6 +27,8 @@ class SpikingNetwork(nn.Module):
     width: channels of the first layer; all others scale with it.
     tau: kept fraction of the membrane potential, in [0, 1).
     v_th: firing threshold.
+    learn_tau: whether every neuron layer learns its tau.
+    learn_v_th: whether every neuron layer learns v_th per channel.
     surrogate: a name in `surrogate.SURROGATES`.
     surrogate_parameter: its width or slope; None takes its default.
     reset: 'hard' or 'soft'.
@@ -34,6 +38,8 @@ class SpikingNetwork(nn.Module):
     spike_norm: after every firing.
     momentum: weight of the new value in running statistics.
     eps: added to variances.
+    dtype: of activations and products, 'float32' or 'bfloat16'. Potentials,
+      statistics, parameters and the readout are float32 in any case.
     unroll: whether the T steps are unrolled in the compiled program.
   """
 
@@ -42,6 +48,8 @@ class SpikingNetwork(nn.Module):
   width: int = 64
   tau: float = 0.25
   v_th: float = 0.5
+  learn_tau: bool = False
+  learn_v_th: bool = False
   surrogate: str = 'rect'
   surrogate_parameter: float | None = None
   reset: str = 'hard'
@@ -51,6 +59,7 @@ class SpikingNetwork(nn.Module):
   spike_norm: str = norms.NONE
   momentum: float = norms.MOMENTUM
   eps: float = norms.EPS
+  dtype: str = 'float32'
   unroll: bool = True
 
   def check(self) -> None:
@@ -63,6 +72,8 @@ class SpikingNetwork(nn.Module):
     get_surrogate(self.surrogate, parameter=self.surrogate_parameter)
     if self.reset not in RESETS:
       raise unknown('reset', self.reset, RESETS)
+    if self.dtype not in DTYPES:
+      raise unknown('dtype', self.dtype, DTYPES)
     norms.check_norm(self.current_norm, place='current')
     norms.check_norm(self.membrane_norm, place='membrane')
     norms.check_norm(self.spike_norm, place='spikes')
@@ -90,6 +101,8 @@ class SpikingNetwork(nn.Module):
     return LIF(
       tau=self.tau,
       v_th=self.v_th,
+      learn_tau=self.learn_tau,
+      learn_v_th=self.learn_v_th,
       norm=self.membrane_norm,
       surrogate=self.surrogate,
       surrogate_parameter=self.surrogate_parameter,
@@ -150,5 +163,5 @@ class SpikingNetwork(nn.Module):
         f'[B, T, H, W, C] have T = {x.shape[1]}: build it with '
         f'num_steps={x.shape[1]} or give {self.num_steps} frames'
       )
-    x = x.astype(jnp.float32)
+    x = x.astype(self.dtype)
     return x[:, None] if x.ndim == 4 else x

@@ -1,0 +1,296 @@
+"""Is AutoAugment's policy the published one, with Pillow's operations?"""
+
+import collections
+import functools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance, ImageOps
+from sklearn.datasets import load_sample_images
+
+from mpbn_jax import InputError
+from mpbn_jax.datasets import autoaugment
+from mpbn_jax.datasets.autoaugment import (
+  FILL,
+  MAGNITUDES,
+  OPERATIONS,
+  POLICY,
+  SIGNED,
+)
+
+
+def _pillow_affine(matrix):
+  def operation(image, magnitude, fill=FILL):
+    return image.transform(
+      image.size,
+      Image.Transform.AFFINE,
+      matrix(magnitude, *image.size),
+      Image.Resampling.NEAREST,
+      fillcolor=fill,
+    )
+
+  return operation
+
+
+def _pillow_enhance(kind):
+  return lambda image, magnitude: kind(image).enhance(1 + magnitude)
+
+
+# (image, magnitude) -> image, as torchvision's AutoAugment calls Pillow.
+PILLOW = {
+  'ShearX': _pillow_affine(lambda m, w, h: (1, m, 0, 0, 1, 0)),
+  'ShearY': _pillow_affine(lambda m, w, h: (1, 0, 0, m, 1, 0)),
+  'TranslateX': _pillow_affine(lambda m, w, h: (1, 0, -int(m * w), 0, 1, 0)),
+  'TranslateY': _pillow_affine(lambda m, w, h: (1, 0, 0, 0, 1, -int(m * h))),
+  'Rotate': lambda image, m: image.rotate(m, fillcolor=FILL),
+  'AutoContrast': lambda image, _: ImageOps.autocontrast(image),
+  'Invert': lambda image, _: ImageOps.invert(image),
+  'Equalize': lambda image, _: ImageOps.equalize(image),
+  'Solarize': ImageOps.solarize,
+  'Posterize': ImageOps.posterize,
+  'Contrast': _pillow_enhance(ImageEnhance.Contrast),
+  'Color': _pillow_enhance(ImageEnhance.Color),
+  'Brightness': _pillow_enhance(ImageEnhance.Brightness),
+  'Sharpness': _pillow_enhance(ImageEnhance.Sharpness),
+}
+
+
+def _with_pillow(name, images, magnitude):
+  changed = [PILLOW[name](Image.fromarray(x), magnitude) for x in images]
+  return np.stack([np.asarray(image) for image in changed])
+
+
+@functools.cache
+def _natural(count=48):
+  """32x32 pieces of two photographs, at three scales."""
+  pieces = [
+    photograph[top :: 2**scale, left :: 2**scale][:32, :32]
+    for photograph in load_sample_images().images
+    for scale in range(3)
+    for top in range(0, 300, 100)
+    for left in range(0, 500, 150)
+  ]
+  return np.stack(pieces)[:: len(pieces) // count][:count]
+
+
+@functools.cache
+def _random(shape=(24, 32, 32, 3)):
+  return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def _sparse():
+  """Images of few values, where histograms have gaps and steps of 0."""
+  rng = np.random.default_rng(1)
+  noise = rng.integers(0, 256, (24, 32, 32, 3), np.uint8)
+  shares = np.linspace(0, 1, 24)[:, None, None, None]
+  return np.where(rng.random(noise.shape) < shares, noise, 7).astype(np.uint8)
+
+
+def _flat():
+  """One image of each grey."""
+  grey = np.arange(256, dtype=np.uint8)[:, None, None, None]
+  return np.broadcast_to(grey, (256, 4, 4, 3)).copy()
+
+
+IMAGES = {
+  'natural': _natural,
+  'random': _random,
+  'sparse': _sparse,
+  'flat': _flat,
+  'narrow': lambda: _random() // 128 + 100,
+  'oblong': lambda: _random((4, 17, 23, 3)),
+  'tiny': lambda: _random((4, 2, 2, 3)),
+}
+
+
+def _magnitudes(name):
+  signs = (1, -1) if name in SIGNED else (1,)
+  return sorted({sign * m for m in MAGNITUDES[name] for sign in signs})
+
+
+@pytest.mark.parametrize('kind', IMAGES)
+@pytest.mark.parametrize('name', OPERATIONS)
+def test_operation_equals_pillow_bit_for_bit_at_every_level(name, kind):
+  images = IMAGES[kind]()
+  for magnitude in _magnitudes(name):
+    ours = OPERATIONS[name](images, magnitude)
+    assert ours.dtype == np.uint8
+    np.testing.assert_array_equal(ours, _with_pillow(name, images, magnitude))
+
+
+@pytest.mark.parametrize('degrees', [90, 180, 270, 120.5])
+def test_large_rotations_equal_pillow_bit_for_bit(degrees):
+  images = _random()
+  ours = OPERATIONS['Rotate'](images, degrees)
+  np.testing.assert_array_equal(ours, _with_pillow('Rotate', images, degrees))
+
+
+@pytest.mark.parametrize('name', OPERATIONS)
+def test_operation_leaves_its_argument_as_it_was(name):
+  images = _natural().copy()
+  OPERATIONS[name](images, MAGNITUDES[name][9])
+  np.testing.assert_array_equal(images, _natural())
+
+
+def _one_by_one(images, drawn):
+  """The policy with Pillow, an image at a time."""
+  results = []
+  for x, (row, first, second, *negative) in zip(images, drawn, strict=True):
+    image = Image.fromarray(x)
+    steps = zip(POLICY[row], (first, second), negative, strict=True)
+    for (name, _, level), applied, minus in steps:
+      sign = -1 if minus and name in SIGNED else 1
+      if applied:
+        image = PILLOW[name](image, sign * MAGNITUDES[name][level])
+    results.append(np.asarray(image))
+  return np.stack(results)
+
+
+def test_policy_equals_pillow_image_by_image():
+  images = np.concatenate([_natural(), _random(), _sparse()] * 4)
+  drawn = autoaugment.draw(np.random.default_rng(3), count=len(images))
+  ours = autoaugment.apply(images, drawn)
+  np.testing.assert_array_equal(ours, _one_by_one(images, drawn))
+
+
+def test_policy_has_25_pairs_of_known_operations():
+  assert len(POLICY) == 25
+  for pair in POLICY:
+    assert len(pair) == 2
+    for name, probability, level in pair:
+      assert name in OPERATIONS
+      assert 0 <= probability <= 1
+      assert level in range(10)
+
+
+def test_policy_uses_each_operation_as_often_as_published():
+  # Counted in torchvision's AutoAugmentPolicy.CIFAR10.
+  counts = collections.Counter(name for pair in POLICY for name, _, _ in pair)
+  assert counts == {
+    'Equalize': 9,
+    'AutoContrast': 7,
+    'TranslateY': 5,
+    'Color': 5,
+    'Sharpness': 5,
+    'Brightness': 4,
+    'Solarize': 4,
+    'Invert': 3,
+    'Contrast': 2,
+    'TranslateX': 2,
+    'ShearY': 2,
+    'Rotate': 1,
+    'Posterize': 1,
+  }
+
+
+def test_every_operation_has_magnitudes_and_a_reference():
+  assert set(OPERATIONS) == set(MAGNITUDES) == set(PILLOW)
+  assert all(len(magnitudes) == 10 for magnitudes in MAGNITUDES.values())
+
+
+def test_magnitudes_end_where_torchvision_ends():
+  assert MAGNITUDES['ShearX'][9] == pytest.approx(0.3)
+  assert MAGNITUDES['Rotate'][9] == pytest.approx(30)
+  assert MAGNITUDES['Color'][9] == pytest.approx(0.9)
+  assert (MAGNITUDES['Solarize'][0], MAGNITUDES['Solarize'][9]) == (255, 0)
+  # `8 - (torch.arange(10) / ((10 - 1) / 4)).round().int()`
+  assert MAGNITUDES['Posterize'] == (8, 8, 7, 7, 6, 6, 5, 5, 4, 4)
+
+
+@pytest.mark.parametrize(('level', 'pixels'), [(3, 4), (8, 12), (9, 14)])
+def test_translation_of_32_pixels_is_cut_as_in_torchvision(level, pixels):
+  images = _random()
+  moved = OPERATIONS['TranslateX'](images, MAGNITUDES['TranslateX'][level])
+  np.testing.assert_array_equal(moved[:, :, pixels:], images[:, :, :-pixels])
+  assert (moved[:, :, :pixels] == 128).all()
+
+
+def test_fill_is_the_colour_of_what_moves_in():
+  drawn = np.array([[21, 1, 0, 0, 0]] * 2, np.int8)  # TranslateY down by 14
+  images = np.zeros((2, 32, 32, 3), np.uint8)
+  moved = autoaugment.apply(images, drawn, fill=(1, 2, 3))
+  assert (moved[:, :14] == (1, 2, 3)).all()
+  assert not moved[:, 14:].any()
+
+
+def test_draw_has_the_published_frequencies():
+  count = 250_000
+  drawn = autoaugment.draw(np.random.default_rng(0), count=count)
+  per_row = np.bincount(drawn[:, 0], minlength=25)
+  assert per_row.shape == (25,)
+  # Six standard deviations of a share of n examples: 3 / sqrt(n) at most.
+  np.testing.assert_allclose(per_row / count, 1 / 25, atol=3 / count**0.5)
+  for row, pair in enumerate(POLICY):
+    mine = drawn[drawn[:, 0] == row]
+    tolerance = 3 / len(mine) ** 0.5
+    probabilities = [probability for _, probability, _ in pair]
+    applied = mine[:, 1:3].mean(0)
+    np.testing.assert_allclose(applied, probabilities, atol=tolerance)
+    np.testing.assert_allclose(mine[:, 3:].mean(0), 0.5, atol=tolerance)
+
+
+def test_draw_never_applies_an_operation_of_probability_0():
+  drawn = autoaugment.draw(np.random.default_rng(0), count=10_000)
+  row = next(i for i, pair in enumerate(POLICY) if pair[1][1] == 0)
+  assert not drawn[drawn[:, 0] == row, 2].any()
+
+
+def test_draw_of_fewer_examples_is_the_start_of_the_draw_of_more():
+  few = autoaugment.draw(np.random.default_rng(5), count=7)
+  more = autoaugment.draw(np.random.default_rng(5), count=50)
+  np.testing.assert_array_equal(few, more[:7])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 96))
+def test_result_depends_on_the_image_and_its_row_alone(seed, cut):
+  rng = np.random.default_rng(seed)
+  images = np.concatenate([_natural(), _natural()])
+  drawn = autoaugment.draw(rng, count=len(images))
+  whole = autoaugment.apply(images, drawn)
+  order = rng.permutation(len(images))
+  parts = [
+    autoaugment.apply(images[part], drawn[part])
+    for part in (order[:cut], order[cut:])
+  ]
+  np.testing.assert_array_equal(np.concatenate(parts), whole[order])
+
+
+def test_apply_leaves_its_arguments_as_they_were():
+  images = _natural().copy()
+  drawn = autoaugment.draw(np.random.default_rng(0), count=len(images))
+  before = drawn.copy()
+  autoaugment.apply(images, drawn)
+  np.testing.assert_array_equal(images, _natural())
+  np.testing.assert_array_equal(drawn, before)
+
+
+@pytest.mark.parametrize(
+  ('images', 'message'),
+  [
+    (np.zeros((2, 32, 32, 3), np.float32), r'uint8 .*, got float32 \[2, 32'),
+    (np.zeros((2, 32, 32, 1), np.uint8), r'got uint8 \[2, 32, 32, 1\]'),
+    (np.zeros((32, 32, 3), np.uint8), r'got uint8 \[32, 32, 3\]'),
+  ],
+)
+def test_apply_refuses_other_images(images, message):
+  with pytest.raises(InputError, match=message):
+    autoaugment.apply(images, np.zeros((2, 5), np.int8))
+
+
+@pytest.mark.parametrize(
+  ('drawn', 'message'),
+  [
+    (np.zeros((3, 5), np.int8), r'integers \[2, 5\].*, got int8 \[3, 5\]'),
+    (np.zeros((2, 4), np.int8), r'got int8 \[2, 4\]'),
+    (np.zeros((2, 5)), r'got float64 \[2, 5\]'),
+    (np.full((2, 5), 25), r'sub-policies 0\.\.24'),
+    (np.full((2, 5), -1), r'sub-policies 0\.\.24'),
+    (np.full((2, 5), 2), r'columns of 0 and 1'),
+  ],
+)
+def test_apply_refuses_other_draws(drawn, message):
+  with pytest.raises(InputError, match=message):
+    autoaugment.apply(np.zeros((2, 32, 32, 3), np.uint8), drawn)

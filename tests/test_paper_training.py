@@ -1,0 +1,55 @@
+"""Does every experiment of the paper train, at width 4 on fake data?"""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs import paper
+from mpbn_jax import sharding, train
+from mpbn_jax.evaluate import evaluate
+
+
+def _experiment(row, num_steps):
+  config = paper.get_config(f'{row.names[0]}@code')
+  config.model.width = 4
+  config.model.num_steps = num_steps
+  config.model.unroll = False  # the compile time does not grow with T
+  config.data.fake = 4
+  config.data.batch_size = config.evaluation.batch_size = 4
+  return train.build(config, mesh=sharding.make_mesh(jax.devices()[:1]))
+
+
+@functools.cache
+def _initial(model, dataset, norm):
+  """Returns the initial state, the same for every T."""
+  row = next(
+    row
+    for row in paper.ROWS
+    if (row.model, row.dataset, row.norm) == (model, dataset, norm)
+  )
+  return jax.device_get(train.init_state(_experiment(row, 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'row', paper.ROWS, ids=[row.names[0] for row in paper.ROWS]
+)
+def test_row_trains_two_steps_and_evaluates(row):
+  experiment = _experiment(row, row.num_steps)
+  step = train.make_train_step(experiment)
+  initial = _initial(row.model, row.dataset, row.norm)
+  state, metrics = initial, train.TrainMetrics.empty()
+  for i in range(2):
+    state, metrics, loss = step(state, metrics, experiment.batches.batch(i))
+    assert np.isfinite(loss)
+  for name in ('params', 'batch_stats'):
+    moved = jax.tree.map(
+      lambda a, b: bool((a != b).any()),
+      getattr(initial, name),
+      jax.device_get(getattr(state, name)),
+    )
+    assert any(jax.tree.leaves(moved)), name
+  scores = evaluate(experiment, state.variables, split='test')
+  assert np.isfinite(scores['loss'])
