@@ -31,7 +31,8 @@ def get_config() -> ml_collections.ConfigDict:
   model.learn_v_th = False  # learn v_th, one of each channel
   model.reset = 'hard'  # hard (to zero) | soft (subtracts v_th)
   model.detach_reset = False  # whether the gradient ignores the reset's spikes
-  model.current_norm = 'bn'  # after every convolution: bn | none
+  # After every convolution: bn | tdbn | bntt | tebn | none.
+  model.current_norm = 'bn'
   # Before every firing: mpbn_channel | mpbn_element | none.
   model.membrane_norm = 'mpbn_channel'
   model.spike_norm = 'none'  # after every firing: none

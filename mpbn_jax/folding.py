@@ -84,6 +84,9 @@ def fold_convolutions(
       kernel' = kernel * g, bias' = (bias - mean) * g + norm_bias,
       g = scale / sqrt(var + eps)
 
+  for bn and tdbn. BNTT folds into a kernel and a bias of each step, TEBN into a
+  kernel, a bias and a factor of each step.
+
   Other than `fold` this changes rounding: a spike may flip where its
   potential is within rounding of the threshold. `evaluate.compare` counts.
 
@@ -92,7 +95,7 @@ def fold_convolutions(
     eps: added to variances, `config.model.eps`.
 
   Returns:
-    `variables` and {'folded': {<layer>: {'kernel', 'bias'}}}.
+    `variables` and {'folded': {<layer>: {'kernel', 'bias', 'factor'?}}}.
 
   Raises:
     InputError: no convolution with a normalization that folds.
@@ -108,10 +111,7 @@ def fold_convolutions(
     norm = norms.NORMS[name]
     if norm.fold is None:
       raise InputError(f'{name!r} does not fold: {norm.why_not}')
-    kernel, bias = norm.fold(
-      params, stats, layer['kernel'], layer.get('bias'), eps=eps
-    )
-    return {'kernel': kernel, 'bias': bias}
+    return norm.fold(params, stats, layer['kernel'], layer.get('bias'), eps=eps)
 
   folded = _collect(variables, 'current', fold_convolution)
   return {**variables, 'folded': folded}

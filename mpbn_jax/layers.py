@@ -1,7 +1,7 @@
 """Which Flax modules own the variables of a spiking network?
 
 Activations are batch-major, [B, T, H, W, C]: (B, T) merges for free and stays
-sharded along B. The mathematics is elsewhere: `neuron.py`, `norm.py`, `ops/`.
+sharded along B. The mathematics is elsewhere: `neuron.py`, `norm/`, `ops/`.
 """
 
 import functools
@@ -62,7 +62,9 @@ class ConvNorm(nn.Module):
 
   Variables: params/{kernel, bias?, <norm>/...}, batch_stats/<norm>/.... A
   `folded` collection with {kernel, bias} at this path takes the place of all
-  of them (`folding.fold_convolutions`).
+  of them (`folding.fold_convolutions`); where the norm told the steps apart,
+  the kernel is [T, k, k, C_in, C_out] and the bias [T, C_out] (BNTT), or there
+  is a factor [T] beside them (TEBN).
 
   Attributes:
     features: output channels.
@@ -72,6 +74,7 @@ class ConvNorm(nn.Module):
     norm: a current norm of `norm.NORMS`, or 'none'.
     use_bias: whether the convolution has a bias of its own.
     scale_init: what the norm's scale starts at.
+    gain: what `tdbn` scales the normalized currents by, alpha * v_th.
     kernel_init: initializer of the kernel.
     momentum: weight of the new value in running statistics.
     eps: added to variances.
@@ -84,6 +87,7 @@ class ConvNorm(nn.Module):
   norm: str = 'bn'
   use_bias: bool = False
   scale_init: float = 1.0
+  gain: float = 1.0
   # N(0, 2 / (k * k * C_out))
   kernel_init: Callable = nn.initializers.variance_scaling(
     2.0, 'fan_out', 'normal'
@@ -102,36 +106,34 @@ class ConvNorm(nn.Module):
       train: whether batch statistics are used, and running ones advanced.
       copies: how many equal steps each step of x stands for. An image that
         is the same at every step is convolved once, T = 1 with `copies` of
-        it; only the unbiased running variance needs to know.
+        it; only the unbiased running variance needs to know. A norm that
+        tells the steps apart returns them all.
     """
-
-    def convolve(x, kernel, bias):
-      side = (self.padding, self.padding)
-      strides = (self.stride, self.stride)
-      product = functools.partial(
-        convolution,
-        kernel=kernel.astype(x.dtype),  # the master weights stay float32
-        strides=strides,
-        padding=(side, side),
-      )
-      y = over_time(product, x)
-      return y if bias is None else (y + bias).astype(x.dtype)
-
     if self.has_variable('folded', 'kernel'):
-      kernel = self.get_variable('folded', 'kernel')
-      return convolve(x, kernel, self.get_variable('folded', 'bias'))
-
+      return self._folded(x, copies)
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape)
     bias = None
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    y = convolve(x, kernel, bias)
+    y = self._convolve(x, kernel, bias)
     if self.norm == norms.NONE:
       return y
 
     norm = norms.NORMS[self.norm]
-    params, stats = _norm_variables(self, y.shape[2:], self.scale_init)
+    options = {'copies': copies}
+    if norm.per_step:
+      self._check_steps(x.shape[1] * copies)
+      if copies > 1:
+        y = jnp.repeat(y, copies, axis=1)
+      options = {}
+    params, stats = _norm_variables(
+      self,
+      y.shape[2:],
+      num_steps=y.shape[1],
+      gain=self.gain,
+      scale_init=self.scale_init,
+    )
     if not train:
       return norm.evaluate(params, stats.value, y, eps=self.eps)
     y, new_stats = norm.train(
@@ -140,10 +142,54 @@ class ConvNorm(nn.Module):
       y,
       momentum=self.momentum,
       eps=self.eps,
-      copies=copies,
+      **options,
     )
     _advance(self, stats, new_stats)
     return y
+
+  def _convolve(self, x, kernel, bias):
+    side = (self.padding, self.padding)
+    product = functools.partial(
+      convolution,
+      kernel=kernel.astype(x.dtype),  # the master weights stay float32
+      strides=(self.stride, self.stride),
+      padding=(side, side),
+    )
+    y = over_time(product, x)
+    return y if bias is None else (y + bias).astype(x.dtype)
+
+  def _folded(self, x, copies):
+    kernel = self.get_variable('folded', 'kernel')
+    bias = self.get_variable('folded', 'bias')
+    steps = x.shape[1] * copies
+    if kernel.ndim == 5:  # one for each step
+      _check_steps_equal(self.norm, kernel.shape[0], steps)
+      x = jnp.repeat(x, copies, axis=1)
+      currents = [
+        self._convolve(x[:, t : t + 1], kernel[t], bias[t])
+        for t in range(steps)
+      ]
+      return jnp.concatenate(currents, axis=1)
+    y = self._convolve(x, kernel, bias)
+    if self.has_variable('folded', 'factor'):
+      factor = self.get_variable('folded', 'factor')
+      _check_steps_equal(self.norm, factor.shape[0], steps)
+      y = (y * factor[:, None, None, None]).astype(y.dtype)
+    return y
+
+  def _check_steps(self, steps):
+    if self.has_variable('params', self.norm):
+      leaf = norms.NORMS[self.norm].per_step
+      built = self.get_variable('params', self.norm)[leaf].shape[0]
+      _check_steps_equal(self.norm, built, steps)
+
+
+def _check_steps_equal(norm, built, steps):
+  if built != steps:
+    raise InputError(
+      f'{norm!r} has parameters for each of its {built} steps, got '
+      f'{steps}: use num_steps={built}, or train with num_steps={steps}'
+    )
 
 
 class LIF(nn.Module):
@@ -280,7 +326,7 @@ class LIF(nn.Module):
     return fire_evaluate, None, forget
 
 
-def _norm_variables(module, shape, scale_init=1.0):
+def _norm_variables(module, shape, *, scale_init=1.0, **options):
   """Declares the variables of module.norm under its name; shape: [..., C].
 
   The name in the tree says which normalization the variables belong to: a
@@ -288,9 +334,11 @@ def _norm_variables(module, shape, scale_init=1.0):
   normalization are never taken for another's.
   """
 
+  init = functools.partial(norms.NORMS[module.norm].init, **options)
+
   def init_params(key):
     del key  # constants
-    params, _ = norms.NORMS[module.norm].init(shape)
+    params, _ = init(shape)
     return {
       name: value * scale_init if name == 'scale' else value
       for name, value in params.items()
@@ -300,7 +348,7 @@ def _norm_variables(module, shape, scale_init=1.0):
   stats = module.variable(
     'batch_stats',
     module.norm,
-    lambda: norms.NORMS[module.norm].init(shape)[1],
+    lambda: init(shape)[1],
   )
   return params, stats
 

@@ -156,8 +156,8 @@ def emit(
       backward: ds/d(distance) = surrogate'(distance)
 
   Separating the decision from the gradient lets a neuron decide with an
-  expression that is exact in float32 (`norm.py`) and still be differentiated
-  as a function of n - v_th.
+  expression that is exact in float32 (`norm/membrane.py`) and still be
+  differentiated as a function of n - v_th.
 
   Args:
     fired: bool [...], the decision.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpbn_jax import build_model
+from mpbn_jax import NORMS, build_model
 from mpbn_jax.interop.torch import from_reference
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -23,20 +23,21 @@ def random_norms(variables, *, seed=0, adversarial=False):
 
   def leaf(path, value):
     name, shape = path[-1].key, value.shape
-    if path[-2].key in ('mpbn_channel', 'mpbn_element', 'bn'):
-      membrane = path[-2].key.startswith('mpbn')
-      if name == 'scale' and adversarial and membrane:
-        hard = [1, -1, 0.7, -0.7, 0, 1e-6, -1e-6, 1e3, -1e3]
-        return rng.permutation(np.resize(hard, value.size)).reshape(shape)
-      spread = 0.5 if adversarial else 0.2
-      return {
-        'scale': rng.normal(1.0, 0.3, shape)
-        * np.where(rng.random(shape) < 0.1, -1, 1),
-        'bias': rng.normal(0, spread, shape),
-        'mean': rng.normal(0, spread, shape),
-        'var': rng.uniform(0.05, 1.5, shape),
-      }[name]
-    return value
+    norm = NORMS.get(path[-2].key)
+    if norm is None or name == 'gain':  # no norm's, or a constant
+      return value
+    if name == 'scale' and adversarial and norm.place == 'membrane':
+      hard = [1, -1, 0.7, -0.7, 0, 1e-6, -1e-6, 1e3, -1e3]
+      return rng.permutation(np.resize(hard, value.size)).reshape(shape)
+    spread = 0.5 if adversarial else 0.2
+    return {
+      'scale': rng.normal(1.0, 0.3, shape)
+      * np.where(rng.random(shape) < 0.1, -1, 1),
+      'factor': rng.uniform(0.5, 1.5, shape),
+      'bias': rng.normal(0, spread, shape),
+      'mean': rng.normal(0, spread, shape),
+      'var': rng.uniform(0.05, 1.5, shape),
+    }[name]
 
   return jax.tree_util.tree_map_with_path(
     lambda path, value: jnp.asarray(leaf(path, value), jnp.float32), variables

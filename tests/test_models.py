@@ -216,7 +216,7 @@ def test_neuron_layer_can_stand_alone():
     ({'name': 'resnet21'}, "unknown model 'resnet21'.*resnet20, resnet34"),
     ({'surrogate': 'rekt'}, "unknown surrogate 'rekt'.*did you mean 'rect'"),
     ({'membrane_norm': 'mpbn'}, "of the membrane 'mpbn'.*mpbn_channel"),
-    ({'current_norm': 'bm'}, "of the current 'bm'.*bn, none"),
+    ({'current_norm': 'bm'}, "of the current 'bm'.*bn, bntt, none, tdbn"),
     ({'spike_norm': 'x'}, "of the spikes 'x': expected one of none"),
     ({'dtype': 'float16'}, "unknown dtype 'float16'.*bfloat16, float32"),
     ({'reset': 'x'}, "unknown reset 'x'.*hard, soft"),

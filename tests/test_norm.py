@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
+from reference_norms import REFERENCES
 
 from mpbn_jax import NORMS, InputError
 from mpbn_jax.norm import PLACES, check_norm, moments
@@ -12,50 +12,31 @@ from mpbn_jax.norm import PLACES, check_norm, moments
 B, T, H, W, C = 5, 3, 4, 3, 6
 
 
-def _variables(shape, seed=0):
+def _input(place, seed=1):
   rng = np.random.default_rng(seed)
-  params = {'scale': rng.normal(1, 0.5, shape), 'bias': rng.normal(0, 1, shape)}
-  stats = {'mean': rng.normal(0, 1, shape), 'var': rng.uniform(0.1, 2, shape)}
-  return jax.tree.map(np.float32, params), jax.tree.map(np.float32, stats)
+  x = rng.normal(0.4, 1.3, (B, T, H, W, C)).astype(np.float32)
+  return x[:, 0] if place == 'membrane' else x
 
 
-def _input(seed=1):
+def _init(name, shape=(H, W, C), num_steps=T):
+  return NORMS[name].init(shape, num_steps=num_steps, gain=0.35)
+
+
+def _case(name, seed=0):
+  """Returns (params, stats, x) with every leaf its own random value."""
   rng = np.random.default_rng(seed)
-  return rng.normal(0.4, 1.3, (B, T, H, W, C)).astype(np.float32)
 
+  def leaf(path, value):
+    draw = {
+      'var': lambda: rng.uniform(0.1, 2, value.shape),
+      'gain': lambda: value,
+      'scale': lambda: rng.normal(1, 0.5, value.shape),
+      'factor': lambda: rng.normal(1, 0.5, value.shape),
+    }.get(path[-1].key, lambda: rng.normal(0, 1, value.shape))
+    return np.float32(draw())
 
-def _bn(params, stats, x, *, train):
-  return reference.batch_norm(
-    x, **params, **stats, train=train, momentum=0.1, eps=1e-5
-  )
-
-
-def _element(params, stats, x, *, train):
-  # Statistics over the first axis alone: one BN over B of H * W * C channels.
-  flat = jax.tree.map(np.ravel, {**params, **stats})
-  y, mean, var = reference.batch_norm(
-    x.reshape(len(x), -1),
-    **flat,
-    train=train,
-    momentum=0.1,
-    eps=1e-5,
-  )
-  return y.reshape(x.shape), mean.reshape(H, W, C), var.reshape(H, W, C)
-
-
-# (reference, shape of the variables) of every registered norm. A membrane
-# norm is called with the potential of one step.
-REFERENCES = {
-  'bn': (_bn, (C,)),
-  'mpbn_channel': (_bn, (C,)),
-  'mpbn_element': (_element, (H, W, C)),
-}
-
-
-def _case(name):
-  function, shape = REFERENCES[name]
-  x = _input() if NORMS[name].place == 'current' else _input()[:, 0]
-  return function, *_variables(shape), x
+  params, stats = jax.tree_util.tree_map_with_path(leaf, _init(name))
+  return params, stats, _input(NORMS[name].place)
 
 
 def test_every_registered_norm_has_a_reference():
@@ -65,47 +46,72 @@ def test_every_registered_norm_has_a_reference():
 @pytest.mark.parametrize('name', NORMS)
 def test_entry_is_complete(name):
   norm = NORMS[name]
+  params, _ = _init(name)
   assert norm.place in PLACES
   assert (norm.fold is None) == bool(norm.why_not)
   assert (norm.fires is not None) == (norm.place == 'membrane')
+  if norm.per_step:
+    assert params[norm.per_step].shape[0] == T
 
 
 @pytest.mark.parametrize('name', NORMS)
 def test_initial_variables_are_the_identity(name):
-  params, stats = NORMS[name].init((H, W, C))
-  assert params['scale'].shape == REFERENCES[name][1]
-  for tree, leaf, value in (
-    (params, 'scale', 1),
-    (params, 'bias', 0),
-    (stats, 'mean', 0),
-    (stats, 'var', 1),
-  ):
-    assert (tree[leaf] == value).all()
+  identity = {'scale': 1, 'factor': 1, 'bias': 0, 'mean': 0, 'var': 1}
+  params, stats = _init(name)
+  for leaf, value in {**params, **stats}.items():
+    if leaf != 'gain':
+      assert (value == identity[leaf]).all(), leaf
 
 
 @pytest.mark.parametrize('name', NORMS)
 def test_training_agrees_with_the_reference(name):
-  function, params, stats, x = _case(name)
+  params, stats, x = _case(name)
   y, new = NORMS[name].train(params, stats, x, momentum=0.1, eps=1e-5)
-  expected, mean, var = function(params, stats, x, train=True)
+  expected, new_expected = REFERENCES[name](params, stats, x, train=True)
   # A mean of some hundred float32 values, and the square root of one.
   np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-5)
-  np.testing.assert_allclose(new['mean'], mean, rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(new['var'], var, rtol=1e-5, atol=1e-6)
+  assert new.keys() == new_expected.keys()
+  for leaf, value in new.items():
+    np.testing.assert_allclose(
+      value, new_expected[leaf], rtol=1e-5, atol=1e-6, err_msg=leaf
+    )
 
 
 @pytest.mark.parametrize('name', NORMS)
 def test_evaluation_agrees_with_the_reference(name):
-  function, params, stats, x = _case(name)
+  params, stats, x = _case(name)
   y = NORMS[name].evaluate(params, stats, x, eps=1e-5)
-  expected, _, _ = function(params, stats, x, train=False)
+  expected, _ = REFERENCES[name](params, stats, x, train=False)
   np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def _plain_bn(params, x, axes):
+  mean = jnp.mean(x, axes, keepdims=True)
+  deviation = jnp.sqrt(jnp.var(x, axes, keepdims=True) + 1e-5)
+  return (x - mean) / deviation * params['scale'] + params.get('bias', 0)
+
+
+# Training mode in plain jnp, for autodiff to be compared with.
+PLAIN = {
+  'bn': lambda p, s, x: _plain_bn(p, x, (0, 1, 2, 3)),
+  'tdbn': lambda p, s, x: _plain_bn(
+    {**p, 'scale': p['scale'] * s['gain']}, x, (0, 1, 2, 3)
+  ),
+  'bntt': lambda p, s, x: jnp.stack(
+    [_plain_bn({'scale': p['scale'][t]}, x[:, t], (0, 1, 2)) for t in range(T)],
+    1,
+  ),
+  'tebn': lambda p, s, x: jnp.einsum(
+    't,bt...->bt...', p['factor'], _plain_bn(p, x, (0, 1, 2, 3))
+  ),
+  'mpbn_channel': lambda p, s, x: _plain_bn(p, x, (0, 1, 2)),
+  'mpbn_element': lambda p, s, x: _plain_bn(p, x, (0,)),
+}
 
 
 @pytest.mark.parametrize('name', NORMS)
 def test_gradients_agree_with_autodiff_of_a_plain_version(name):
-  _, params, stats, x = _case(name)
-  axes = tuple(range(x.ndim - 1)) if len(REFERENCES[name][1]) == 1 else (0,)
+  params, stats, x = _case(name)
   cotangent = np.random.default_rng(2).normal(0, 1, x.shape)
 
   def ours(params, x):
@@ -113,9 +119,7 @@ def test_gradients_agree_with_autodiff_of_a_plain_version(name):
     return (y * cotangent).sum()
 
   def plain(params, x):
-    deviation = jnp.sqrt(jnp.var(x, axes) + 1e-5)
-    y = (x - jnp.mean(x, axes)) / deviation * params['scale'] + params['bias']
-    return (y * cotangent).sum()
+    return (PLAIN[name](params, stats, x) * cotangent).sum()
 
   got = jax.grad(ours, (0, 1))(params, x)
   expected = jax.grad(plain, (0, 1))(params, x)
@@ -128,18 +132,18 @@ def test_gradients_agree_with_autodiff_of_a_plain_version(name):
 
 @pytest.mark.parametrize('name', NORMS)
 def test_running_statistics_pass_no_gradient(name):
-  _, params, stats, x = _case(name)
+  params, stats, x = _case(name)
 
-  def run_mean(x):
+  def moved(x):
     _, new = NORMS[name].train(params, stats, x, momentum=0.1, eps=1e-5)
-    return new['mean'].sum() + new['var'].sum()
+    return sum(leaf.sum() for leaf in jax.tree.leaves(new))
 
-  assert (jax.grad(run_mean)(x) == 0).all()
+  assert (jax.grad(moved)(x) == 0).all()
 
 
 @pytest.mark.parametrize('name', NORMS)
 def test_statistics_are_float32_whatever_the_input_is(name):
-  _, params, stats, x = _case(name)
+  params, stats, x = _case(name)
   y, new = NORMS[name].train(
     params, stats, jnp.asarray(x, jnp.bfloat16), momentum=0.1, eps=1e-5
   )
@@ -150,14 +154,14 @@ def test_statistics_are_float32_whatever_the_input_is(name):
 @pytest.mark.parametrize('name', NORMS)
 def test_one_value_per_statistic_is_refused(name):
   shape = (1, 1, 1, C) if NORMS[name].place == 'membrane' else (1, 1, 1, 1, C)
-  params, stats = NORMS[name].init(shape[1:])
+  params, stats = _init(name, (1, 1, C), num_steps=1)
   with pytest.raises(InputError, match='at least 2 values per statistic, got'):
     NORMS[name].train(params, stats, jnp.zeros(shape), momentum=0.1, eps=1e-5)
 
 
 def test_copies_count_in_the_unbiased_variance_only():
-  params, stats = _variables((C,))
-  x = _input()[:, :1]
+  params, stats, x = _case('bn')
+  x = x[:, :1]
   repeated = np.repeat(x, T, axis=1)
   once, new_once = NORMS['bn'].train(
     params, stats, x, momentum=0.1, eps=1e-5, copies=T

@@ -85,11 +85,22 @@ class SpikingNetwork(nn.Module):
 
   # -- what a subclass builds its layers with
 
-  def conv_norm(self, features: int, *, name: str, **options) -> ConvNorm:
-    """Returns a convolution with the network's current norm."""
+  def conv_norm(
+    self, features: int, *, name: str, joins: bool = False, **options
+  ) -> ConvNorm:
+    """Returns a convolution with the network's current norm.
+
+    Args:
+      features: output channels.
+      name: of the layer.
+      joins: whether a residual sum joins its currents with others.
+      **options: attributes of `ConvNorm`.
+    """
+    alpha = 0.5**0.5 if joins else 1.0
     return ConvNorm(
       features,
       norm=self.current_norm,
+      gain=alpha * self.v_th,
       momentum=self.momentum,
       eps=self.eps,
       name=name,
@@ -132,7 +143,7 @@ class SpikingNetwork(nn.Module):
     # The image is the same at every step: convolved and normalized once.
     copies = self.num_steps if static else 1
     currents = self.encoder()(frames, train=train, copies=copies)
-    if static:
+    if currents.shape[1] != self.num_steps:
       shape = (currents.shape[0], self.num_steps, *currents.shape[2:])
       currents = jnp.broadcast_to(currents, shape)
     spikes = self.features(currents, train=train)

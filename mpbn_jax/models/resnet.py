@@ -62,7 +62,10 @@ class SpikingResNet(SpikingNetwork):
   def _block(self, x, features, *, stride, name, train):
     conv1 = self.conv_norm(features, stride=stride, name=f'{name}_conv1')
     conv2 = self.conv_norm(
-      features, scale_init=self.last_scale, name=f'{name}_conv2'
+      features,
+      scale_init=self.last_scale,
+      joins=True,
+      name=f'{name}_conv2',
     )
     y = self.lif(name=f'{name}_lif1')(conv1(x, train=train), train=train)
     y = conv2(y, train=train)
@@ -75,7 +78,12 @@ class SpikingResNet(SpikingNetwork):
       x = over_time(lambda x: average_pool(x, window=stride), x)
       stride = 1
     conv = self.conv_norm(
-      features, kernel_size=1, stride=stride, padding=0, name=name
+      features,
+      kernel_size=1,
+      stride=stride,
+      padding=0,
+      joins=True,
+      name=name,
     )
     return conv(x, train=train)
 

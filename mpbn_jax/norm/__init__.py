@@ -1,0 +1,51 @@
+"""Which normalizations are there? The registry; one file for each place.
+
+Pure functions of arrays. A normalization is an entry of `NORMS`: where it
+sits and its functions init, train, evaluate and fold (`base.Norm`). Flax
+modules (`layers.py`) only own the variables; `folding.py` only walks the tree.
+"""
+
+from mpbn_jax.errors import unknown
+from mpbn_jax.norm.base import EPS, MOMENTUM, PLACES, Norm, moments
+from mpbn_jax.norm.current import BN, BNTT, TDBN, TEBN
+from mpbn_jax.norm.membrane import (
+  MPBN_CHANNEL,
+  MPBN_ELEMENT,
+  separating_threshold,
+)
+
+NONE = 'none'  # the name for 'no normalization at this place'
+
+NORMS: dict[str, Norm] = {
+  'bn': BN,
+  'tdbn': TDBN,
+  'bntt': BNTT,
+  'tebn': TEBN,
+  'mpbn_channel': MPBN_CHANNEL,
+  'mpbn_element': MPBN_ELEMENT,
+}
+
+
+def names_at(place: str) -> list[str]:
+  """Returns the names that may stand at a place, 'none' among them."""
+  return [NONE] + [name for name, norm in NORMS.items() if norm.place == place]
+
+
+def check_norm(name: str, *, place: str) -> None:
+  """Raises InputError unless `name` may stand at `place`."""
+  if name not in names_at(place):
+    raise unknown(f'normalization of the {place}', name, names_at(place))
+
+
+__all__ = [
+  'EPS',
+  'MOMENTUM',
+  'NONE',
+  'NORMS',
+  'PLACES',
+  'Norm',
+  'check_norm',
+  'moments',
+  'names_at',
+  'separating_threshold',
+]

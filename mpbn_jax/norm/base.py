@@ -1,0 +1,139 @@
+"""What is a normalization, and what do batch normalizations share?"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpbn_jax.errors import InputError
+
+EPS = 1e-5  # added to the variance; PyTorch's and the paper's code's default
+MOMENTUM = 0.1  # weight of the NEW value (PyTorch's sense; Flax's is 1 - this)
+PLACES = ('current', 'membrane', 'spikes')
+
+Leaves = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+  """One normalization.
+
+  Attributes:
+    place: 'current' (between convolution and neuron), 'membrane' (on a copy
+      of the potential, after charging and before firing) or 'spikes' (between
+      a neuron and what reads its spikes).
+    init: (shape, *, num_steps, gain) -> (params, stats); shape is the input's
+      without its batch axes, [..., C]; gain is what `tdbn` scales by.
+    train: (params, stats, x, *, momentum, eps) -> (y, stats). A membrane norm
+      sees the potential of one step, [B, ..., C], and is called once per step;
+      the others see [B, T, ..., C]. Current norms that do not tell the steps
+      apart take `copies` too: how many equal steps each one stands for.
+    evaluate: (params, stats, x, *, eps) -> y.
+    fires: membrane norms only; (params, stats, u, *, v_th, eps) -> bool: does
+      the normalized potential exceed v_th, decided exactly.
+    fold: membrane: (params, stats, *, v_th, eps) -> {threshold, polarity};
+      current: (params, stats, kernel, bias, *, eps) -> {kernel, bias} and
+      maybe a factor; None where nothing can take it in.
+    per_step: of norms that tell the steps apart, the parameter whose first
+      axis is T; '' for all others.
+    why_not: the reason, where `fold` is None.
+  """
+
+  place: str
+  init: Callable
+  train: Callable
+  evaluate: Callable
+  fires: Callable | None = None
+  fold: Callable | None = None
+  per_step: str = ''
+  why_not: str = ''
+
+
+def init_affine(shape: tuple[int, ...]) -> tuple[Leaves, Leaves]:
+  """Returns scale 1, bias 0; mean 0, var 1."""
+  ones, zeros = jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
+  return {'scale': ones, 'bias': zeros}, {'mean': zeros, 'var': ones}
+
+
+def moments(x: jax.Array, *, axes: tuple[int, ...]):
+  """Returns mean and biased variance over axes, float32 whatever x is.
+
+  One pass over x: E[x^2] - E[x]^2. Both sums travel between devices together.
+  """
+  x = x.astype(jnp.float32)
+  mean = jnp.mean(x, axes)
+  # Rounding can push the difference below zero where x is nearly constant.
+  var = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0.0)
+  return mean, var
+
+
+def count_over(x: jax.Array, axes: tuple[int, ...]) -> int:
+  """Returns how many values one mean over axes is taken of."""
+  return int(np.prod([x.shape[axis] for axis in axes]))
+
+
+def advance(
+  stats: Leaves,
+  mean: jax.Array,
+  var: jax.Array,
+  *,
+  count: int,
+  momentum: float,
+) -> Leaves:
+  """Returns running statistics moved towards those of a batch.
+
+      run = (1 - momentum) * run + momentum * batch,
+      with the UNBIASED variance, count / (count - 1) * var
+
+  No gradient flows through them: they are buffers.
+
+  Args:
+    stats: {mean, var, ...}, running; other leaves stay.
+    mean: of the batch.
+    var: of the batch, biased.
+    count: how many values each mean was taken over.
+    momentum: weight of the new value.
+
+  Raises:
+    InputError: one value per statistic has no unbiased variance.
+  """
+  if count < 2:
+    raise InputError(
+      'a running variance needs at least 2 values per statistic, got '
+      f'{count}: train with a larger batch (or larger maps with '
+      "'mpbn_channel')"
+    )
+  unbiased = var * (count / (count - 1))
+  keep = 1 - momentum
+  moved = {
+    'mean': keep * stats['mean'] + momentum * mean,
+    'var': keep * stats['var'] + momentum * unbiased,
+  }
+  return jax.lax.stop_gradient({**stats, **moved})
+
+
+def scale_and_shift(params, mean, var, x, *, eps):
+  """Returns scale * (x - mean) / sqrt(var + eps) + bias in x's dtype."""
+  gain = params['scale'] * jax.lax.rsqrt(var + eps)
+  y = (x.astype(jnp.float32) - mean) * gain + params['bias']
+  return y.astype(x.dtype)
+
+
+def evaluate(params, stats, x, *, eps):
+  """Returns x normalized by the running statistics."""
+  return scale_and_shift(params, stats['mean'], stats['var'], x, eps=eps)
+
+
+def train(params, stats, x, *, momentum, eps, axes, copies=1):
+  """Returns (x normalized by its own statistics, running ones moved)."""
+  mean, var = moments(x, axes=axes)
+  count = copies * count_over(x, axes)
+  stats = advance(stats, mean, var, count=count, momentum=momentum)
+  return scale_and_shift(params, mean, var, x, eps=eps), stats
+
+
+def train_all_but_last(params, stats, x, **options):
+  """Returns `train` with statistics per channel."""
+  return train(params, stats, x, axes=tuple(range(x.ndim - 1)), **options)

@@ -1,0 +1,159 @@
+"""Which normalizations stand after a convolution, and fold into it?
+
+The family that the MPBN paper compares with (its Sec. 2.2). x_hat is x minus
+its mean, divided by its standard deviation.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mpbn_jax.norm import base
+
+
+def _fold_affine(params, stats, kernel, bias, *, eps):
+  """Returns kernel * g and (bias - mean) * g + norm_bias, g per channel."""
+  gain = params['scale'] * jax.lax.rsqrt(stats['var'] + eps)
+  bias = 0.0 if bias is None else bias
+  bias = (bias - stats['mean']) * gain + params['bias']
+  return {'kernel': kernel * gain, 'bias': bias}
+
+
+# Plain batch normalization on all steps together.
+BN = base.Norm(
+  place='current',
+  init=lambda shape, **_: base.init_affine(shape[-1:]),
+  train=base.train_all_but_last,
+  evaluate=base.evaluate,
+  fold=_fold_affine,
+)
+
+
+# ---- tdBN: scale * (alpha * v_th * x_hat) + bias
+
+
+def _tdbn_init(shape, *, gain, **_):
+  params, stats = base.init_affine(shape[-1:])
+  # A constant of the layer, kept beside its statistics so that folding needs
+  # the variables alone.
+  return params, {**stats, 'gain': jnp.asarray(gain, jnp.float32)}
+
+
+def _with_gain(params, stats):
+  return {**params, 'scale': params['scale'] * stats['gain']}
+
+
+def _tdbn_train(params, stats, x, **options):
+  return base.train_all_but_last(_with_gain(params, stats), stats, x, **options)
+
+
+def _tdbn_evaluate(params, stats, x, *, eps):
+  return base.evaluate(_with_gain(params, stats), stats, x, eps=eps)
+
+
+def _tdbn_fold(params, stats, kernel, bias, *, eps):
+  params = _with_gain(params, stats)
+  return _fold_affine(params, stats, kernel, bias, eps=eps)
+
+
+# Zheng et al. 2021 (2011.05280): gain = alpha * v_th, alpha = 1, and
+# 1 / sqrt(2) on both branches that a residual sum joins.
+TDBN = base.Norm(
+  place='current',
+  init=_tdbn_init,
+  train=_tdbn_train,
+  evaluate=_tdbn_evaluate,
+  fold=_tdbn_fold,
+)
+
+
+# ---- BNTT: scale[t] * x_hat[t], no bias
+
+
+def _bntt_init(shape, *, num_steps, **_):
+  params, stats = base.init_affine((num_steps, shape[-1]))
+  return {'scale': params['scale']}, stats
+
+
+def _along_steps(leaf, x):
+  """Returns [T, C] as [T, 1, ..., 1, C], to go with x [B, T, ..., C]."""
+  return leaf.reshape((leaf.shape[0], *(1,) * (x.ndim - 3), leaf.shape[-1]))
+
+
+def _bntt_apply(params, mean, var, x, eps):
+  gain = params['scale'] * jax.lax.rsqrt(var + eps)
+  centred = x.astype(jnp.float32) - _along_steps(mean, x)
+  return (centred * _along_steps(gain, x)).astype(x.dtype)
+
+
+def _bntt_train(params, stats, x, *, momentum, eps):
+  axes = (0, *range(2, x.ndim - 1))
+  mean, var = base.moments(x, axes=axes)
+  count = base.count_over(x, axes)
+  stats = base.advance(stats, mean, var, count=count, momentum=momentum)
+  return _bntt_apply(params, mean, var, x, eps), stats
+
+
+def _bntt_evaluate(params, stats, x, *, eps):
+  return _bntt_apply(params, stats['mean'], stats['var'], x, eps)
+
+
+def _bntt_fold(params, stats, kernel, bias, *, eps):
+  """Returns one kernel and bias per step, [T, kh, kw, in, out], [T, out]."""
+  gain = params['scale'] * jax.lax.rsqrt(stats['var'] + eps)
+  bias = 0.0 if bias is None else bias
+  return {
+    'kernel': kernel * gain[:, None, None, None, :],
+    'bias': (bias - stats['mean']) * gain,
+  }
+
+
+# Kim and Panda 2020 (2010.01729): everything per step.
+BNTT = base.Norm(
+  place='current',
+  init=_bntt_init,
+  train=_bntt_train,
+  evaluate=_bntt_evaluate,
+  fold=_bntt_fold,
+  per_step='scale',
+)
+
+
+# ---- TEBN: p[t] * (scale * x_hat + bias)
+
+
+def _tebn_init(shape, *, num_steps, **_):
+  params, stats = base.init_affine(shape[-1:])
+  return {**params, 'factor': jnp.ones((num_steps,), jnp.float32)}, stats
+
+
+def _times_factor(factor, y):
+  factor = factor.reshape((-1, *(1,) * (y.ndim - 2)))
+  return (y.astype(jnp.float32) * factor).astype(y.dtype)
+
+
+def _tebn_train(params, stats, x, **options):
+  y, stats = base.train_all_but_last(params, stats, x, **options)
+  return _times_factor(params['factor'], y), stats
+
+
+def _tebn_evaluate(params, stats, x, *, eps):
+  y = base.evaluate(params, stats, x, eps=eps)
+  return _times_factor(params['factor'], y)
+
+
+def _tebn_fold(params, stats, kernel, bias, *, eps):
+  """Returns a kernel and bias for all steps, and a factor per step."""
+  folded = _fold_affine(params, stats, kernel, bias, eps=eps)
+  return {**folded, 'factor': params['factor']}
+
+
+# Duan et al., NeurIPS 2022: statistics of all steps together, a learned scalar
+# per step.
+TEBN = base.Norm(
+  place='current',
+  init=_tebn_init,
+  train=_tebn_train,
+  evaluate=_tebn_evaluate,
+  fold=_tebn_fold,
+  per_step='factor',
+)

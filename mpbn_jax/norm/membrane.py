@@ -1,0 +1,109 @@
+"""What is MPBN, when does its neuron fire, and what is it folded into?"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from mpbn_jax.norm import base
+
+
+def _train_over_batch(params, stats, u, **options):
+  return base.train(params, stats, u, axes=(0,), **options)
+
+
+def _fires(params, stats, u, *, v_th, eps):
+  """Returns where MPBN(u) > v_th, exactly the same in every program.
+
+  MPBN(u) > v_th with both sides multiplied by the standard deviation:
+
+      scale * (u - mean) > (v_th - bias) * sqrt(var + eps)
+
+  Every operation in it is correctly rounded by itself (no sum of a product
+  that a compiler may contract to a fused multiply-add, no reciprocal square
+  root whose last bit depends on vector width or constant folding), so eager,
+  jitted, scanned and exported programs decide alike, whatever is fused with
+  what. Both sides are monotone in u: there is one float32 number that
+  separates firing from not firing, and `_fold_into_threshold` finds it.
+  """
+  deviation = jnp.sqrt(stats['var'] + eps)
+  return params['scale'] * (u - stats['mean']) > (
+    (v_th - params['bias']) * deviation
+  )
+
+
+def _ordered_to_float(key: jax.Array) -> jax.Array:
+  """Returns the float32 with rank `key` in the order of all float32."""
+  bits = key ^ ((key >> 31) & jnp.int32(0x7FFFFFFF))
+  return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def separating_threshold(fires: Callable, polarity: jax.Array) -> jax.Array:
+  """Returns theta with: fires(u) iff polarity * u > polarity * theta.
+
+  Bisection over the ordered bit patterns of float32: 32 evaluations of the
+  very predicate that the network evaluates, so the result is exact where a
+  closed form is off by some units in the last place.
+
+  Args:
+    fires: u -> bool, elementwise, non-decreasing in polarity * u.
+    polarity: [...] of +1 and -1.
+
+  Returns:
+    [...] float32: the largest polarity * u that does not fire, as a u; -inf
+    times polarity where every finite u fires.
+  """
+  infinity = 0x7F800000
+  low = jnp.full(polarity.shape, -infinity - 1, jnp.int32)  # -inf: silent
+  high = jnp.full(polarity.shape, infinity, jnp.int32)  # +inf: fires
+
+  def halve(_, bracket):
+    low, high = bracket
+    middle = (low & high) + ((low ^ high) >> 1)  # floor of the mean, no wrap
+    fired = fires(polarity * _ordered_to_float(middle))
+    # Once the bracket is closed, middle == low, whose verdict stands.
+    fired = fired & (middle != low)
+    silent = ~fired & (middle != low)
+    return jnp.where(silent, middle, low), jnp.where(fired, middle, high)
+
+  low, _ = jax.lax.fori_loop(0, 33, halve, (low, high))
+  return polarity * _ordered_to_float(low)
+
+
+@jax.jit
+def _fold_into_threshold(params, stats, *, v_th, eps):
+  """Returns {threshold, polarity} (Eq. 10 and 13 for every sign of the scale).
+
+  scale > 0: fire iff u > theta. scale < 0: the inequality turns round, fire
+  iff u < theta. scale = 0: u does not matter; fire always if bias > v_th.
+  """
+  scale, bias = params['scale'], params['bias']
+  polarity = jnp.where(scale < 0, -1.0, 1.0).astype(jnp.float32)
+  threshold = separating_threshold(
+    lambda u: _fires(params, stats, u, v_th=v_th, eps=eps), polarity
+  )
+  # Without arithmetic: 0 * inf is NaN.
+  constant = jnp.where(bias > v_th, -jnp.inf, jnp.inf)
+  threshold = jnp.where(scale == 0, constant, threshold)
+  return {'threshold': threshold, 'polarity': polarity}
+
+
+# Channel-wise (paper, Eq. 7): statistics over B, H, W of each step.
+MPBN_CHANNEL = base.Norm(
+  place='membrane',
+  init=lambda shape, **_: base.init_affine(shape[-1:]),
+  train=base.train_all_but_last,
+  evaluate=base.evaluate,
+  fires=_fires,
+  fold=_fold_into_threshold,
+)
+
+# Element-wise (paper, Sec. 5.2, Eq. 13): statistics over B alone.
+MPBN_ELEMENT = base.Norm(
+  place='membrane',
+  init=lambda shape, **_: base.init_affine(shape),
+  train=_train_over_batch,
+  evaluate=base.evaluate,
+  fires=_fires,
+  fold=_fold_into_threshold,
+)
