@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import shutil
+import tempfile
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -42,6 +43,7 @@ class Checkpoints:
     self._directory = directory.absolute()
     self._read_only = read_only
     if not read_only:
+      _check_writable(self._directory)
       # Left by a killed process. Orbax would remove them in a thread that
       # may outlive the program.
       for leftover in self._directory.glob('*.orbax-checkpoint-tmp*'):
@@ -264,6 +266,23 @@ def _abstract(tree):
   return jax.tree.map(leaf, tree)
 
 
+def _check_writable(directory):
+  """Raises InputError unless files can be made in a directory.
+
+  Orbax finds out in threads that then wait ten minutes for each other, and the
+  process with them.
+  """
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):
+      pass
+  except OSError as error:
+    raise InputError(
+      f'expected to write in {directory}, got an error ({_reason(error)}): '
+      'make room, or remove what is in the way'
+    ) from error
+
+
 def save_variables(path: pathlib.Path, variables: Any) -> None:
   """Writes variables (folded ones, say) to a directory, whole or not at all.
 
@@ -272,6 +291,7 @@ def save_variables(path: pathlib.Path, variables: Any) -> None:
   Raises:
     InputError: it cannot be written.
   """
+  _check_writable(path.absolute().parent)
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(path.absolute(), variables, force=True)

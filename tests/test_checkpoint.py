@@ -3,8 +3,10 @@
 import json
 import pathlib
 import shutil
+import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
@@ -327,3 +329,14 @@ def test_no_best_is_one_line(workdir, capsys):
   _, err = capsys.readouterr()
   assert 'a checkpoint that was measured on validation, got none' in err
   assert err.count('\n') == 1
+
+
+def test_a_place_that_cannot_be_written_leaves_no_waiting_thread(tmp_path):
+  """Orbax's threads would hold the process for ten minutes."""
+  (tmp_path / 'taken').write_text('mine')
+  before = set(threading.enumerate())
+  with pytest.raises(InputError, match='expected to write in .*taken'):
+    checkpoint.save_variables(tmp_path / 'taken' / '7', {'a': jnp.ones(3)})
+  with pytest.raises(InputError, match='expected to write in .*taken'):
+    checkpoint.Checkpoints(tmp_path / 'taken')
+  assert set(threading.enumerate()) == before
