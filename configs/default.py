@@ -35,7 +35,10 @@ def get_config() -> ml_collections.ConfigDict:
   model.current_norm = 'bn'
   # Before every firing: mpbn_channel | mpbn_element | none.
   model.membrane_norm = 'mpbn_channel'
-  model.spike_norm = 'none'  # after every firing: none
+  # After every firing: psp_bn | psp_bn_step | psp_ln | neunorm | none.
+  model.spike_norm = 'none'
+  # Kept fraction of the synaptic filter before it, in [0, 1); 0: the spikes.
+  model.tau_s = 0.0
   model.momentum = 0.1  # of running statistics: weight of the new value
   model.eps = 1e-5  # added to variances
   # Of activations and products: float32 | bfloat16; the potential, statistics
@@ -46,15 +49,31 @@ def get_config() -> ml_collections.ConfigDict:
   config.data = data = ml_collections.ConfigDict()
   data.name = 'digits'  # digits | cifar10 | cifar100 | imagenet | cifar10_dvs
   data.batch_size = 128  # of all devices together
+  # Where prepared data sets lie; archives in <dir>/downloads/manual.
+  data.dir = '~/tensorflow_datasets'
   # Random examples of the true shape in place of the data set, so many in each
   # split; 0 reads the data set.
   data.fake = 0
+  # Only so many training examples, the same for every seed; 0: all.
+  data.train_size = 0
+  # So many training examples are held out for validation, where a data set has
+  # no validation split of its own; 0: none.
+  data.validation_size = 0
+  # How recordings of events become T frames, with equal numbers of events or
+  # in equal times: count | time.
+  data.framing = 'count'
+  data.on_bad_image = 'stop'  # images that cannot be decoded: stop | skip
+  data.workers = 0  # threads or processes that decode; 0: one a core
+  data.prefetch = 2  # batches kept ready on the devices
   # Augmentation of training images, in this order.
+  data.resized_crop = False  # random part of the image, resized (ImageNet)
   data.shift = 0  # largest random shift in pixels: crop after padding so many
   data.roll = 0  # largest random roll in pixels (event frames)
   data.flip = False  # mirror every other image
   data.auto_augment = False  # AutoAugment's policy for CIFAR-10
   data.cutout = 0  # side of the square that is blackened, in pixels
+  data.random_erasing = 0.0  # probability that a random rectangle is erased
+  data.mixup = 0.0  # alpha of the Beta distribution of mixing; 0 mixes nothing
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
   optimizer.learning_rate = 0.1  # at its peak

@@ -9,8 +9,17 @@ from typing import Any
 from mpbn_jax.errors import InputError
 
 # A run may be continued with other values of these: what is logged, how the
-# result is evaluated, and for how long is trained.
-FREE_KEYS = ('log.', 'evaluation.', 'paper.', 'num_epochs')
+# result is evaluated, for how long is trained, where the data lie and how fast
+# they come.
+FREE_KEYS = (
+  'log.',
+  'evaluation.',
+  'paper.',
+  'num_epochs',
+  'data.dir',
+  'data.workers',
+  'data.prefetch',
+)
 
 
 def flatten(config: Mapping, prefix: str = '') -> dict[str, Any]:
@@ -52,6 +61,12 @@ def check_config(config: Mapping) -> None:
     'data.shift': 0,
     'data.roll': 0,
     'data.cutout': 0,
+    'data.train_size': 0,
+    'data.validation_size': 0,
+    'data.workers': 0,
+    'data.prefetch': 1,
+    'data.mixup': 0,
+    'data.random_erasing': 0,
     'evaluation.batch_size': 1,
     'log.every_steps': 1,
     'log.checkpoint_every_epochs': 1,

@@ -39,7 +39,10 @@ def test_free_keys_may_differ_and_are_stored_when_the_run_goes_on(tmp_path):
   assert stored(tmp_path)['log']['every_steps'] == now.log.every_steps
 
 
-FREE = ('log.', 'evaluation.', 'paper.', 'num_epochs')
+FREE = (
+  *('log.', 'evaluation.', 'paper.', 'num_epochs'),
+  *('data.dir', 'data.workers', 'data.prefetch'),
+)
 
 
 @pytest.mark.parametrize('key', config.flatten(default.get_config()))

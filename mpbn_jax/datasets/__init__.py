@@ -7,8 +7,9 @@ from mpbn_jax.datasets import augment, base
 from mpbn_jax.datasets.base import Dataset, Spec
 from mpbn_jax.errors import InputError, unknown
 
-# Name to (module, its `Spec`); imported when it is asked for. `load()` of the
-# module, where it has one, returns the splits.
+# Name to (module, its `Spec`); imported when it is asked for. Of the module,
+# where it has them: `load(spec, config, *, num_steps)` returns the splits,
+# `prepare(spec, config, *, num_steps)` downloads and converts what it reads.
 DATASETS: dict[str, tuple[str, str]] = {
   'cifar10': ('mpbn_jax.datasets.cifar', 'CIFAR10'),
   'cifar100': ('mpbn_jax.datasets.cifar', 'CIFAR100'),
@@ -83,4 +84,6 @@ def load_dataset(config: Mapping, *, num_steps: int) -> Dataset:
       f'{spec.name!r} cannot be read yet: set --config.data.fake=256 to try '
       'its configuration on random examples, or --config.data.name=digits'
     )
-  return Dataset(spec, module.load(), augmentations(config))
+  return Dataset(
+    spec, module.load(spec, config, num_steps=num_steps), augmentations(config)
+  )

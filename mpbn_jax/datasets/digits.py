@@ -6,6 +6,8 @@ download. No official split: a fixed stratified one, 60 % train, 20 %
 validation, 20 % test, the same for every training seed.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from mpbn_jax.datasets.base import Spec, Split, split_stratified
@@ -23,8 +25,9 @@ SPEC = Spec(
 )
 
 
-def load() -> dict[str, Split]:
+def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
   """Returns the splits."""
+  del spec, config, num_steps  # one of a kind
   # Takes a second to import, and only this data set needs it.
   from sklearn.datasets import load_digits
 

@@ -36,6 +36,7 @@ class SpikingNetwork(nn.Module):
     current_norm: after every convolution; see `norm.NORMS`.
     membrane_norm: before every firing.
     spike_norm: after every firing.
+    tau_s: kept fraction of the synaptic filter between them, in [0, 1).
     momentum: weight of the new value in running statistics.
     eps: added to variances.
     dtype: of activations and products, 'float32' or 'bfloat16'. Potentials,
@@ -57,6 +58,7 @@ class SpikingNetwork(nn.Module):
   current_norm: str = 'bn'
   membrane_norm: str = 'mpbn_channel'
   spike_norm: str = norms.NONE
+  tau_s: float = 0.0
   momentum: float = norms.MOMENTUM
   eps: float = norms.EPS
   dtype: str = 'float32'
