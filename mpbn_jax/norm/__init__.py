@@ -13,6 +13,14 @@ from mpbn_jax.norm.membrane import (
   MPBN_ELEMENT,
   separating_threshold,
 )
+from mpbn_jax.norm.spikes import (
+  NEUNORM,
+  PSP_BN,
+  PSP_BN_STEP,
+  PSP_LN,
+  check_tau_s,
+  synaptic_filter,
+)
 
 NONE = 'none'  # the name for 'no normalization at this place'
 
@@ -23,6 +31,10 @@ NORMS: dict[str, Norm] = {
   'tebn': TEBN,
   'mpbn_channel': MPBN_CHANNEL,
   'mpbn_element': MPBN_ELEMENT,
+  'neunorm': NEUNORM,
+  'psp_bn': PSP_BN,
+  'psp_bn_step': PSP_BN_STEP,
+  'psp_ln': PSP_LN,
 }
 
 
@@ -45,7 +57,9 @@ __all__ = [
   'PLACES',
   'Norm',
   'check_norm',
+  'check_tau_s',
   'moments',
   'names_at',
   'separating_threshold',
+  'synaptic_filter',
 ]

@@ -35,9 +35,10 @@ class Norm:
       the normalized potential exceed v_th, decided exactly.
     fold: membrane: (params, stats, *, v_th, eps) -> {threshold, polarity};
       current: (params, stats, kernel, bias, *, eps) -> {kernel, bias} and
-      maybe a factor; None where nothing can take it in.
-    per_step: of norms that tell the steps apart, the parameter whose first
-      axis is T; '' for all others.
+      maybe a factor; spikes: (params, stats, *, eps) -> gain, [C] or [T, C],
+      of every reader's inputs. None where nothing can take it in.
+    per_step: of norms that tell the steps apart, the parameter or statistic
+      whose first axis is T; '' for all others.
     why_not: the reason, where `fold` is None.
   """
 
