@@ -34,6 +34,8 @@ def random_norms(variables, *, seed=0, adversarial=False):
       'scale': rng.normal(1.0, 0.3, shape)
       * np.where(rng.random(shape) < 0.1, -1, 1),
       'factor': rng.uniform(0.5, 1.5, shape),
+      'weight': rng.uniform(0.5, 1.5, shape),
+      'moment': rng.uniform(0.05, 1.0, shape),
       'bias': rng.normal(0, spread, shape),
       'mean': rng.normal(0, spread, shape),
       'var': rng.uniform(0.05, 1.5, shape),

@@ -21,6 +21,7 @@ ROWS = {
   'datasets.augment': 0,
   'layers': 1,
   'folding': 1,
+  'wiring': 1,
   'models': 2,
   'losses': 3,
   'optim': 3,

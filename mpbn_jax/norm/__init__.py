@@ -6,7 +6,7 @@ modules (`layers.py`) only own the variables; `folding.py` only walks the tree.
 """
 
 from mpbn_jax.errors import unknown
-from mpbn_jax.norm.base import EPS, MOMENTUM, PLACES, Norm, moments
+from mpbn_jax.norm.base import EPS, MOMENTUM, PLACES, Norm, along, moments
 from mpbn_jax.norm.current import BN, BNTT, TDBN, TEBN
 from mpbn_jax.norm.membrane import (
   MPBN_CHANNEL,
@@ -56,6 +56,7 @@ __all__ = [
   'NORMS',
   'PLACES',
   'Norm',
+  'along',
   'check_norm',
   'check_tau_s',
   'moments',

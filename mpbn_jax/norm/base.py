@@ -70,6 +70,12 @@ def moments(x: jax.Array, *, axes: tuple[int, ...]):
   return mean, var
 
 
+def along(leaf: jax.Array, x: jax.Array) -> jax.Array:
+  """Returns [C] or [T, C] with axes of 1, to go with x [B, T, ..., C]."""
+  steps = leaf.shape[:-1]
+  return leaf.reshape((*steps, *(1,) * (x.ndim - 3), leaf.shape[-1]))
+
+
 def count_over(x: jax.Array, axes: tuple[int, ...]) -> int:
   """Returns how many values one mean over axes is taken of."""
   return int(np.prod([x.shape[axis] for axis in axes]))

@@ -68,12 +68,6 @@ def _over_deviation(params, moment, a, eps):
   return (a.astype(jnp.float32) * gain).astype(a.dtype)
 
 
-def _along(moment, a):
-  """Returns [C] or [T, C] with axes of 1, to go with a [B, T, ..., C]."""
-  steps = moment.shape[:-1]
-  return moment.reshape((*steps, *(1,) * (a.ndim - 3), moment.shape[-1]))
-
-
 def _psp_bn_train(params, stats, a, *, momentum, eps):
   running = stats['moment']
   axes = range(a.ndim - 1) if running.ndim == 1 else (0, *range(2, a.ndim - 1))
@@ -85,7 +79,7 @@ def _psp_bn_train(params, stats, a, *, momentum, eps):
 
 
 def _psp_bn_evaluate(params, stats, a, *, eps):
-  return _over_deviation(params, _along(stats['moment'], a), a, eps)
+  return _over_deviation(params, base.along(stats['moment'], a), a, eps)
 
 
 def _psp_bn_gain(params, stats, *, eps):
