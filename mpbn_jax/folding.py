@@ -1,7 +1,7 @@
 """How do trained variables become those of a network without normalization?
 
 Pure functions on the tree of variables. The tree says itself what is where: a
-layer's normalization stands under its name (`layers.py`), so no model is
+layer's normalization stands under its name (`layers/`), so no model is
 needed and nothing can disagree with it.
 """
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
+from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
 from mpbn_jax.layers import ConvNorm
 from mpbn_jax.models.network import SpikingNetwork
@@ -30,7 +31,8 @@ class PreActBlock(nn.Module):
     features: output channels.
     stride: of the first convolution and the shortcut.
     projects: whether the shape changes.
-    last_scale: what the scale of the last norm starts at.
+    spike_scale: what the scale of the last norm of the spikes starts at.
+    current_scale: what that of the last norm of the currents starts at.
     train: whether batch statistics are used, and running ones advanced.
   """
 
@@ -39,7 +41,8 @@ class PreActBlock(nn.Module):
   features: int
   stride: int
   projects: bool
-  last_scale: float
+  spike_scale: float
+  current_scale: float
   train: bool
 
   @nn.compact
@@ -59,9 +62,9 @@ class PreActBlock(nn.Module):
       x = shortcut(y, train=train)
     conv = self.conv_norm(self.features, stride=self.stride, name='conv1')
     y = conv(y, train=train)
-    y = self.lif(name='lif2', scale_init=self.last_scale)(y, train=train)
+    y = self.lif(name='lif2', scale_init=self.spike_scale)(y, train=train)
     conv = self.conv_norm(
-      self.features, scale_init=self.last_scale, joins=True, name='conv2'
+      self.features, scale_init=self.current_scale, joins=True, name='conv2'
     )
     return x + conv(y, train=train)
 
@@ -79,6 +82,9 @@ class SpikingPreActResNet(SpikingNetwork):
   2022, 2203.01544).
   """
 
+  # What the last norm of every block starts with. With 1, the gradient doubles
+  # from block to block and 106 layers do not learn; with 0, kernels wait for
+  # scales, and scales for kernels.
   last_scale: float = 0.2
 
   def check_blocks(self) -> None:
@@ -120,6 +126,7 @@ class SpikingPreActResNet(SpikingNetwork):
     return DEPTH if self.depth is None else self.depth
 
   def _block(self, stage, *, projects, name, train):
+    has_current_norm = self.current_norm != norms.NONE
     # Inside a scan, XLA cannot undo the recomputation anyway.
     block = nn.remat(PreActBlock, prevent_cse=False)
     return (block if self.remat else PreActBlock)(
@@ -128,7 +135,8 @@ class SpikingPreActResNet(SpikingNetwork):
       features=self.width * 2 ** (stage - 1),
       stride=2 if projects else 1,
       projects=projects,
-      last_scale=self.last_scale,
+      spike_scale=1.0 if has_current_norm else self.last_scale,
+      current_scale=self.last_scale,
       train=train,
       name=name,
     )

@@ -2,7 +2,7 @@
 
 Pure functions of arrays. A normalization is an entry of `NORMS`: where it
 sits and its functions init, train, evaluate and fold (`base.Norm`). Flax
-modules (`layers.py`) only own the variables; `folding.py` only walks the tree.
+modules (`layers/`) only own the variables; `folding.py` only walks the tree.
 """
 
 from mpbn_jax.errors import unknown
