@@ -175,8 +175,11 @@ def fold_spike_norms(
         f'expected a layer that reads {"/".join(path)!r}, got none: pass the '
         'readers_of_spikes of this model'
       )
-    gain = norm.fold(params, stats, eps=eps)
-    stacked = gain.ndim - (2 if norm.per_step else 1)
+    stacked = params['scale'].ndim - 1  # blocks
+    gain_of = functools.partial(norm.fold, eps=eps)
+    for _ in range(stacked):
+      gain_of = jax.vmap(gain_of)
+    gain = gain_of(params, stats)
     for reader in read_by:
       layer = tuple(reader.split('/'))
       kernel = _kernel({**variables, 'folded': folded}, layer)
