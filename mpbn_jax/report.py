@@ -14,7 +14,7 @@ from mpbn_jax import checkpoint, norm, record, sharding
 from mpbn_jax.errors import InputError
 from mpbn_jax.evaluate import compare
 from mpbn_jax.folding import fold, fold_convolutions, strip
-from mpbn_jax.train import build, init_state
+from mpbn_jax.train_step import build, init_state
 
 SUMMARY = 'summary.json'
 
