@@ -45,11 +45,21 @@ def restore(config: Mapping, *, workdir: pathlib.Path):
       return experiment, restored[1]['state']
     step = checkpoints.best_step()
     if step is None:
-      raise InputError(
-        'expected a checkpoint that was measured on validation, got none in '
-        f'{directory}: set --config.evaluation.checkpoint=latest'
-      )
+      raise _no_best(experiment, directory)
     return experiment, checkpoints.restore(like, step=step)['state']
+
+
+def _no_best(experiment, directory):
+  mend = 'set --config.evaluation.checkpoint=latest'
+  if 'validation' not in experiment.dataset.splits:
+    mend += (
+      f', or train with --config.data.validation_size, since '
+      f'{experiment.config.data.name!r} has no validation split of its own'
+    )
+  return InputError(
+    'expected a checkpoint that was measured on validation, got none in '
+    f'{directory}: {mend}'
+  )
 
 
 def _abstract_state(experiment):
@@ -123,6 +133,7 @@ def summarize(
     'spikes_differing': None if why_not else result.spikes_differing,
     'max_logit_difference': None if why_not else result.max_logit_difference,
     'firing_rate': result.firing_rate,
+    'unreadable_images': len(experiment.dataset.unreadable),
     'thresholds': None if why_not else _thresholds(folded['threshold']),
     'not_folded': why_not,
     'fold_convolutions': config.evaluation.fold_convolutions and not why_not,
@@ -193,6 +204,8 @@ def table(summary: Mapping) -> str:
         f'{summary["max_logit_difference"]:.3g}',
       ),
     ]
+  if summary['unreadable_images']:
+    rows.append(('images not decoded', f'{summary["unreadable_images"]:,}'))
   for layer, rate in sorted(summary['firing_rate'].items()):
     span = (summary['thresholds'] or {}).get(layer)
     also = '' if span is None else ', thresholds'

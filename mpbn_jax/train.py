@@ -1,5 +1,6 @@
 """How is a network trained? The loop around the step, its log, its end."""
 
+import contextlib
 import math
 import pathlib
 import time
@@ -11,6 +12,8 @@ from clu import parameter_overview
 
 from mpbn_jax import optim, record, sharding
 from mpbn_jax.checkpoint import Checkpoints
+from mpbn_jax.datasets.prefetch import Prefetch
+from mpbn_jax.errors import InputError
 from mpbn_jax.evaluate import evaluate
 from mpbn_jax.interrupt import Interrupted, SignalCatcher
 from mpbn_jax.train_step import (
@@ -62,7 +65,8 @@ def train(
     (what was built, the state after the last step).
 
   Raises:
-    InputError: an unusable configuration or work directory.
+    InputError: an unusable configuration or work directory; data that cannot
+      be read on the way: the state is saved.
     Interrupted: SIGTERM or Ctrl-C came; the state is saved.
     FloatingPointError: a metric or a variable is not finite (names it and
       the step); the last checkpoint before it stays.
@@ -86,10 +90,14 @@ def train(
       step, saved = restored
       done = 'is trained' if step >= total else 'continues'
       print(f'{workdir} {done}: step {step} of {total}', flush=True)
-    saved = _loop(experiment, train_step, saved, workdir, checkpoints, signals)
+    saved, bad_input = _loop(
+      experiment, train_step, saved, workdir, checkpoints, signals
+    )
     # Does nothing after the last step: that is saved.
     step = int(saved['state'].step)
     where = checkpoints.save(step, saved)
+  if bad_input is not None:
+    raise bad_input
   # Now that the handlers are gone: a signal that came last is seen too.
   if signals.received is not None:
     raise Interrupted(
@@ -110,41 +118,48 @@ def _window(mesh):
 
 
 def _loop(experiment, train_step, saved, workdir, checkpoints, signals):
-  """Returns what to save after the last step, or the one of a signal."""
+  """Returns (what to save, None or what was wrong with the data).
+
+  After the last step, or the one at which a signal or a bad image came.
+  """
   config, batches = experiment.config, experiment.batches
   total = experiment.total_steps
   state = saved['state']
   step = int(state.step)
   if step >= total:
-    return saved
+    return saved, None
   writer = record.Metrics(
     workdir, step=step, tensorboard=config.log.tensorboard
   )
   progress = record.Progress(total=total, done=step)
   log = _Log(experiment, writer, progress, saved['window'])
   every = config.log.checkpoint_every_epochs * batches.steps_per_epoch
+  on_devices = (
+    sharding.shard_batch(batches.batch(i), experiment.mesh)
+    for i in range(step, total)
+  )
+  ready = Prefetch(on_devices, ahead=config.data.prefetch)
   try:
-    while step < total and signals.received is None:
-      batch = sharding.shard_batch(batches.batch(step), experiment.mesh)
-      state, log.metrics, loss = train_step(state, log.metrics, batch)
-      step += 1
-      log.losses.append(loss)
-      progress.advance()
-      if step % config.log.every_steps == 0 or step == total:
-        log.flush(step)
-      if step % every == 0 or step == total:
-        log.check_finite(step)
-        _check_variables(state.variables, step)
-        scores = evaluate(experiment, state.variables, split='validation')
-        validation = {f'validation_{k}': v for k, v in scores.items()}
-        _check_finite(validation, step)
-        writer.write(step, validation)
-        progress.say(step, _text(validation))
-        checkpoints.save(
-          step,
-          {'state': state, 'window': log.metrics},
-          validation_accuracy=validation['validation_accuracy'],
-        )
+    with _NotedInputError() as bad_input, ready:
+      while step < total and signals.received is None:
+        state, log.metrics, loss = train_step(state, log.metrics, next(ready))
+        # One step runs while the next batch is asked for. Those of more steps
+        # under way would only fill the memory.
+        jax.block_until_ready(log.losses[-1:])
+        step += 1
+        log.losses.append(loss)
+        progress.advance()
+        if step % config.log.every_steps == 0 or step == total:
+          log.flush(step, waited=ready.waited)
+        if step % every == 0 or step == total:
+          log.check_finite(step)
+          _check_variables(state.variables, step)
+          accuracy = _validate(experiment, state, step, writer, progress)
+          checkpoints.save(
+            step,
+            {'state': state, 'window': log.metrics},
+            validation_accuracy=accuracy,
+          )
     log.check_finite(step)
     _check_variables(state.variables, step)
   except FloatingPointError as error:
@@ -157,7 +172,30 @@ def _loop(experiment, train_step, saved, workdir, checkpoints, signals):
   finally:
     progress.close()
     writer.close()
-  return {'state': state, 'window': log.metrics}
+  return {'state': state, 'window': log.metrics}, bad_input.error
+
+
+class _NotedInputError(contextlib.AbstractContextManager):
+  """Ends its body at an InputError, and keeps it in `error`."""
+
+  error: InputError | None = None
+
+  def __exit__(self, kind, error, trace):
+    if isinstance(error, InputError):
+      self.error = error
+    return self.error is not None
+
+
+def _validate(experiment, state, step, writer, progress):
+  """Returns the accuracy on the validation split; None where there is none."""
+  if 'validation' not in experiment.dataset.splits:
+    return None
+  scores = evaluate(experiment, state.variables, split='validation')
+  values = {f'validation_{name}': score for name, score in scores.items()}
+  _check_finite(values, step)
+  writer.write(step, values)
+  progress.say(step, _text(values))
+  return scores['accuracy']
 
 
 def _check_finite(values, step):
@@ -197,11 +235,12 @@ class _Log:
       steps_per_epoch=experiment.batches.steps_per_epoch,
       num_epochs=experiment.config.num_epochs,
     )
-    self._start(window)
+    self._start(window, waited=0.0)
 
-  def _start(self, window):
+  def _start(self, window, *, waited):
     self.metrics = window
     self.losses = []
+    self._waited = waited
     self._time = time.monotonic()
 
   def check_finite(self, step):
@@ -210,15 +249,17 @@ class _Log:
     for at, value in enumerate(values, step - len(values) + 1):
       _check_finite({'loss': value}, at)
 
-  def flush(self, step):
+  def flush(self, step, *, waited):
+    """Writes a line; `waited`: seconds for data since the first step."""
     self.check_finite(step)
     values = {k: float(v) for k, v in self.metrics.compute().items()}
     values['learning_rate'] = float(self._rate(step - 1))
     seconds = time.monotonic() - self._time
     values['steps_per_second'] = len(self.losses) / seconds
+    values['data_wait'] = (waited - self._waited) / seconds  # share of the time
     self._writer.write(step, values)
     self._progress.say(step, _text(values))
-    self._start(_window(self._experiment.mesh))
+    self._start(_window(self._experiment.mesh), waited=waited)
 
 
 def _text(values):

@@ -1,6 +1,7 @@
 """What does training build from a configuration, and what is one step of it?"""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ from clu import metrics as clu_metrics
 from mpbn_jax import config as configs
 from mpbn_jax import losses, optim, sharding
 from mpbn_jax.datasets import get_spec, load_dataset
-from mpbn_jax.datasets.base import Dataset, TrainingBatches
+from mpbn_jax.datasets.base import Dataset
+from mpbn_jax.datasets.batches import TrainingBatches
 from mpbn_jax.errors import InputError
 from mpbn_jax.models import build_model
 
@@ -43,10 +45,13 @@ class TrainState:
 
 @flax.struct.dataclass
 class TrainMetrics(clu_metrics.Collection):
-  """Averages since the last line of the log."""
+  """Averages since the last line of the log.
+
+  A prediction for a mixed image is right as far as the weight of its label.
+  """
 
   loss: clu_metrics.Average.from_output('loss')
-  accuracy: clu_metrics.Accuracy
+  accuracy: clu_metrics.Average.from_output('right')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +61,8 @@ class Experiment:
   Attributes:
     config: the whole configuration.
     model: the network.
-    dataset: in memory.
-    batches: the training batches.
+    dataset: its splits and augmentations.
+    batches: the training batches, of this host.
     mesh: all devices.
     total_steps: updates until the end.
   """
@@ -97,7 +102,10 @@ def build(config: Mapping, *, mesh: jax.sharding.Mesh | None = None):
   model, _, mesh = build_network(config, mesh=mesh)
   dataset = load_dataset(config.data, num_steps=config.model.num_steps)
   batches = TrainingBatches(
-    dataset, batch_size=config.data.batch_size, seed=config.seed
+    dataset,
+    batch_size=config.data.batch_size,
+    seed=config.seed,
+    host=sharding.host(),
   )
   return Experiment(
     config=config,
@@ -161,11 +169,12 @@ def make_train_step(experiment: Experiment) -> Callable:
         mutable=['batch_stats'],
         method='step_logits',
       )
-      loss = loss_function(
+      loss_of_labels = functools.partial(
+        loss_function,
         step_logits,
-        batch['label'],
         label_smoothing=config.loss.label_smoothing,
-      ).mean()
+      )
+      loss = losses.of_labels(loss_of_labels, batch).mean()
       return loss, (step_logits.mean(1), updates)
 
     (loss, (logits, updates)), gradients = jax.value_and_grad(
@@ -178,10 +187,12 @@ def make_train_step(experiment: Experiment) -> Callable:
     params = optax.apply_updates(
       state.params, jax.tree.map(lambda d: -learning_rate * d, directions)
     )
+    predicted = logits.argmax(-1)
+    right = losses.of_labels(
+      lambda labels: (predicted == labels).astype(jnp.float32), batch
+    )
     metrics = metrics.merge(
-      TrainMetrics.single_from_model_output(
-        loss=loss, logits=logits, labels=batch['label']
-      )
+      TrainMetrics.single_from_model_output(loss=loss, right=right)
     )
     state = TrainState(
       step=state.step + 1,
@@ -205,4 +216,4 @@ def check_trainable(experiment: Experiment, step: Callable) -> None:
   """Raises what a training step would raise, without compiling or running."""
   state = jax.eval_shape(lambda: init_state(experiment))
   metrics = jax.eval_shape(TrainMetrics.empty)
-  jax.eval_shape(step, state, metrics, experiment.batches.batch(0))
+  jax.eval_shape(step, state, metrics, experiment.batches.abstract())

@@ -47,6 +47,8 @@ HEAVY = {
   'tonic',
   'clu',
   'torch',
+  'grain',
+  'PIL',
 }
 
 
