@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from configs import digits_106
 from mpbn_jax import losses, sharding
-from mpbn_jax.train import TrainMetrics, build, init_state, make_train_step
+from mpbn_jax.train_step import TrainMetrics, build, init_state, make_train_step
 
 # (current_norm, membrane_norm, spike_norm)
 CASES = {

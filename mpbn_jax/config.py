@@ -10,14 +10,15 @@ from mpbn_jax import norm
 from mpbn_jax.errors import InputError
 
 # A run may be continued with other values of these: what is logged, how the
-# result is evaluated, for how long is trained, where the data lie and how fast
-# they come.
+# result is evaluated, for how long is trained, where the data lie, how fast
+# they come and whether a bad image, met on the way, is skipped.
 FREE_KEYS = (
   'log.',
   'evaluation.',
   'paper.',
   'num_epochs',
   'data.dir',
+  'data.on_bad_image',
   'data.workers',
   'data.prefetch',
 )

@@ -13,7 +13,9 @@ import numpy as np
 from clu import metrics as clu_metrics
 
 from mpbn_jax import losses, sharding
-from mpbn_jax.datasets.base import Spec, evaluation_batches
+from mpbn_jax.datasets.base import Spec
+from mpbn_jax.datasets.batches import evaluation_batches
+from mpbn_jax.datasets.prefetch import Prefetch
 
 
 @flax.struct.dataclass
@@ -50,7 +52,7 @@ def evaluate(
   Args:
     experiment: as from `train.build`.
     variables: of its model; folded ones too.
-    split: 'validation' or 'test'.
+    split: 'test', or 'validation' where there is one.
   """
   step = _evaluation_step(experiment.model, experiment.dataset.spec)
   metrics = EvaluationMetrics.empty()
@@ -60,13 +62,16 @@ def evaluate(
 
 
 def _sharded_batches(experiment, split):
+  """Yields the batches of a split on the devices, read ahead by a thread."""
   batches = evaluation_batches(
     experiment.dataset,
     split,
     batch_size=experiment.config.evaluation.batch_size,
+    host=sharding.host(),
   )
-  for batch in batches:
-    yield sharding.shard_batch(batch, experiment.mesh)
+  sharded = (sharding.shard_batch(b, experiment.mesh) for b in batches)
+  with Prefetch(sharded, ahead=experiment.config.data.prefetch) as ready:
+    yield from ready
 
 
 # ---- folded against unfolded

@@ -14,7 +14,7 @@ from mpbn_jax import checkpoint, norm, record, sharding
 from mpbn_jax.errors import InputError
 from mpbn_jax.evaluate import compare
 from mpbn_jax.folding import fold, fold_all, strip
-from mpbn_jax.train import build, init_state
+from mpbn_jax.train_step import build, init_state
 from mpbn_jax.wiring import readers_of_spikes
 
 SUMMARY = 'summary.json'
@@ -46,11 +46,21 @@ def restore(config: Mapping, *, workdir: pathlib.Path):
       return experiment, restored[1]['state']
     step = checkpoints.best_step()
     if step is None:
-      raise InputError(
-        'expected a checkpoint that was measured on validation, got none in '
-        f'{directory}: set --config.evaluation.checkpoint=latest'
-      )
+      raise _no_best(experiment, directory)
     return experiment, checkpoints.restore(like, step=step)['state']
+
+
+def _no_best(experiment, directory):
+  mend = 'set --config.evaluation.checkpoint=latest'
+  if 'validation' not in experiment.dataset.splits:
+    mend += (
+      f', or train with --config.data.validation_size, since '
+      f'{experiment.config.data.name!r} has no validation split of its own'
+    )
+  return InputError(
+    'expected a checkpoint that was measured on validation, got none in '
+    f'{directory}: {mend}'
+  )
 
 
 def _abstract_state(experiment):
@@ -130,6 +140,7 @@ def summarize(
     'spikes_differing': None if why_not else result.spikes_differing,
     'max_logit_difference': None if why_not else result.max_logit_difference,
     'firing_rate': result.firing_rate,
+    'unreadable_images': len(experiment.dataset.unreadable),
     'thresholds': None if why_not else _thresholds(folded.get('threshold', {})),
     'not_folded': why_not,
     'fold_convolutions': config.evaluation.fold_convolutions and not why_not,
@@ -206,6 +217,8 @@ def table(summary: Mapping) -> str:
         f'{summary["max_logit_difference"]:.3g}',
       ),
     ]
+  if summary['unreadable_images']:
+    rows.append(('images not decoded', f'{summary["unreadable_images"]:,}'))
   rates: dict[str, list[float]] = {}
   for layer, rate in sorted(summary['firing_rate'].items()):
     rates.setdefault(layer.split('[')[0], []).append(rate)

@@ -32,6 +32,7 @@ ROWS = {
   'interrupt': 3,
   'datasets': 3,
   'train': 4,
+  'train_step': 4,
   'evaluate': 4,
   'report': 4,
   'interop': 4,  # reads the leaves off the model: their wiring stands once
@@ -47,6 +48,8 @@ HEAVY = {
   'tonic',
   'clu',
   'torch',
+  'grain',
+  'PIL',
 }
 
 
