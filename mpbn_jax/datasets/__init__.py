@@ -87,3 +87,21 @@ def load_dataset(config: Mapping, *, num_steps: int) -> Dataset:
   return Dataset(
     spec, module.load(spec, config, num_steps=num_steps), augmentations(config)
   )
+
+
+def prepare_dataset(config: Mapping, *, num_steps: int) -> None:
+  """Prepares what `load_dataset` reads, and says where; once is enough.
+
+  Args:
+    config: `config.data`.
+    num_steps: T, of data sets of frames.
+
+  Raises:
+    InputError: unknown name (lists the known ones); cannot be prepared here.
+  """
+  spec = get_spec(config['name'])
+  module = importlib.import_module(DATASETS[spec.name][0])
+  if config['fake'] or not hasattr(module, 'prepare'):
+    print(f'{spec.name} needs no preparation: train with it at once')
+    return
+  module.prepare(spec, config, num_steps=num_steps)
