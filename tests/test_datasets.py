@@ -24,6 +24,7 @@ from mpbn_jax.datasets.base import (
 
 OFF = {k: v for k, v in get_config().data.items() if k != 'name'}
 READABLE = ('digits',)
+PREPARED = ('cifar10', 'cifar100')
 
 
 @functools.cache
@@ -102,7 +103,13 @@ def test_fake_examples_have_the_true_shape_and_are_always_the_same(name):
     np.testing.assert_array_equal(split.images, again.splits[part].images)
 
 
-@pytest.mark.parametrize('name', sorted(set(DATASETS) - set(READABLE)))
+@pytest.mark.parametrize('name', PREPARED)
+def test_data_set_that_is_not_prepared_says_what_to_run(name, tmp_path):
+  with pytest.raises(InputError, match=f'run .*--mode=prepare .*name={name} '):
+    _dataset(name, dir=str(tmp_path))
+
+
+@pytest.mark.parametrize('name', sorted({*DATASETS} - {*READABLE, *PREPARED}))
 def test_data_set_without_a_reader_says_what_to_do(name):
   with pytest.raises(InputError, match=f'{name}. cannot be read yet.*fake=256'):
     _dataset(name)
