@@ -414,12 +414,13 @@ def test_what_is_read_back_otherwise_is_not_kept(tmp_path, monkeypatch):
 
   def damaged(*arguments):
     splits = read(*arguments)
-    splits['test'].images[3, 2, 1, 0] ^= 1
+    if 'test' in splits:
+      splits['test'].images[3, 2, 1, 0] ^= 1
     return splits
 
   monkeypatch.setattr(cifar_builder, '_read', damaged)
   with pytest.raises(
-    InputError, match='expected to read back what was written'
+    InputError, match='expected to read back what was .*other images of test'
   ):
     prepare(tmp_path)
   assert not home(tmp_path).exists()

@@ -177,6 +177,8 @@ def obtain(
   path = folder / archive.name
   part = path.with_name(f'{path.name}.part')
   try:
+    # tensorflow-datasets' download manager would try for minutes on a machine
+    # without internet, and go on after Ctrl-C until it has the file.
     with writing(path):
       folder.mkdir(parents=True, exist_ok=True)
       reason = download(archive.url, part)
@@ -241,10 +243,7 @@ def read(
         raise _unusable(path, archive, f'no {name}')
       if problem := _problem(*files[name], count, num_classes):
         raise _unusable(path, archive, f'{name} with {problem}')
-  return {
-    split: _join([files[name] for name in names])
-    for split, names in archive.files.items()
-  }
+  return {split: _join(files, names) for split, names in archive.files.items()}
 
 
 def _problem(pixels, labels, count, num_classes):
@@ -260,13 +259,20 @@ def _problem(pixels, labels, count, num_classes):
   return None
 
 
-def _join(batches):
-  pixels, labels = zip(*batches, strict=True)
-  images = np.concatenate(pixels).reshape(-1, 3, 32, 32)
-  return Split(
-    np.ascontiguousarray(images.transpose(0, 2, 3, 1)),
-    np.concatenate(labels).astype(np.int32),
+def _join(files, names):
+  """Returns the images of these files, and drops the files."""
+  count = sum(len(files[name][1]) for name in names)
+  split = Split(
+    np.empty((count, 32, 32, 3), np.uint8), np.empty(count, np.int32)
   )
+  start = 0
+  for name in names:
+    pixels, labels = files.pop(name)
+    part = slice(start, start + len(labels))
+    split.images[part] = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    split.labels[part] = labels
+    start = part.stop
+  return split
 
 
 def _unusable(path, archive, got):

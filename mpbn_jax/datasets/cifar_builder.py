@@ -1,10 +1,10 @@
 """How do CIFAR's images lie on disk, as a data set of tensorflow-datasets?
 
 As ArrayRecord, which is written and read without TensorFlow. An image is kept
-as its 3,072 bytes and not as PNG: of such small images PNG saves little, and
-reading it takes several times as long. What tensorflow-datasets itself prepared
-(PNG, shuffled) is read as well; the index in an example's id restores the order
-of the archive.
+as its 3,072 bytes and not as PNG, which would save a quarter of the space and
+take six times as long to read. What tensorflow-datasets itself prepared (PNG,
+shuffled) is read as well; the index in an example's id restores the order of
+the archive.
 """
 
 import concurrent.futures
@@ -105,16 +105,17 @@ def write(
 
 
 def _check_written(place, spec, splits):
-  counts = {name: len(split.labels) for name, split in splits.items()}
   try:
-    found = _read(place, spec, counts)
     for name, split in splits.items():
-      np.testing.assert_array_equal(found[name].images, split.images)
-      np.testing.assert_array_equal(found[name].labels, split.labels)
+      found = _read(place, spec, {name: len(split.labels)})[name]
+      if not np.array_equal(found.images, split.images):
+        raise ValueError(f'other images of {name}')
+      if not np.array_equal(found.labels, split.labels):
+        raise ValueError(f'other labels of {name}')
   except Exception as error:
     raise InputError(
-      f'expected to read back what was written to {place}, got something else: '
-      'is that disk sound? Give another --config.data.dir'
+      f'expected to read back what was written to {place}, got something else '
+      f'({error}): is that disk sound? Give another --config.data.dir'
     ) from error
 
 

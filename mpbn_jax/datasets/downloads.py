@@ -10,9 +10,7 @@ def download(url: str, path: pathlib.Path) -> str | None:
   """Writes what `url` holds to `path`; returns why not, None when it is there.
 
   With limits on the waiting, so that a machine without internet says so at
-  once, and in this thread, so that Ctrl-C ends it: tensorflow-datasets' own
-  manager tries for minutes, and goes on after Ctrl-C until it has the file.
-  What came is not checked.
+  once. The file is not checked.
   """
   import requests
   from tqdm import tqdm
