@@ -123,7 +123,7 @@ def test_training_unprepared_says_at_once_what_to_run(name, tmp_path, capsys):
   ]
   start = time.monotonic()
   assert main(arguments) == 2
-  assert time.monotonic() - start < 5
+  assert time.monotonic() - start < 20
   assert the_error(capsys.readouterr()) == (
     f"error: expected '{name}', prepared in {data}, got none: run python "
     f'main.py --mode=prepare --config.data.name={name} '
@@ -209,7 +209,7 @@ def test_offline_says_within_seconds_which_archive_to_lay_where(
 ):
   start = time.monotonic()
   assert main(['--mode=prepare', *options(tmp_path)]) == 2
-  assert time.monotonic() - start < 5
+  assert time.monotonic() - start < 20
   assert the_error(capsys.readouterr()) == (
     f'error: expected {BINARY}, got no download of http://127.0.0.1:9/{BINARY} '
     f'(no connection, or one that broke): lay {BINARY} or {PYTHON} into '
@@ -246,12 +246,21 @@ def test_server_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
       prepare(tmp_path)
 
 
-def test_download_with_the_wrong_checksum_is_not_kept(tmp_path, monkeypatch):
-  content = bytearray(fake_cifar.packed(BINARY))
-  content[1000] ^= 1
-  with serving(bytes(content)) as folder:
+@pytest.mark.parametrize(
+  ('content', 'said'),
+  [
+    (fake_cifar.packed(BINARY)[:-1] + b'x', 'the sha256 checksum .*, got '),
+    (b'<html>Please log in</html>', r'bytes, got 26, it is truncated'),
+  ],
+)
+def test_download_of_something_else_is_not_kept(
+  content, said, tmp_path, monkeypatch
+):
+  with serving(content) as folder:
     publish(monkeypatch, folder=folder)
-    with pytest.raises(InputError, match='with the sha256 checksum .* got '):
+    with pytest.raises(
+      InputError, match=f'expected {folder}{BINARY} with .*{said}.*: lay '
+    ):
       prepare(tmp_path)
   assert files(tmp_path) == []
 
@@ -268,7 +277,7 @@ def test_ctrl_c_ends_a_download_at_once_and_leaves_nothing(tmp_path):
     process.send_signal(signal.SIGINT)
     start = time.monotonic()
     out, err = process.communicate()
-  assert time.monotonic() - start < 10
+  assert time.monotonic() - start < 20
   assert (process.returncode, out) == (128 + signal.SIGINT, '')
   assert err == (
     'stopped; nothing half-prepared is kept: the same command starts again\n'

@@ -171,11 +171,17 @@ def obtain(
   for archive in source.archives:
     path = folder / archive.name
     if path.exists():
-      check(path, archive=archive)
+      if problem := _difference(path, archive):
+        raise InputError(
+          f'expected {path} with {problem}: remove it and download it again '
+          f'from {archive.url}'
+        )
       return archive, path
   archive = source.archives[0]
   path = folder / archive.name
   part = path.with_name(f'{path.name}.part')
+  names = ' or '.join(archive.name for archive in source.archives)
+  mend = f'lay {names} into {folder} and run the same command again'
   try:
     # tensorflow-datasets' download manager would try for minutes on a machine
     # without internet, and go on after Ctrl-C until it has the file.
@@ -183,34 +189,29 @@ def obtain(
       folder.mkdir(parents=True, exist_ok=True)
       reason = download(archive.url, part)
     if reason:
-      names = ' or '.join(archive.name for archive in source.archives)
       raise InputError(
         f'expected {archive.name}, got no download of {archive.url} '
-        f'({reason}): lay {names} into {folder} and run the same command again'
+        f'({reason}): {mend}'
       )
-    check(part, archive=archive)
+    if problem := _difference(part, archive):
+      raise InputError(f'expected {archive.url} with {problem}: {mend}')
     part.rename(path)
   finally:
     part.unlink(missing_ok=True)
   return archive, path
 
 
-def check(path: pathlib.Path, *, archive: Archive) -> None:
-  """Raises InputError unless the file is the archive, byte for byte."""
-  again = f'remove it and download it again from {archive.url}'
+def _difference(path, archive):
+  """Returns what was expected and got; None if it is the official archive."""
   size = path.stat().st_size
   if size != archive.size:
-    raise InputError(
-      f'expected {path} with {archive.size:,} bytes, got {size:,}, it is '
-      f'{"truncated" if size < archive.size else "another file"}: {again}'
-    )
+    what = 'truncated' if size < archive.size else 'another file'
+    return f'{archive.size:,} bytes, got {size:,}, it is {what}'
   with path.open('rb') as file:
     sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
   if sha256 != archive.sha256:
-    raise InputError(
-      f'expected {path} with the sha256 checksum {archive.sha256}, got '
-      f'{sha256}: {again}'
-    )
+    return f'the sha256 checksum {archive.sha256}, got {sha256}'
+  return None
 
 
 # ---- reading one
