@@ -24,11 +24,7 @@ from mpbn_jax.datasets.batches import TrainingBatches
 
 OFF = {k: v for k, v in get_config().data.items() if k != 'name'}
 EMBEDDED = ('digits',)  # they come with a library: no download
-UNREADABLE = [
-  name
-  for name, (module, _) in DATASETS.items()
-  if not hasattr(importlib.import_module(module), 'load')
-]
+PREPARED = ('cifar10', 'cifar100')
 
 
 @functools.cache
@@ -113,6 +109,12 @@ def test_fake_examples_have_the_true_shape_and_are_always_the_same(name):
   again = load_dataset({'name': name, **OFF, 'fake': 7}, num_steps=3)
   for part, split in dataset.splits.items():
     np.testing.assert_array_equal(_read(split)[0], _read(again.splits[part])[0])
+
+
+@pytest.mark.parametrize('name', PREPARED)
+def test_data_set_that_is_not_prepared_says_what_to_run(name, tmp_path):
+  with pytest.raises(InputError, match=f'run .*--mode=prepare .*name={name} '):
+    _dataset(name, dir=str(tmp_path))
 
 
 @pytest.mark.parametrize('name', UNREADABLE)

@@ -126,3 +126,21 @@ def _read(spec, config, num_steps):
       'its configuration on random examples, or --config.data.name=digits'
     )
   return module.load(spec, config, num_steps=num_steps)
+
+
+def prepare_dataset(config: Mapping, *, num_steps: int) -> None:
+  """Prepares what `load_dataset` reads, and says where; once is enough.
+
+  Args:
+    config: `config.data`.
+    num_steps: T, of data sets of frames.
+
+  Raises:
+    InputError: unknown name (lists the known ones); cannot be prepared here.
+  """
+  spec = get_spec(config['name'])
+  module = importlib.import_module(DATASETS[spec.name][0])
+  if config['fake'] or not hasattr(module, 'prepare'):
+    print(f'{spec.name} needs no preparation: train with it at once')
+    return
+  module.prepare(spec, config, num_steps=num_steps)
