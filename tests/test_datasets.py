@@ -24,6 +24,7 @@ from mpbn_jax.datasets.base import (
 
 OFF = {k: v for k, v in get_config().data.items() if k != 'name'}
 READABLE = ('digits',)
+EVENTS = ('cifar10_dvs', 'dvs_gesture', 'event_digits', 'nmnist')
 
 
 @functools.cache
@@ -59,14 +60,20 @@ def test_shapes_and_classes_are_the_papers():
     'cifar100': (32, 32, 3),
     'cifar10_dvs': (48, 48, 2),
     'digits': (8, 8, 1),
+    'dvs_gesture': (64, 64, 2),
+    'event_digits': (16, 16, 2),
     'imagenet': (224, 224, 3),
+    'nmnist': (34, 34, 2),
   }
   assert classes == {
     'cifar10': 10,
     'cifar100': 100,
     'cifar10_dvs': 10,
     'digits': 10,
+    'dvs_gesture': 11,
+    'event_digits': 10,
     'imagenet': 1000,
+    'nmnist': 10,
   }
 
 
@@ -102,7 +109,9 @@ def test_fake_examples_have_the_true_shape_and_are_always_the_same(name):
     np.testing.assert_array_equal(split.images, again.splits[part].images)
 
 
-@pytest.mark.parametrize('name', sorted(set(DATASETS) - set(READABLE)))
+@pytest.mark.parametrize(
+  'name', sorted(set(DATASETS) - set(READABLE) - set(EVENTS))
+)
 def test_data_set_without_a_reader_says_what_to_do(name):
   with pytest.raises(InputError, match=f'{name}. cannot be read yet.*fake=256'):
     _dataset(name)

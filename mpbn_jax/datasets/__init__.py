@@ -15,7 +15,10 @@ DATASETS: dict[str, tuple[str, str]] = {
   'cifar100': ('mpbn_jax.datasets.cifar', 'CIFAR100'),
   'cifar10_dvs': ('mpbn_jax.datasets.cifar10_dvs', 'SPEC'),
   'digits': ('mpbn_jax.datasets.digits', 'SPEC'),
+  'dvs_gesture': ('mpbn_jax.datasets.dvs_gesture', 'SPEC'),
+  'event_digits': ('mpbn_jax.datasets.event_digits', 'SPEC'),
   'imagenet': ('mpbn_jax.datasets.imagenet', 'SPEC'),
+  'nmnist': ('mpbn_jax.datasets.nmnist', 'SPEC'),
 }
 
 

@@ -1,0 +1,43 @@
+"""How does a file come from the internet?"""
+
+import pathlib
+
+_NO_ANSWER = 10  # seconds until a server that does not answer is given up
+_NO_BYTES = 60  # likewise, in the middle of a file
+
+
+def download(url: str, path: pathlib.Path) -> str | None:
+  """Writes what `url` holds to `path`; returns why not, None when it is there.
+
+  With limits on the waiting, so that a machine without internet says so at
+  once. The file is not checked.
+  """
+  import requests
+  from tqdm import tqdm
+
+  try:
+    with (
+      requests.get(
+        url, stream=True, timeout=(_NO_ANSWER, _NO_BYTES)
+      ) as response,
+      path.open('wb') as file,
+    ):
+      response.raise_for_status()
+      size = response.headers.get('Content-Length')
+      with tqdm(
+        total=int(size) if size else None,
+        desc=path.name,
+        unit='B',
+        unit_scale=True,
+        disable=None,  # where nobody looks
+      ) as bar:
+        for block in response.iter_content(1 << 20):
+          file.write(block)
+          bar.update(len(block))
+  except requests.HTTPError as error:
+    return f'{error.response.status_code} {error.response.reason}'
+  except requests.Timeout:
+    return 'no answer'
+  except requests.RequestException:
+    return 'no connection, or one that broke'
+  return None
