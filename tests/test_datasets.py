@@ -1,7 +1,6 @@
 """Are the data the same for everyone, and a batch a function of its step?"""
 
 import functools
-import importlib
 import re
 
 import numpy as np
@@ -24,7 +23,8 @@ from mpbn_jax.datasets.batches import TrainingBatches
 
 OFF = {k: v for k, v in get_config().data.items() if k != 'name'}
 EMBEDDED = ('digits',)  # they come with a library: no download
-PREPARED = ('cifar10', 'cifar100')
+# Converted once, by --mode=prepare.
+PREPARED = ('cifar10', 'cifar100', 'cifar10_dvs', 'dvs_gesture', 'nmnist')
 
 
 @functools.cache
@@ -66,14 +66,20 @@ def test_shapes_and_classes_are_the_papers():
     'cifar100': (32, 32, 3),
     'cifar10_dvs': (48, 48, 2),
     'digits': (8, 8, 1),
+    'dvs_gesture': (64, 64, 2),
+    'event_digits': (16, 16, 2),
     'imagenet': (224, 224, 3),
+    'nmnist': (34, 34, 2),
   }
   assert classes == {
     'cifar10': 10,
     'cifar100': 100,
     'cifar10_dvs': 10,
     'digits': 10,
+    'dvs_gesture': 11,
+    'event_digits': 10,
     'imagenet': 1000,
+    'nmnist': 10,
   }
 
 
@@ -117,10 +123,12 @@ def test_data_set_that_is_not_prepared_says_what_to_run(name, tmp_path):
     _dataset(name, dir=str(tmp_path))
 
 
-@pytest.mark.parametrize('name', UNREADABLE)
-def test_data_set_without_a_reader_says_what_to_do(name):
-  with pytest.raises(InputError, match=f'{name}. cannot be read yet.*fake=256'):
-    _dataset(name)
+@pytest.mark.parametrize('name', PREPARED)
+def test_data_set_that_is_not_prepared_says_what_to_run(name, tmp_path):
+  with pytest.raises(
+    InputError, match=f'run python main.py --mode=prepare .*{name}'
+  ):
+    _dataset(name, dir=str(tmp_path))
 
 
 def test_digits_are_split_60_20_20_in_every_class():

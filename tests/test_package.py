@@ -19,6 +19,7 @@ ROWS = {
   'norm': 0,
   'ops': 0,
   'datasets.augment': 0,
+  'datasets.events': 0,
   'layers': 1,
   'folding': 1,
   'wiring': 1,

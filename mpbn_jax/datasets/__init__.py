@@ -7,15 +7,18 @@ from mpbn_jax.datasets import augment, base
 from mpbn_jax.datasets.base import Dataset, Spec
 from mpbn_jax.errors import InputError, unknown
 
-# Name to (module, its `Spec`); imported when it is asked for. Of the module,
-# where it has them: `load(spec, config, *, num_steps)` returns the splits,
-# `prepare(spec, config, *, num_steps)` downloads and converts what it reads.
+# Name to (module, its `Spec`); imported when it is asked for. In the module,
+# `load(spec, config, *, num_steps)` returns the splits; where it has one,
+# `prepare(spec, config, *, num_steps)` downloads and converts what that reads.
 DATASETS: dict[str, tuple[str, str]] = {
   'cifar10': ('mpbn_jax.datasets.cifar', 'CIFAR10'),
   'cifar100': ('mpbn_jax.datasets.cifar', 'CIFAR100'),
   'cifar10_dvs': ('mpbn_jax.datasets.cifar10_dvs', 'SPEC'),
   'digits': ('mpbn_jax.datasets.digits', 'SPEC'),
+  'dvs_gesture': ('mpbn_jax.datasets.dvs_gesture', 'SPEC'),
+  'event_digits': ('mpbn_jax.datasets.event_digits', 'SPEC'),
   'imagenet': ('mpbn_jax.datasets.imagenet', 'SPEC'),
+  'nmnist': ('mpbn_jax.datasets.nmnist', 'SPEC'),
 }
 
 ON_BAD_IMAGE = ('stop', 'skip')
@@ -120,11 +123,6 @@ def _read(spec, config, num_steps):
   if config['fake']:
     return base.fake(spec, num_steps=num_steps, count=config['fake'])
   module = importlib.import_module(DATASETS[spec.name][0])
-  if not hasattr(module, 'load'):
-    raise InputError(
-      f'{spec.name!r} cannot be read yet: set --config.data.fake=256 to try '
-      'its configuration on random examples, or --config.data.name=digits'
-    )
   return module.load(spec, config, num_steps=num_steps)
 
 

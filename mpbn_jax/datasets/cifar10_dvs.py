@@ -1,8 +1,20 @@
-"""What is CIFAR10-DVS? CIFAR-10 seen by an event camera (Li et al., 2017)."""
+"""What is CIFAR10-DVS? CIFAR-10 seen by an event camera (Li et al., 2017).
 
-from mpbn_jax.datasets.base import Spec
+10,000 recordings of 128x128 pixels, 1,000 of each class. There is no official
+split. Ours: in each class, sorted by the number in the name of the file, 100
+drawn with a fixed seed are the test part, the others the training part.
+"""
+
+from collections.abc import Mapping
+
+from mpbn_jax.datasets import event_cache
+from mpbn_jax.datasets.base import Spec, Split, split_stratified
 from mpbn_jax.datasets.cifar import CIFAR10
+from mpbn_jax.datasets.recordings import Source
 
+SPLIT_SEED = 0
+SHARES = (0.9, 0.1)
+SOURCES = {'all': Source('CIFAR10DVS', count=10_000)}
 SPEC = Spec(
   name='cifar10_dvs',
   image_shape=(48, 48, 2),  # resized from 128x128; the channels are polarities
@@ -12,3 +24,23 @@ SPEC = Spec(
   std=(1.0, 1.0),
   frames=True,
 )
+
+
+def _split(recordings):
+  every = recordings['all']
+  train, test = split_stratified(every.labels, shares=SHARES, seed=SPLIT_SEED)
+  return {'train': every.select(train), 'test': every.select(test)}
+
+
+def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
+  """Returns the splits; see `event_cache.load`."""
+  return event_cache.load(
+    spec, config, num_steps=num_steps, sources=SOURCES, split=_split
+  )
+
+
+def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
+  """Downloads the recordings and makes the frames, where not there yet."""
+  event_cache.prepare(
+    spec, config, num_steps=num_steps, sources=SOURCES, split=_split
+  )

@@ -69,6 +69,32 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def room_for(path: pathlib.Path, *, needed: int) -> Iterator[None]:
+  """Makes sure that so many bytes can be written below `path.parent`.
+
+  Raises:
+    InputError: fewer bytes are free, or none is left before its body ends.
+  """
+
+  def no_room():
+    return InputError(
+      f'expected {megabytes(needed)} of room to write {path}, got '
+      f'{megabytes(shutil.disk_usage(path.parent).free)} free: make room or '
+      'give another --config.data.dir, then the same command again; nothing '
+      'half-written is kept'
+    )
+
+  if shutil.disk_usage(path.parent).free < needed:
+    raise no_room()
+  try:
+    yield
+  except OSError as error:
+    if error.errno in NO_ROOM:
+      raise no_room() from error
+    raise
+
+
+@contextlib.contextmanager
 def exclusive(path: pathlib.Path, *, what: str) -> Iterator[None]:
   """Lets one process at a time into its body; another one waits, and says so.
 

@@ -1,0 +1,25 @@
+"""A narrow spiking ResNet20 with MPBN on N-MNIST.
+
+    python main.py --config=configs/nmnist.py
+
+Not one of the paper's experiments.
+"""
+
+from configs import default
+
+
+def get_config():
+  """Returns the configuration."""
+  config = default.get_config()
+  config.num_epochs = 20
+
+  config.model.name = 'resnet20'
+  config.model.width = 16
+  config.model.num_steps = 10  # T frames, one a step
+  config.model.num_classes = 10
+
+  config.data.name = 'nmnist'
+  config.data.shift = 2
+
+  config.optimizer.learning_rate = 0.1
+  return config

@@ -1,0 +1,50 @@
+"""What is DVS128 Gesture? Hand gestures seen by an event camera.
+
+11 gestures of 29 people on a sensor of 128x128 pixels (Amir et al., 2017), in
+tonic's form: one file for each gesture. The official split: 23 people train,
+the 6 others test.
+"""
+
+from collections.abc import Mapping
+
+from mpbn_jax.datasets import event_cache
+from mpbn_jax.datasets.base import Spec, Split
+from mpbn_jax.datasets.recordings import Source
+
+SOURCES = {
+  # As many as tonic itself asks for.
+  'train': Source('DVSGesture', count=100, options={'train': True}),
+  'test': Source('DVSGesture', count=100, options={'train': False}),
+}
+SPEC = Spec(
+  name='dvs_gesture',
+  # Every other pixel of 128x128: a quarter of the memory and the time.
+  image_shape=(64, 64, 2),
+  class_names=(
+    'hand_clapping',
+    'right_hand_wave',
+    'left_hand_wave',
+    'right_arm_clockwise',
+    'right_arm_counter_clockwise',
+    'left_arm_clockwise',
+    'left_arm_counter_clockwise',
+    'arm_roll',
+    'air_drums',
+    'air_guitar',
+    'other_gestures',
+  ),
+  max_value=1,  # frames count events, and stay counts
+  mean=(0.0, 0.0),
+  std=(1.0, 1.0),
+  frames=True,
+)
+
+
+def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
+  """Returns the splits; see `event_cache.load`."""
+  return event_cache.load(spec, config, num_steps=num_steps, sources=SOURCES)
+
+
+def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
+  """Downloads the recordings and makes the frames, where not there yet."""
+  event_cache.prepare(spec, config, num_steps=num_steps, sources=SOURCES)

@@ -1,0 +1,35 @@
+"""What is N-MNIST? MNIST seen by an event camera that moves.
+
+60,000 and 10,000 recordings of 34x34 pixels, split as MNIST; the camera makes
+three saccades of 0.1 s before each digit (Orchard et al., 2015).
+"""
+
+from collections.abc import Mapping
+
+from mpbn_jax.datasets import event_cache
+from mpbn_jax.datasets.base import Spec, Split
+from mpbn_jax.datasets.recordings import Source
+
+SOURCES = {
+  'train': Source('NMNIST', count=60_000, options={'train': True}),
+  'test': Source('NMNIST', count=10_000, options={'train': False}),
+}
+SPEC = Spec(
+  name='nmnist',
+  image_shape=(34, 34, 2),
+  class_names=tuple('0123456789'),
+  max_value=1,  # frames count events, and stay counts
+  mean=(0.0, 0.0),
+  std=(1.0, 1.0),
+  frames=True,
+)
+
+
+def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
+  """Returns the splits; see `event_cache.load`."""
+  return event_cache.load(spec, config, num_steps=num_steps, sources=SOURCES)
+
+
+def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
+  """Downloads the recordings and makes the frames, where not there yet."""
+  event_cache.prepare(spec, config, num_steps=num_steps, sources=SOURCES)
