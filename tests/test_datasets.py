@@ -119,12 +119,6 @@ def test_fake_examples_have_the_true_shape_and_are_always_the_same(name):
 
 @pytest.mark.parametrize('name', PREPARED)
 def test_data_set_that_is_not_prepared_says_what_to_run(name, tmp_path):
-  with pytest.raises(InputError, match=f'run .*--mode=prepare .*name={name} '):
-    _dataset(name, dir=str(tmp_path))
-
-
-@pytest.mark.parametrize('name', PREPARED)
-def test_data_set_that_is_not_prepared_says_what_to_run(name, tmp_path):
   with pytest.raises(
     InputError, match=f'run python main.py --mode=prepare .*{name}'
   ):
