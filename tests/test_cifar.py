@@ -354,22 +354,40 @@ RECORDS = 'cifar10_raw-train.array_record-00000-of-00001'
 
 
 @pytest.mark.parametrize(
-  'name', [RECORDS, 'dataset_info.json', 'features.json']
+  ('name', 'kept'),
+  [
+    *((RECORDS, kept) for kept in (0.5, 0.0, None)),
+    *(('features.json', kept) for kept in (0.5, 0.0, None)),
+    *(('dataset_info.json', kept) for kept in (0.5, 0.0)),
+  ],
 )
-@pytest.mark.parametrize('kept', [0.5, 0.0, None])
 def test_damaged_file_says_how_to_prepare_anew(name, kept, prepared, tmp_path):
   directory = shutil.copytree(prepared, tmp_path / 'data')
   path = home(directory) / name
-  if kept is None and name != 'dataset_info.json':
+  if kept is None:
     path.unlink()
   else:
-    size = int((kept or 0.9) * path.stat().st_size)
-    path.write_bytes(path.read_bytes()[:size])
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
   check_damaged(directory)
   # And it does help.
   shutil.rmtree(home(directory))
   prepare(directory)
   check_equal(load(directory), fake_cifar.splits('cifar10'))
+
+
+def test_directory_without_its_description_is_not_overwritten(
+  prepared, tmp_path
+):
+  directory = shutil.copytree(prepared, tmp_path / 'data')
+  (home(directory) / 'dataset_info.json').unlink()
+  before = runs.snapshot(directory)
+  with pytest.raises(InputError, match='got none: run python main.py --mode=p'):
+    load(directory)
+  with pytest.raises(
+    InputError, match=f'nothing at {home(directory)}, got .*re'
+  ):
+    prepare(directory)
+  assert runs.snapshot(directory) == before
 
 
 def test_a_flipped_bit_never_changes_an_image(prepared, tmp_path):

@@ -135,11 +135,16 @@ def atomic_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
   be used inside `exclusive(path)`.
 
   Args:
-    path: must not exist. Its parents are made.
+    path: its parents are made.
 
   Raises:
-    InputError: no room, or no permission.
+    InputError: `path` exists; no room, or no permission.
   """
+  if path.exists():
+    raise InputError(
+      f'expected nothing at {path}, got what was not prepared wholly: remove '
+      'it, then the same command again'
+    )
   place = path.with_name(f'{path.name}.incomplete')
   try:
     with writing(path):
