@@ -15,6 +15,9 @@
         makes a new run of the weights that the paper's PyTorch implementation
         saved (.pth needs PyTorch, .npz and .safetensors do not): to evaluate,
         to fold, to train on from.
+    python main.py --mode=prepare --config=configs/cifar10.py
+        downloads the data set of a configuration and converts it, once, in
+        config.data.dir; without internet, it says what to lay where.
 
 Exit code: 0 done, 1 stopped by a NaN, 2 unusable input (one line says what
 was expected, what came, how to mend it), 128 + signal when stopped by it.
@@ -67,11 +70,14 @@ def main(argv: list[str]) -> int:
 
 
 def _run(command, start):
+  mode, config, workdir, file = command
+  if mode == 'prepare':
+    _prepare(config)
+    return
   # Seconds to import: not before the command line is known to be good.
   from mpbn_jax import report
   from mpbn_jax.train import train
 
-  mode, config, workdir, file = command
   _keep_compiled_programs(config.log.compilation_cache)
   if mode == 'import':
     _import(file, config, workdir)
@@ -91,6 +97,18 @@ def _run(command, start):
     folded=folded,
     file=report.summary_file(mode, config),
   )
+
+
+def _prepare(config):
+  from mpbn_jax.datasets import prepare_dataset
+
+  try:
+    prepare_dataset(config.data, num_steps=config.model.num_steps)
+  except KeyboardInterrupt as stop:
+    raise Interrupted(
+      signal_of(stop),
+      'stopped; nothing half-prepared is kept: the same command starts again',
+    ) from stop
 
 
 def _import(file, config, workdir):

@@ -15,7 +15,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.num_epochs = 400  # passes over the training split
 
   config.model = model = ml_collections.ConfigDict()
-  # resnet18 | resnet19 | resnet20 | resnet34 | vgg16 | spiking_cnn
+  # resnet18 | resnet19 | resnet20 | resnet34 | preact_resnet | vgg16 |
+  # spiking_cnn
   model.name = 'resnet20'
   model.num_classes = 10  # as many as the data set has
   model.num_steps = 4  # T, time steps of the network
@@ -44,6 +45,12 @@ def get_config() -> ml_collections.ConfigDict:
   # Of activations and products: float32 | bfloat16; the potential, statistics
   # and parameters are float32 in any case.
   model.dtype = 'float32'
+  # Layers with weights of preact_resnet, 6n + 4; None takes 22. The others have
+  # one depth: None.
+  model.depth = ml_collections.config_dict.placeholder(int)
+  # Compute the activations of preact_resnet's blocks again in the backward
+  # pass: less memory, more time.
+  model.remat = False
   model.unroll = True  # unroll the T steps: faster, longer to compile
 
   config.data = data = ml_collections.ConfigDict()
@@ -98,7 +105,8 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation.batch_size = 128  # of all devices together
   # Of --mode=evaluate and --mode=fold: latest | best (on validation).
   evaluation.checkpoint = 'latest'
-  # Also fold the norms after convolutions into them, when folding.
+  # When folding, also fold the norms after convolutions and after firing into
+  # kernels.
   evaluation.fold_convolutions = False
 
   # What the paper prints, where the configuration is one of its experiments.

@@ -20,6 +20,7 @@ def get_config():
 
   config.data.name = 'imagenet'
   config.data.batch_size = 128
+  config.data.resized_crop = True
   config.data.flip = True
 
   config.optimizer.learning_rate = 0.1

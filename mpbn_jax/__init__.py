@@ -7,12 +7,19 @@ library: those load when `mpbn_jax.train` or `mpbn_jax.evaluate` is used.
 import importlib
 
 from mpbn_jax.errors import InputError
-from mpbn_jax.folding import fold, fold_convolutions, strip
+from mpbn_jax.folding import (
+  fold,
+  fold_all,
+  fold_convolutions,
+  fold_spike_norms,
+  strip,
+)
 from mpbn_jax.layers import LIF
 from mpbn_jax.models import MODELS, build_model
 from mpbn_jax.neuron import lif_scan, lif_step
 from mpbn_jax.norm import NORMS
 from mpbn_jax.surrogate import SURROGATES, emit, spike
+from mpbn_jax.wiring import readers_of_spikes
 
 __version__ = '0.1.0'
 
@@ -26,9 +33,12 @@ __all__ = [
   'emit',
   'evaluate',
   'fold',
+  'fold_all',
   'fold_convolutions',
+  'fold_spike_norms',
   'lif_scan',
   'lif_step',
+  'readers_of_spikes',
   'spike',
   'strip',
   'train',

@@ -17,7 +17,7 @@ from mpbn_jax.errors import InputError, unknown
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _DEFAULTS = _ROOT / 'configs' / 'default.py'
 DEFAULT_CONFIG = _ROOT / 'configs' / 'digits.py'
-MODES = ('train', 'evaluate', 'fold', 'import')
+MODES = ('train', 'evaluate', 'fold', 'import', 'prepare')
 
 # Name to (what it takes, what it means).
 _FLAGS = {

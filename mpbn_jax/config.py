@@ -6,17 +6,19 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mpbn_jax import norm
 from mpbn_jax.errors import InputError
 
 # A run may be continued with other values of these: what is logged, how the
-# result is evaluated, for how long is trained, where the data lie and how fast
-# they come.
+# result is evaluated, for how long is trained, where the data lie, how fast
+# they come and whether a bad image, met on the way, is skipped.
 FREE_KEYS = (
   'log.',
   'evaluation.',
   'paper.',
   'num_epochs',
   'data.dir',
+  'data.on_bad_image',
   'data.workers',
   'data.prefetch',
 )
@@ -91,19 +93,31 @@ def check_config(config: Mapping) -> None:
       'optimizer.warmup_epochs must be less than num_epochs = '
       f'{flat["num_epochs"]}, got {flat["optimizer.warmup_epochs"]}'
     )
-  if flat['evaluation.fold_convolutions'] and (
-    flat['model.current_norm'] == 'none'
-  ):
-    raise InputError(
-      'evaluation.fold_convolutions needs a normalization after the '
-      "convolutions, got model.current_norm = 'none': set "
-      '--config.evaluation.fold_convolutions=false'
-    )
+  if flat['evaluation.fold_convolutions']:
+    _check_kernels_fold(flat['model.current_norm'], flat['model.spike_norm'])
   if flat['evaluation.checkpoint'] not in ('latest', 'best'):
     raise InputError(
       "evaluation.checkpoint must be 'latest' or 'best', got "
       f'{flat["evaluation.checkpoint"]!r}'
     )
+
+
+def _check_kernels_fold(current, spikes):
+  mend = 'set --config.evaluation.fold_convolutions=false'
+  if current == spikes == norm.NONE:
+    raise InputError(
+      'evaluation.fold_convolutions needs a normalization after the '
+      "convolutions or the firing, got model.current_norm = 'none' and "
+      f"model.spike_norm = 'none': {mend}"
+    )
+  for name in (current, spikes):
+    # Unknown ones are named where they are looked up.
+    entry = norm.NORMS.get(name)
+    if entry is not None and entry.fold is None:
+      raise InputError(
+        f'evaluation.fold_convolutions needs normalizations that fold, '
+        f'{name!r} does not: {entry.why_not}; {mend}'
+      )
 
 
 def to_json(config: Mapping) -> str:

@@ -1,6 +1,5 @@
 """How good is a network, and does its folded form fire the same spikes?"""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -14,8 +13,9 @@ import numpy as np
 from clu import metrics as clu_metrics
 
 from mpbn_jax import losses, sharding
-from mpbn_jax.datasets.base import Spec, evaluation_batches
-from mpbn_jax.layers import LIF
+from mpbn_jax.datasets.base import Spec
+from mpbn_jax.datasets.batches import evaluation_batches
+from mpbn_jax.datasets.prefetch import Prefetch
 
 
 @flax.struct.dataclass
@@ -52,7 +52,7 @@ def evaluate(
   Args:
     experiment: as from `train.build`.
     variables: of its model; folded ones too.
-    split: 'validation' or 'test'.
+    split: 'test', or 'validation' where there is one.
   """
   step = _evaluation_step(experiment.model, experiment.dataset.spec)
   metrics = EvaluationMetrics.empty()
@@ -62,13 +62,16 @@ def evaluate(
 
 
 def _sharded_batches(experiment, split):
+  """Yields the batches of a split on the devices, read ahead by a thread."""
   batches = evaluation_batches(
     experiment.dataset,
     split,
     batch_size=experiment.config.evaluation.batch_size,
+    host=sharding.host(),
   )
-  for batch in batches:
-    yield sharding.shard_batch(batch, experiment.mesh)
+  sharded = (sharding.shard_batch(b, experiment.mesh) for b in batches)
+  with Prefetch(sharded, ahead=experiment.config.data.prefetch) as ready:
+    yield from ready
 
 
 # ---- folded against unfolded
@@ -84,7 +87,8 @@ class Comparison:
     spikes_compared: neurons times steps times examples.
     spikes_differing: how many of them differ.
     max_logit_difference: largest absolute difference of a logit.
-    firing_rate: {layer: spikes per neuron and step} of the first network.
+    firing_rate: {layer: spikes per neuron and step} of the first network;
+      of n blocks that are one in the program, {layer[i]: ...}.
   """
 
   accuracy: float
@@ -113,19 +117,21 @@ def recorded(
       another network's spikes, and differences do not add up.
 
   Returns:
-    Currents and spikes are [B, T, ..., C]; layers in no particular order.
+    Currents and spikes are [B, T, H, W, C], or [n, B, T, H, W, C] of n blocks
+    that are one in the program; layers in no particular order.
   """
-
-  def hand_on(function, args, kwargs, context):
-    own = function(*args, **kwargs)
-    if isinstance(context.module, LIF) and context.method_name == '__call__':
-      return forced['/'.join(context.module.path)]['spikes']
-    return own
-
-  with nn.intercept_methods(hand_on) if forced else contextlib.nullcontext():
-    logits, kept = model.apply(
-      variables, x, train=False, mutable=['intermediates']
-    )
+  handed_on: dict = {}
+  for name, layer in (forced or {}).items():
+    node = handed_on
+    for key in name.split('/'):
+      node = node.setdefault(key, {})
+    node['spikes'] = layer['spikes']
+  logits, kept = model.apply(
+    {**variables, 'forced': handed_on},
+    x,
+    train=False,
+    mutable=['intermediates'],
+  )
   layers = {}
 
   def walk(tree, path):
@@ -202,11 +208,12 @@ def compare(
 
   @jax.jit
   def count(ours, theirs, mask):
-    def masked(spikes):  # [B, T, ...]
-      return spikes & mask.reshape((-1,) + (1,) * (spikes.ndim - 1))
+    def total(spikes):  # [(n,) B, T, H, W, C] -> [(n,)]
+      kept = spikes & mask[:, None, None, None, None]
+      return kept.sum(range(spikes.ndim - 5, spikes.ndim))
 
     return {
-      name: (jnp.sum(masked(a)), jnp.sum(masked(a ^ theirs[name])))
+      name: (total(a), total(a ^ theirs[name]).sum())
       for name, a in ours.items()
     }
 
@@ -227,9 +234,11 @@ def compare(
     # Not Python's max, which drops a NaN.
     largest = float(np.maximum(largest, np.abs(logits - other_logits).max()))
     counts = jax.device_get(count(spikes, other_spikes, batch['mask']))
-    for name, (fires, flips) in counts.items():
-      fired[name] = fired.get(name, 0) + int(fires)
-      sizes[name] = int(np.prod(spikes[name].shape[1:]))
+    for layer, (fires, flips) in counts.items():
+      size = int(np.prod(spikes[layer].shape[-4:]))
+      for name, fires_of_block in _by_block(layer, fires):
+        fired[name] = fired.get(name, 0) + int(fires_of_block)
+        sizes[name] = size
       differing += int(flips)
   return Comparison(
     accuracy=right / examples,
@@ -239,3 +248,11 @@ def compare(
     max_logit_difference=largest,
     firing_rate={k: fired[k] / (examples * sizes[k]) for k in fired},
   )
+
+
+def _by_block(layer, counts):
+  """Yields (name, count): 'stage1_blocks/lif1[3]' where n blocks are one."""
+  if counts.ndim == 0:
+    yield layer, counts
+  for block, count in enumerate(np.atleast_1d(counts) if counts.ndim else ()):
+    yield f'{layer}[{block}]', count

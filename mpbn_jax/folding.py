@@ -1,13 +1,15 @@
 """How do trained variables become those of a network without normalization?
 
 Pure functions on the tree of variables. The tree says itself what is where: a
-layer's normalization stands under its name (`layers.py`), so no model is
+layer's normalization stands under its name (`layers/`), so no model is
 needed and nothing can disagree with it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
@@ -68,9 +70,18 @@ def fold(
       "nothing to fold (was the model built with membrane_norm='none'?)"
     )
 
-  def fold_neurons(name, params, stats, layer):
-    own = layer.get('v_th', v_th)
-    return norms.NORMS[name].fold(params, stats, v_th=own, eps=eps)
+  def fold_neurons(path, name, params, stats, layer):
+    del path
+
+    def function(params, stats, v_th):
+      return norms.NORMS[name].fold(params, stats, v_th=v_th, eps=eps)
+
+    own = layer.get('v_th')
+    if own is None:
+      return function(params, stats, v_th)
+    for _ in range(own.ndim - 1):  # blocks, stacked
+      function = jax.vmap(function)
+    return function(params, stats, own)
 
   folded = _collect(variables, 'membrane', fold_neurons)
   return {**variables, 'threshold': folded}
@@ -107,21 +118,135 @@ def fold_convolutions(
       'stripped already)'
     )
 
-  def fold_convolution(name, params, stats, layer):
-    norm = norms.NORMS[name]
-    if norm.fold is None:
-      raise InputError(f'{name!r} does not fold: {norm.why_not}')
-    return norm.fold(params, stats, layer['kernel'], layer.get('bias'), eps=eps)
+  def fold_convolution(path, name, params, stats, layer):
+    norm = _foldable(name)
+    kernel = _kernel(variables, path)
+    function = functools.partial(norm.fold, eps=eps)
+    for _ in range(layer['kernel'].ndim - 4):  # blocks, stacked
+      function = jax.vmap(function)
+    return function(params, stats, kernel, layer.get('bias'))
 
   folded = _collect(variables, 'current', fold_convolution)
-  return {**variables, 'folded': folded}
+  return {**variables, 'folded': _merged(variables.get('folded', {}), folded)}
+
+
+def fold_spike_norms(
+  variables: Mapping,
+  *,
+  readers: Mapping[str, Sequence[str]],
+  eps: float = norms.EPS,
+) -> Variables:
+  """Returns the variables with every norm of spikes folded into its readers.
+
+      psp_bn(a) = gain * a, gain = scale / sqrt(moment + eps), so
+      kernel' = gain * kernel along the input channels,
+
+  exactly but for rounding, zero padding and average pools between included: of
+  every convolution and linear layer that reads them; an identity shortcut
+  becomes a scale of each channel. With moments of each step there is a kernel
+  of each step.
+
+  Args:
+    variables: folded otherwise or not; the folds commute.
+    readers: {norm: layers}, from `wiring.readers_of_spikes`.
+    eps: added to second moments, `config.model.eps`.
+
+  Returns:
+    `variables` and {'folded': {<norm's layer>: {'readers'}, <reader>:
+    {'kernel'} or {'scale'}}}; `readers` counts them.
+
+  Raises:
+    InputError: no norm of the spikes; one that does not fold, with the reason
+      (neunorm, psp_ln); one that nothing reads.
+  """
+  if not _has_norm(variables, 'spikes'):
+    raise InputError(
+      'expected variables with a normalization of the spikes, got none: there '
+      "is nothing to fold (spike_norm='none', or folded and stripped already)"
+    )
+  folded = variables.get('folded', {})
+
+  def fold_into_readers(path, name, params, stats, _):
+    nonlocal folded
+    norm = _foldable(name)
+    read_by = readers.get('/'.join(path), ())
+    if not read_by:
+      raise InputError(
+        f'expected a layer that reads {"/".join(path)!r}, got none: pass the '
+        'readers_of_spikes of this model'
+      )
+    stacked = params['scale'].ndim - 1  # blocks
+    gain_of = functools.partial(norm.fold, eps=eps)
+    for _ in range(stacked):
+      gain_of = jax.vmap(gain_of)
+    gain = gain_of(params, stats)
+    for reader in read_by:
+      layer = tuple(reader.split('/'))
+      kernel = _kernel({**variables, 'folded': folded}, layer)
+      new = {'scale': gain}
+      if kernel is not None:
+        scale_inputs = _scale_inputs
+        for _ in range(stacked):
+          scale_inputs = jax.vmap(scale_inputs)
+        new = {'kernel': scale_inputs(kernel, gain)}
+      folded = _merged(folded, _nested(layer, new))
+    return {'readers': jnp.full(gain.shape[:stacked], len(read_by), jnp.int32)}
+
+  counts = _collect(variables, 'spikes', fold_into_readers)
+  return {**variables, 'folded': _merged(folded, counts)}
+
+
+def _scale_inputs(kernel, gain):
+  """Returns kernel [(T,) (k, k,) C_in, C_out] times gain [(T,) C_in]."""
+  if gain.ndim == 1:
+    return kernel * gain[:, None]
+  space = (1, 1) if kernel.ndim >= 4 else ()
+  if kernel.ndim in (2, 4):  # the same at every step
+    kernel = kernel[None]
+  return kernel * gain.reshape((gain.shape[0], *space, gain.shape[1], 1))
+
+
+def fold_all(
+  variables: Mapping,
+  *,
+  readers: Mapping[str, Sequence[str]] | None = None,
+  v_th: jax.Array | float = 0.5,
+  eps: float = norms.EPS,
+) -> Variables:
+  """Returns the variables with every normalization folded that they have.
+
+  `fold`, `fold_convolutions` and `fold_spike_norms`, where there is anything
+  for them to fold.
+
+  Args:
+    variables: of a network.
+    readers: from `wiring.readers_of_spikes`; only norms of the spikes need it.
+    v_th: firing threshold, `config.model.v_th`.
+    eps: added to variances, `config.model.eps`.
+
+  Raises:
+    InputError: a norm that does not fold, with the reason; none at all.
+  """
+  places = [place for place in norms.PLACES if _has_norm(variables, place)]
+  if not places:
+    raise InputError(
+      'expected variables with a normalization, got none: there is nothing to '
+      'fold (every norm is none, or folded and stripped already)'
+    )
+  if 'membrane' in places:
+    variables = fold(variables, v_th=v_th, eps=eps)
+  if 'current' in places:
+    variables = fold_convolutions(variables, eps=eps)
+  if 'spikes' in places:
+    variables = fold_spike_norms(variables, readers=readers or {}, eps=eps)
+  return variables
 
 
 def strip(variables: Mapping) -> Variables:
   """Returns folded variables without what the fold made useless.
 
-  Drops the params and statistics of folded membrane norms, and the params
-  and statistics of folded convolutions. That the stripped network runs is the
+  Drops the params and statistics of norms that were folded, and the kernels
+  and biases that folded ones replace. That the stripped network runs is the
   proof that the normalization is gone. Keep the unstripped checkpoint: it can
   be trained further.
 
@@ -134,16 +259,18 @@ def strip(variables: Mapping) -> Variables:
       f'got the collections {", ".join(variables)}: call `fold` first'
     )
 
+  folded = variables.get('folded', {})
+
   def keep(path, leaf):
     del leaf
     *layer, last = path
     if layer and _is_norm(layer[-1], 'membrane'):
       return not _contains(variables.get('threshold', {}), layer[:-1])
     if layer and _is_norm(layer[-1], 'current'):
-      return not _contains(variables.get('folded', {}), layer[:-1])
-    if last in ('kernel', 'bias'):
-      return not _contains(variables.get('folded', {}), layer)
-    return True
+      return not _contains(folded, (*layer[:-1], 'bias'))
+    if layer and _is_norm(layer[-1], 'spikes'):
+      return not _contains(folded, (*layer[:-1], 'readers'))
+    return not _contains(folded, path)
 
   kept = {
     name: _filter(variables.get(name, {}), keep)
@@ -171,21 +298,48 @@ def _has_norm(variables, place):
 
 
 def _collect(variables, place, function: Callable) -> dict:
-  """Returns {layer path: function(name, params, stats, layer params)}."""
-  result = {}
+  """Returns {layer path: function(path, name, params, stats, layer params)}."""
+  result: dict = {}
   for path, name in _norms(variables['params'], place):
     layer = _at(variables['params'], path)
     stats = _at(variables.get('batch_stats', {}), (*path, name))
-    if stats is None:
+    if stats is None and _foldable(name):
       raise InputError(
         f'expected batch_stats/{"/".join((*path, name))} with the running '
         'statistics, got none: give the params AND the batch_stats'
       )
-    node = result
-    for key in path:
-      node = node.setdefault(key, {})
-    node.update(function(name, layer[name], stats, layer))
+    new = function(path, name, layer[name], stats, layer)
+    result = _merged(result, _nested(path, new))
   return result
+
+
+def _foldable(name):
+  norm = norms.NORMS[name]
+  if norm.fold is None:
+    raise InputError(f'{name!r} does not fold: {norm.why_not}')
+  return norm
+
+
+def _kernel(variables, layer):
+  """Returns the kernel of a layer, the folded one where there is one."""
+  kernel = _at(variables.get('folded', {}), (*layer, 'kernel'))
+  if kernel is None:
+    kernel = _at(variables.get('params', {}), (*layer, 'kernel'))
+  return kernel
+
+
+def _nested(path, leaves):
+  for key in reversed(path):
+    leaves = {key: leaves}
+  return leaves
+
+
+def _merged(tree, other):
+  """Returns a tree with the leaves of both, the other's where both have one."""
+  if not (isinstance(tree, Mapping) and isinstance(other, Mapping)):
+    return other
+  common = {k: _merged(tree[k], other[k]) for k in tree.keys() & other.keys()}
+  return {**tree, **other, **common}
 
 
 def _at(tree, path):

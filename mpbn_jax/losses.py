@@ -1,6 +1,6 @@
 """What is minimized? Losses of the logits of every step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,24 @@ def cross_entropy(
   targets = jax.nn.one_hot(labels, logits.shape[-1])
   targets = optax.smooth_labels(targets, label_smoothing)
   return optax.softmax_cross_entropy(logits, targets)
+
+
+def of_labels(
+  per_example: Callable[[jax.Array], jax.Array], batch: Mapping[str, jax.Array]
+) -> jax.Array:
+  """Returns `per_example` of the labels of a batch, [B].
+
+  Of images that mixup made: the sum over both labels, each with its weight.
+
+  Args:
+    per_example: labels [B] -> [B], a loss for example.
+    batch: 'label' and, of mixed images, 'mix_label' and 'mix_weight'.
+  """
+  value = per_example(batch['label'])
+  if 'mix_label' not in batch:
+    return value
+  weight = batch['mix_weight']
+  return weight * value + (1 - weight) * per_example(batch['mix_label'])
 
 
 def of_mean(step_logits, labels, *, label_smoothing=0.0):

@@ -13,8 +13,9 @@ import numpy as np
 from mpbn_jax import checkpoint, norm, record, sharding
 from mpbn_jax.errors import InputError
 from mpbn_jax.evaluate import compare
-from mpbn_jax.folding import fold, fold_convolutions, strip
-from mpbn_jax.train import build, init_state
+from mpbn_jax.folding import fold, fold_all, strip
+from mpbn_jax.train_step import build, init_state
+from mpbn_jax.wiring import readers_of_spikes
 
 SUMMARY = 'summary.json'
 
@@ -45,11 +46,21 @@ def restore(config: Mapping, *, workdir: pathlib.Path):
       return experiment, restored[1]['state']
     step = checkpoints.best_step()
     if step is None:
-      raise InputError(
-        'expected a checkpoint that was measured on validation, got none in '
-        f'{directory}: set --config.evaluation.checkpoint=latest'
-      )
+      raise _no_best(experiment, directory)
     return experiment, checkpoints.restore(like, step=step)['state']
+
+
+def _no_best(experiment, directory):
+  mend = 'set --config.evaluation.checkpoint=latest'
+  if 'validation' not in experiment.dataset.splits:
+    mend += (
+      f', or train with --config.data.validation_size, since '
+      f'{experiment.config.data.name!r} has no validation split of its own'
+    )
+  return InputError(
+    'expected a checkpoint that was measured on validation, got none in '
+    f'{directory}: {mend}'
+  )
 
 
 def _abstract_state(experiment):
@@ -61,17 +72,23 @@ def _abstract_state(experiment):
   )
 
 
-def fold_network(config: Mapping, variables: Mapping) -> dict:
-  """Returns the variables folded and stripped, as the configuration asks."""
-  folded = fold(variables, v_th=config.model.v_th, eps=config.model.eps)
-  if config.evaluation.fold_convolutions:
-    folded = fold_convolutions(folded, eps=config.model.eps)
-  return strip(folded)
+def fold_network(experiment: Any, variables: Mapping) -> dict:
+  """Returns the variables folded and stripped, as the configuration asks.
+
+  Into thresholds; with `evaluation.fold_convolutions` into kernels as well.
+  """
+  config = experiment.config
+  options = dict(v_th=config.model.v_th, eps=config.model.eps)
+  if not config.evaluation.fold_convolutions:
+    return strip(fold(variables, **options))
+  x = jax.ShapeDtypeStruct((1, *experiment.dataset.example_shape), np.float32)
+  readers = readers_of_spikes(experiment.model, variables, x)
+  return strip(fold_all(variables, readers=readers, **options))
 
 
 def write_folded(experiment: Any, state: Any, *, workdir: pathlib.Path) -> dict:
   """Returns the folded variables, written beside the checkpoint, read back."""
-  folded = fold_network(experiment.config, state.variables)
+  folded = fold_network(experiment, state.variables)
   path = workdir / 'folded' / str(int(state.step))
   checkpoint.save_variables(path, folded)
   print(f'folded variables: {path}')
@@ -108,10 +125,10 @@ def summarize(
     file: its name.
   """
   config = experiment.config
-  why_not = _why_not_folded(config.model.membrane_norm)
+  why_not = _why_not_folded(config)
   if folded is None:
     variables = state.variables
-    folded = variables if why_not else fold_network(config, variables)
+    folded = variables if why_not else fold_network(experiment, variables)
   result = compare(experiment, state.variables, folded, split='test')
   device = jax.devices()[0]
   summary = {
@@ -123,7 +140,8 @@ def summarize(
     'spikes_differing': None if why_not else result.spikes_differing,
     'max_logit_difference': None if why_not else result.max_logit_difference,
     'firing_rate': result.firing_rate,
-    'thresholds': None if why_not else _thresholds(folded['threshold']),
+    'unreadable_images': len(experiment.dataset.unreadable),
+    'thresholds': None if why_not else _thresholds(folded.get('threshold', {})),
     'not_folded': why_not,
     'fold_convolutions': config.evaluation.fold_convolutions and not why_not,
     'seconds': time.monotonic() - start,
@@ -140,7 +158,10 @@ def summarize(
   return summary
 
 
-def _why_not_folded(name):
+def _why_not_folded(config):
+  if config.evaluation.fold_convolutions:  # `check_config` knows that it can
+    return None
+  name = config.model.membrane_norm
   if name == norm.NONE:
     return 'membrane_norm is none'
   return None if norm.NORMS[name].fold else norm.NORMS[name].why_not
@@ -177,11 +198,14 @@ def table(summary: Mapping) -> str:
   if summary['not_folded']:
     rows.append(('folded', f'nothing to fold ({summary["not_folded"]})'))
   else:
-    also = ' and convolutions' if summary['fold_convolutions'] else ''
+    folded = ' and '.join(
+      ['thresholds'] * bool(summary['thresholds'])
+      + ['kernels'] * bool(summary['fold_convolutions'])
+    )
     differ = f'{summary["spikes_differing"]:,}'
     rows += [
       (
-        f'test accuracy, thresholds{also} folded',
+        f'test accuracy, {folded} folded',
         f'{summary["folded_test_accuracy"]:.2%}',
       ),
       (
@@ -193,10 +217,15 @@ def table(summary: Mapping) -> str:
         f'{summary["max_logit_difference"]:.3g}',
       ),
     ]
+  if summary['unreadable_images']:
+    rows.append(('images not decoded', f'{summary["unreadable_images"]:,}'))
+  rates: dict[str, list[float]] = {}
   for layer, rate in sorted(summary['firing_rate'].items()):
+    rates.setdefault(layer.split('[')[0], []).append(rate)
+  for layer, of_blocks in rates.items():
     span = (summary['thresholds'] or {}).get(layer)
     also = '' if span is None else ', thresholds'
-    rows.append((f'{layer}: firing rate{also}', _layer(rate, span)))
+    rows.append((f'{layer}: firing rate{also}', _layer(of_blocks, span)))
   rows += [
     ('seed, device', f'{summary["seed"]}, {summary["device"]}'),
     ('seconds of this command', f'{summary["seconds"]:.1f}'),
@@ -207,8 +236,10 @@ def table(summary: Mapping) -> str:
   return '\n'.join([line, *body, line])
 
 
-def _layer(rate, span):
-  text = f'{rate:.1%}'
+def _layer(rates, span):
+  text = f'{rates[0]:.1%}'
+  if len(rates) > 1:
+    text = f'{len(rates)} x {min(rates):.1%} to {max(rates):.1%}'
   if span is None:
     return text
   if span['min'] is not None:

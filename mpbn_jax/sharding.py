@@ -1,4 +1,4 @@
-"""How is a batch spread over the devices?"""
+"""How is a batch spread over the hosts and their devices?"""
 
 from collections.abc import Sequence
 
@@ -37,6 +37,21 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
     )
 
 
+def host() -> tuple[int, int]:
+  """Returns (index, count): this host's number, and how many there are."""
+  return jax.process_index(), jax.process_count()
+
+
 def shard_batch(batch, mesh: Mesh):
-  """Returns the batch on the devices, split along its first axis."""
-  return jax.device_put(batch, along_batch(mesh))
+  """Returns the batch on the devices, split along its first axis.
+
+  Args:
+    batch: pytree of arrays [B, ...]; of several hosts, this one's part.
+    mesh: of the devices of all hosts.
+  """
+  sharding = along_batch(mesh)
+  if jax.process_count() == 1:
+    return jax.device_put(batch, sharding)
+  return jax.tree.map(
+    lambda part: jax.make_array_from_process_local_data(sharding, part), batch
+  )

@@ -1,218 +1,47 @@
-"""How is a network trained? State, step and the loop around it."""
+"""How is a network trained? The loop around the step, its log, its end."""
 
-import dataclasses
+import contextlib
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
-from clu import metrics as clu_metrics
 from clu import parameter_overview
 
-from mpbn_jax import config as configs
-from mpbn_jax import losses, optim, record, sharding
+from mpbn_jax import optim, record, sharding
 from mpbn_jax.checkpoint import Checkpoints
-from mpbn_jax.datasets import get_spec, load_dataset
-from mpbn_jax.datasets.base import Dataset, TrainingBatches
+from mpbn_jax.datasets.prefetch import Prefetch
 from mpbn_jax.errors import InputError
 from mpbn_jax.evaluate import evaluate
 from mpbn_jax.interrupt import Interrupted, SignalCatcher
-from mpbn_jax.models import build_model
+from mpbn_jax.train_step import (
+  Experiment,
+  TrainMetrics,
+  TrainState,
+  build,
+  build_network,
+  check_trainable,
+  init_state,
+  make_train_step,
+  start_state,
+)
 
-
-@flax.struct.dataclass
-class TrainState:
-  """Everything that training carries from step to step.
-
-  Attributes:
-    step: how many updates were made; the only counter.
-    params: of the network.
-    batch_stats: running statistics.
-    opt_state: of `optim.optimizer`.
-  """
-
-  step: jax.Array
-  params: Any
-  batch_stats: Any
-  opt_state: Any
-
-  @property
-  def variables(self) -> dict:
-    """The variables that the model is applied to."""
-    return {'params': self.params, 'batch_stats': self.batch_stats}
-
-
-@flax.struct.dataclass
-class TrainMetrics(clu_metrics.Collection):
-  """Averages since the last line of the log."""
-
-  loss: clu_metrics.Average.from_output('loss')
-  accuracy: clu_metrics.Accuracy
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-  """What a configuration describes, built and checked.
-
-  Attributes:
-    config: the whole configuration.
-    model: the network.
-    dataset: in memory.
-    batches: the training batches.
-    mesh: all devices.
-    total_steps: updates until the end.
-  """
-
-  config: Mapping
-  model: nn.Module
-  dataset: Dataset
-  batches: TrainingBatches
-  mesh: jax.sharding.Mesh
-  total_steps: int
-
-
-def build_network(config: Mapping, *, mesh: jax.sharding.Mesh | None = None):
-  """Returns (model, `Spec` of its data, mesh), checked; reads no data.
-
-  Raises:
-    InputError: anything in the configuration that cannot be used.
-  """
-  configs.check_config(config)
-  model = build_model(config.model)
-  spec = get_spec(config.data.name)
-  if config.model.num_classes != spec.num_classes:
-    raise InputError(
-      f'model.num_classes must be {spec.num_classes}, the classes of '
-      f'{spec.name!r}, got {config.model.num_classes}'
-    )
-  mesh = sharding.make_mesh() if mesh is None else mesh
-  for part in ('data', 'evaluation'):
-    sharding.check_batch_size(
-      f'{part}.batch_size', config[part].batch_size, mesh
-    )
-  return model, spec, mesh
-
-
-def build(config: Mapping, *, mesh: jax.sharding.Mesh | None = None):
-  """Returns the checked `Experiment` of a configuration; writes nothing."""
-  model, _, mesh = build_network(config, mesh=mesh)
-  dataset = load_dataset(config.data, num_steps=config.model.num_steps)
-  batches = TrainingBatches(
-    dataset, batch_size=config.data.batch_size, seed=config.seed
-  )
-  return Experiment(
-    config=config,
-    model=model,
-    dataset=dataset,
-    batches=batches,
-    mesh=mesh,
-    total_steps=config.num_epochs * batches.steps_per_epoch,
-  )
-
-
-def start_state(config: Mapping, variables: Mapping) -> TrainState:
-  """Returns the state before the first step, with these variables."""
-  params = variables['params']
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    batch_stats=variables.get('batch_stats', {}),
-    opt_state=optim.optimizer(config.optimizer).init(params),
-  )
-
-
-def init_state(experiment: Experiment) -> TrainState:
-  """Returns the state before the first step, replicated over the mesh."""
-  config, model = experiment.config, experiment.model
-  shape = (1, *experiment.dataset.example_shape)
-
-  def init(key):
-    return start_state(config, model.init(key, jnp.zeros(shape), train=False))
-
-  replicated = sharding.replicated(experiment.mesh)
-  return jax.jit(init, out_shardings=replicated)(jax.random.key(config.seed))
-
-
-def make_train_step(experiment: Experiment) -> Callable:
-  """Returns the compiled (state, metrics, batch) -> (state, metrics, loss).
-
-  State and metrics are replicated and donated, the batch is split along
-  'data'. Under `jit` over the mesh every mean is over the whole batch:
-  statistics and loss are those of one device.
-  """
-  config, model = experiment.config, experiment.model
-  transform = optim.optimizer(config.optimizer)
-  rate = optim.learning_rate(
-    config.optimizer,
-    steps_per_epoch=experiment.batches.steps_per_epoch,
-    num_epochs=config.num_epochs,
-  )
-
-  loss_function = losses.get_loss(config.loss.name)
-
-  def step(state, metrics, batch):
-    images = experiment.dataset.spec.normalize(batch['image'])
-
-    def loss_of(params):
-      variables = {'params': params, 'batch_stats': state.batch_stats}
-      step_logits, updates = model.apply(
-        variables,
-        images,
-        train=True,
-        mutable=['batch_stats'],
-        method='step_logits',
-      )
-      loss = loss_function(
-        step_logits,
-        batch['label'],
-        label_smoothing=config.loss.label_smoothing,
-      ).mean()
-      return loss, (step_logits.mean(1), updates)
-
-    (loss, (logits, updates)), gradients = jax.value_and_grad(
-      loss_of, has_aux=True
-    )(state.params)
-    directions, opt_state = transform.update(
-      gradients, state.opt_state, state.params
-    )
-    learning_rate = rate(state.step)
-    params = optax.apply_updates(
-      state.params, jax.tree.map(lambda d: -learning_rate * d, directions)
-    )
-    metrics = metrics.merge(
-      TrainMetrics.single_from_model_output(
-        loss=loss, logits=logits, labels=batch['label']
-      )
-    )
-    state = TrainState(
-      step=state.step + 1,
-      params=params,
-      batch_stats=updates.get('batch_stats', {}),
-      opt_state=opt_state,
-    )
-    return state, metrics, loss
-
-  replicated = sharding.replicated(experiment.mesh)
-  batch = sharding.along_batch(experiment.mesh)
-  return jax.jit(
-    step,
-    in_shardings=(replicated, replicated, batch),
-    out_shardings=replicated,
-    donate_argnums=(0, 1),
-  )
-
-
-def check_trainable(experiment: Experiment, step: Callable) -> None:
-  """Raises what a training step would raise, without compiling or running."""
-  state = jax.eval_shape(lambda: init_state(experiment))
-  metrics = jax.eval_shape(TrainMetrics.empty)
-  jax.eval_shape(step, state, metrics, experiment.batches.batch(0))
+# Who trains finds here what it takes.
+__all__ = [
+  'Experiment',
+  'TrainMetrics',
+  'TrainState',
+  'build',
+  'build_network',
+  'check_trainable',
+  'init_state',
+  'make_train_step',
+  'saved_items',
+  'start_state',
+  'train',
+]
 
 
 def train(
@@ -236,7 +65,8 @@ def train(
     (what was built, the state after the last step).
 
   Raises:
-    InputError: an unusable configuration or work directory.
+    InputError: an unusable configuration or work directory; data that cannot
+      be read on the way: the state is saved.
     Interrupted: SIGTERM or Ctrl-C came; the state is saved.
     FloatingPointError: a metric or a variable is not finite (names it and
       the step); the last checkpoint before it stays.
@@ -260,10 +90,14 @@ def train(
       step, saved = restored
       done = 'is trained' if step >= total else 'continues'
       print(f'{workdir} {done}: step {step} of {total}', flush=True)
-    saved = _loop(experiment, train_step, saved, workdir, checkpoints, signals)
+    saved, bad_input = _loop(
+      experiment, train_step, saved, workdir, checkpoints, signals
+    )
     # Does nothing after the last step: that is saved.
     step = int(saved['state'].step)
     where = checkpoints.save(step, saved)
+  if bad_input is not None:
+    raise bad_input
   # Now that the handlers are gone: a signal that came last is seen too.
   if signals.received is not None:
     raise Interrupted(
@@ -284,41 +118,48 @@ def _window(mesh):
 
 
 def _loop(experiment, train_step, saved, workdir, checkpoints, signals):
-  """Returns what to save after the last step, or the one of a signal."""
+  """Returns (what to save, None or what was wrong with the data).
+
+  After the last step, or the one at which a signal or a bad image came.
+  """
   config, batches = experiment.config, experiment.batches
   total = experiment.total_steps
   state = saved['state']
   step = int(state.step)
   if step >= total:
-    return saved
+    return saved, None
   writer = record.Metrics(
     workdir, step=step, tensorboard=config.log.tensorboard
   )
   progress = record.Progress(total=total, done=step)
   log = _Log(experiment, writer, progress, saved['window'])
   every = config.log.checkpoint_every_epochs * batches.steps_per_epoch
+  on_devices = (
+    sharding.shard_batch(batches.batch(i), experiment.mesh)
+    for i in range(step, total)
+  )
+  ready = Prefetch(on_devices, ahead=config.data.prefetch)
   try:
-    while step < total and signals.received is None:
-      batch = sharding.shard_batch(batches.batch(step), experiment.mesh)
-      state, log.metrics, loss = train_step(state, log.metrics, batch)
-      step += 1
-      log.losses.append(loss)
-      progress.advance()
-      if step % config.log.every_steps == 0 or step == total:
-        log.flush(step)
-      if step % every == 0 or step == total:
-        log.check_finite(step)
-        _check_variables(state.variables, step)
-        scores = evaluate(experiment, state.variables, split='validation')
-        validation = {f'validation_{k}': v for k, v in scores.items()}
-        _check_finite(validation, step)
-        writer.write(step, validation)
-        progress.say(step, _text(validation))
-        checkpoints.save(
-          step,
-          {'state': state, 'window': log.metrics},
-          validation_accuracy=validation['validation_accuracy'],
-        )
+    with _NotedInputError() as bad_input, ready:
+      while step < total and signals.received is None:
+        state, log.metrics, loss = train_step(state, log.metrics, next(ready))
+        # One step runs while the next batch is asked for. Those of more steps
+        # under way would only fill the memory.
+        jax.block_until_ready(log.losses[-1:])
+        step += 1
+        log.losses.append(loss)
+        progress.advance()
+        if step % config.log.every_steps == 0 or step == total:
+          log.flush(step, waited=ready.waited)
+        if step % every == 0 or step == total:
+          log.check_finite(step)
+          _check_variables(state.variables, step)
+          accuracy = _validate(experiment, state, step, writer, progress)
+          checkpoints.save(
+            step,
+            {'state': state, 'window': log.metrics},
+            validation_accuracy=accuracy,
+          )
     log.check_finite(step)
     _check_variables(state.variables, step)
   except FloatingPointError as error:
@@ -331,7 +172,30 @@ def _loop(experiment, train_step, saved, workdir, checkpoints, signals):
   finally:
     progress.close()
     writer.close()
-  return {'state': state, 'window': log.metrics}
+  return {'state': state, 'window': log.metrics}, bad_input.error
+
+
+class _NotedInputError(contextlib.AbstractContextManager):
+  """Ends its body at an InputError, and keeps it in `error`."""
+
+  error: InputError | None = None
+
+  def __exit__(self, kind, error, trace):
+    if isinstance(error, InputError):
+      self.error = error
+    return self.error is not None
+
+
+def _validate(experiment, state, step, writer, progress):
+  """Returns the accuracy on the validation split; None where there is none."""
+  if 'validation' not in experiment.dataset.splits:
+    return None
+  scores = evaluate(experiment, state.variables, split='validation')
+  values = {f'validation_{name}': score for name, score in scores.items()}
+  _check_finite(values, step)
+  writer.write(step, values)
+  progress.say(step, _text(values))
+  return scores['accuracy']
 
 
 def _check_finite(values, step):
@@ -371,11 +235,12 @@ class _Log:
       steps_per_epoch=experiment.batches.steps_per_epoch,
       num_epochs=experiment.config.num_epochs,
     )
-    self._start(window)
+    self._start(window, waited=0.0)
 
-  def _start(self, window):
+  def _start(self, window, *, waited):
     self.metrics = window
     self.losses = []
+    self._waited = waited
     self._time = time.monotonic()
 
   def check_finite(self, step):
@@ -384,15 +249,17 @@ class _Log:
     for at, value in enumerate(values, step - len(values) + 1):
       _check_finite({'loss': value}, at)
 
-  def flush(self, step):
+  def flush(self, step, *, waited):
+    """Writes a line; `waited`: seconds for data since the first step."""
     self.check_finite(step)
     values = {k: float(v) for k, v in self.metrics.compute().items()}
     values['learning_rate'] = float(self._rate(step - 1))
     seconds = time.monotonic() - self._time
     values['steps_per_second'] = len(self.losses) / seconds
+    values['data_wait'] = (waited - self._waited) / seconds  # share of the time
     self._writer.write(step, values)
     self._progress.say(step, _text(values))
-    self._start(_window(self._experiment.mesh))
+    self._start(_window(self._experiment.mesh), waited=waited)
 
 
 def _text(values):

@@ -34,6 +34,8 @@ def random_norms(variables, *, seed=0, adversarial=False):
       'scale': rng.normal(1.0, 0.3, shape)
       * np.where(rng.random(shape) < 0.1, -1, 1),
       'factor': rng.uniform(0.5, 1.5, shape),
+      'weight': rng.uniform(0.5, 1.5, shape),
+      'moment': rng.uniform(0.05, 1.0, shape),
       'bias': rng.normal(0, spread, shape),
       'mean': rng.normal(0, spread, shape),
       'var': rng.uniform(0.05, 1.5, shape),
@@ -44,15 +46,53 @@ def random_norms(variables, *, seed=0, adversarial=False):
   )
 
 
+def random_variables(model, x):
+  """Returns the variables of a model: random kernels, norms as if trained.
+
+  From their shapes, in NumPy: `model.init` would compile a random generator
+  for every shape, which takes longer than most tests.
+  """
+  init = functools.partial(model.init, train=False)
+  shapes = jax.eval_shape(init, jax.random.key(0), x)
+  rng = np.random.default_rng(0)
+
+  def leaf(path, value):
+    if path[-1].key != 'kernel':
+      return np.zeros(value.shape, np.float32)
+    *_, side, fan_in, fan_out = (1, *value.shape)
+    head = value.ndim == 2
+    deviation = 1 / fan_in if head else (2 / (side**2 * fan_out)) ** 0.5
+    return jnp.asarray(rng.normal(0, deviation, value.shape), jnp.float32)
+
+  variables = jax.tree_util.tree_map_with_path(leaf, shapes)
+  return random_norms(_with_constants(variables, init, x))
+
+
+def _with_constants(variables, init, x):
+  """Returns variables with the leaves that `init` sets to settings."""
+
+  def constants(variables):
+    return {
+      path: leaf
+      for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+      if path[-1].key in ('gain', 'tau_logit', 'v_th')
+    }
+
+  if not constants(variables):
+    return variables
+  # All else is dead code, and not compiled.
+  values = jax.jit(lambda: list(constants(init(jax.random.key(0), x)).values()))
+  found = dict(zip(constants(variables), values(), strict=True))
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: found.get(path, leaf), variables
+  )
+
+
 @functools.cache
 def small(name='spiking_cnn', side=8, channels=1, **settings):
   """Returns (model, variables) of a small network with random norms."""
   model = build_model({'name': name, 'width': 4, 'num_steps': 3, **settings})
-  x = jnp.zeros((2, side, side, channels))
-  variables = jax.jit(functools.partial(model.init, train=False))(
-    jax.random.key(0), x
-  )
-  return model, random_norms(variables)
+  return model, random_variables(model, jnp.zeros((2, side, side, channels)))
 
 
 def images(count=8, side=8, channels=1, seed=0):

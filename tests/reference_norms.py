@@ -60,6 +60,51 @@ def tebn(params, stats, x, *, train):
   return np.stack(steps, 1), new
 
 
+def psp_bn(params, stats, a, *, train):
+  y, moments = np.empty(a.shape), []
+  for c in range(a.shape[-1]):
+    moment = (
+      np.mean(np.float64(a[..., c]) ** 2) if train else stats['moment'][c]
+    )
+    y[..., c] = params['scale'][c] * a[..., c] / np.sqrt(moment + EPS)
+    moments.append(moment)
+  return y, _moved_moment(stats['moment'], np.array(moments))
+
+
+def _moved_moment(running, moment):
+  return {'moment': (1 - MOMENTUM) * running + MOMENTUM * moment}
+
+
+def psp_bn_step(params, stats, a, *, train):
+  steps, news = [], []
+  for t in range(a.shape[1]):
+    y, new = psp_bn(
+      params, {'moment': stats['moment'][t]}, a[:, t], train=train
+    )
+    steps.append(y)
+    news.append(new['moment'])
+  return np.stack(steps, 1), {'moment': np.stack(news)}
+
+
+def psp_ln(params, stats, a, *, train):
+  y = np.empty(a.shape)
+  for b in range(a.shape[0]):
+    for t in range(a.shape[1]):
+      moment = np.mean(np.float64(a[b, t]) ** 2)
+      y[b, t] = params['scale'] * a[b, t] / np.sqrt(moment + EPS)
+  return y, {}
+
+
+def neunorm(params, stats, s, *, train, k0=0.9):
+  channels = s.shape[-1]
+  y, activity = np.empty(s.shape), np.zeros((*s[:, 0].shape[:-1], 1))
+  for t in range(s.shape[1]):
+    total = np.float64(s[:, t]).sum(-1, keepdims=True)
+    activity = k0 * activity + (1 - k0) / channels**2 * total
+    y[:, t] = s[:, t] - params['weight'] * activity
+  return y, {}
+
+
 REFERENCES = {
   'bn': bn,
   'tdbn': tdbn,
@@ -67,4 +112,8 @@ REFERENCES = {
   'tebn': tebn,
   'mpbn_channel': bn,
   'mpbn_element': mpbn_element,
+  'neunorm': neunorm,
+  'psp_bn': psp_bn,
+  'psp_bn_step': psp_bn_step,
+  'psp_ln': psp_ln,
 }

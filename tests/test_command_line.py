@@ -57,7 +57,7 @@ BAD_INPUT = {
   'unknown mode': (
     ['--mode=foo'],
     "unknown mode 'foo'",
-    'one of evaluate, fold, import, train',
+    'one of evaluate, fold, import, prepare, train',
   ),
   'flag without value': (['--mode'], '--mode needs a value', 'train|evaluate'),
   'missing file': (

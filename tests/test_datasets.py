@@ -1,11 +1,13 @@
 """Are the data the same for everyone, and a batch a function of its step?"""
 
 import functools
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import ROOT
 
 from configs.default import get_config
 from mpbn_jax import InputError
@@ -16,15 +18,13 @@ from mpbn_jax.datasets import (
   get_spec,
   load_dataset,
 )
-from mpbn_jax.datasets.base import (
-  TrainingBatches,
-  evaluation_batches,
-  split_stratified,
-)
+from mpbn_jax.datasets.base import split_stratified
+from mpbn_jax.datasets.batches import TrainingBatches
 
 OFF = {k: v for k, v in get_config().data.items() if k != 'name'}
-READABLE = ('digits',)
-EVENTS = ('cifar10_dvs', 'dvs_gesture', 'event_digits', 'nmnist')
+EMBEDDED = ('digits',)  # they come with a library: no download
+# Converted once, by --mode=prepare.
+PREPARED = ('cifar10', 'cifar100', 'cifar10_dvs', 'dvs_gesture', 'nmnist')
 
 
 @functools.cache
@@ -33,15 +33,21 @@ def _dataset(name='digits', num_steps=3, **data):
   return load_dataset(config, num_steps=num_steps)
 
 
+def _read(split):
+  """Returns all images and labels of a split."""
+  return split.read(np.arange(len(split)))
+
+
 def _check_splits(dataset):
-  assert set(dataset.splits) == {'train', 'validation', 'test'}
+  assert set(dataset.splits) >= {'train', 'test'}
   for split in dataset.splits.values():
-    assert split.images.dtype == np.uint8
-    assert split.labels.dtype == np.int32
-    assert len(split.images) == len(split.labels)
-    assert split.images.shape[1:] == dataset.example_shape
-    assert split.labels.min() == 0
-    assert split.labels.max() < dataset.spec.num_classes
+    images, labels = _read(split)
+    assert images.dtype == np.uint8
+    assert labels.dtype == np.int32
+    assert len(images) == len(labels) == len(split)
+    assert images.shape[1:] == dataset.example_shape
+    assert labels.min() == 0
+    assert labels.max() < dataset.spec.num_classes
 
 
 @pytest.mark.parametrize('name', DATASETS)
@@ -77,19 +83,20 @@ def test_shapes_and_classes_are_the_papers():
   }
 
 
-@pytest.mark.parametrize('name', READABLE)
+@pytest.mark.parametrize('name', EMBEDDED)
 def test_splits_are_complete_and_of_one_kind(name):
   dataset = _dataset(name)
   _check_splits(dataset)
   for split in dataset.splits.values():
     assert set(split.labels) == set(range(dataset.spec.num_classes))
-    assert split.images.max() <= dataset.spec.max_value
+    assert _read(split)[0].max() <= dataset.spec.max_value
 
 
-@pytest.mark.parametrize('name', READABLE)
+@pytest.mark.parametrize('name', EMBEDDED)
 def test_constants_normalize_the_training_images(name):
   dataset = _dataset(name)
-  x = np.asarray(dataset.spec.normalize(dataset.splits['train'].images))
+  images, _ = _read(dataset.splits['train'])
+  x = np.asarray(dataset.spec.normalize(images))
   axes = tuple(range(x.ndim - 1))
   np.testing.assert_allclose(x.mean(axes), 0, atol=1e-3)
   np.testing.assert_allclose(x.std(axes), 1, atol=1e-3)
@@ -101,20 +108,21 @@ def test_fake_examples_have_the_true_shape_and_are_always_the_same(name):
   _check_splits(dataset)
   spec = dataset.spec
   frames = (3,) if spec.frames else ()
-  assert dataset.splits['test'].images.shape == (
+  assert set(dataset.splits) == {'train', 'test'}
+  assert _read(dataset.splits['test'])[0].shape == (
     (7,) + frames + spec.image_shape
   )
   again = load_dataset({'name': name, **OFF, 'fake': 7}, num_steps=3)
   for part, split in dataset.splits.items():
-    np.testing.assert_array_equal(split.images, again.splits[part].images)
+    np.testing.assert_array_equal(_read(split)[0], _read(again.splits[part])[0])
 
 
-@pytest.mark.parametrize(
-  'name', sorted(set(DATASETS) - set(READABLE) - set(EVENTS))
-)
-def test_data_set_without_a_reader_says_what_to_do(name):
-  with pytest.raises(InputError, match=f'{name}. cannot be read yet.*fake=256'):
-    _dataset(name)
+@pytest.mark.parametrize('name', PREPARED)
+def test_data_set_that_is_not_prepared_says_what_to_run(name, tmp_path):
+  with pytest.raises(
+    InputError, match=f'run python main.py --mode=prepare .*{name}'
+  ):
+    _dataset(name, dir=str(tmp_path))
 
 
 def test_digits_are_split_60_20_20_in_every_class():
@@ -138,7 +146,8 @@ def test_split_parts_are_disjoint_and_complete(count, seed):
 def test_digits_split_does_not_depend_on_the_process_or_seed():
   # Sums over the images of each part: any other split gives others.
   sums = {
-    name: int(split.images.sum()) for name, split in _dataset().splits.items()
+    name: int(_read(split)[0].sum())
+    for name, split in _dataset().splits.items()
   }
   assert sums == {'train': 336076, 'validation': 113843, 'test': 111799}
 
@@ -160,7 +169,7 @@ def test_epoch_visits_no_example_twice():
   plain = TrainingBatches(_dataset(shift=0), batch_size=100, seed=0)
   images = [plain.batch(step)['image'] for step in range(plain.steps_per_epoch)]
   images = np.concatenate(images).reshape((1000, -1))
-  train = _dataset().splits['train'].images.reshape((-1, 64))
+  train = _read(_dataset().splits['train'])[0].reshape((-1, 64))
   assert len(np.unique(images, axis=0)) >= len(np.unique(train, axis=0)) - 78
 
 
@@ -168,18 +177,6 @@ def test_batch_size_does_not_change_an_examples_augmentation():
   small, large = _batches(batch_size=50), _batches(batch_size=100)
   halves = [small.batch(step)['image'] for step in (0, 1)]
   np.testing.assert_array_equal(np.concatenate(halves), large.batch(0)['image'])
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 400), st.sampled_from(['validation', 'test']))
-def test_evaluation_visits_every_example_once(batch_size, split):
-  batches = list(evaluation_batches(_dataset(), split, batch_size=batch_size))
-  expected = _dataset().splits[split]
-  assert {len(b['label']) for b in batches} == {batch_size}
-  images = np.concatenate([b['image'][b['mask']] for b in batches])
-  labels = np.concatenate([b['label'][b['mask']] for b in batches])
-  np.testing.assert_array_equal(images, expected.images)
-  np.testing.assert_array_equal(labels, expected.labels)
 
 
 def _random_images(shape=(40, 6, 6, 3)):
@@ -231,25 +228,63 @@ def test_cutout_blackens_a_square_that_may_stick_out():
     np.testing.assert_array_equal(black, expected)
 
 
+# ---- every augmentation, from the key of the configuration
+
 AUGMENTATIONS = {
+  'resized_crop': dict(resized_crop=True),
   'shift': dict(shift=2),
   'roll': dict(roll=2),
   'flip': dict(flip=True),
   'auto_augment': dict(auto_augment=True),
   'cutout': dict(cutout=3),
+  'random_erasing': dict(random_erasing=0.7),
+  'mixup': dict(mixup=0.4),
 }
+ALL = functools.reduce(dict.__or__, AUGMENTATIONS.values())
+OTHER_KEYS = {
+  'name',
+  'batch_size',
+  'dir',
+  'fake',
+  'train_size',
+  'validation_size',
+  'framing',
+  'on_bad_image',
+  'workers',
+  'prefetch',
+}
+# Their rows of parameters change images alone.
+OF_IMAGES = sorted(set(AUGMENTATIONS) - {'mixup'})
+OF_FRAMES = sorted(set(OF_IMAGES) - {'auto_augment'})  # needs 3 channels
 
 
-def test_every_augmentation_is_tried():
-  assert set(AUGMENTATIONS) <= set(get_config().data)
+def test_every_key_of_an_augmentation_is_tried():
+  assert set(AUGMENTATIONS) == set(get_config().data) - OTHER_KEYS
 
 
-@pytest.mark.parametrize('name', AUGMENTATIONS)
+def test_augmentations_come_in_the_order_of_the_keys():
+  asked = augmentations(OFF | ALL, spec=get_spec('cifar10'))
+  names = [augmentation.name for augmentation in asked]
+  text = (ROOT / 'configs' / 'default.py').read_text()
+  keys = re.findall(r'^  data\.(\w+) = ', text, re.MULTILINE)
+  assert [*names, 'mixup'] == [key for key in keys if key in AUGMENTATIONS]
+
+
+def _augmentation(name, dataset='cifar10'):
+  (augmentation,) = augmentations(
+    OFF | AUGMENTATIONS[name], spec=get_spec(dataset)
+  )
+  return augmentation
+
+
+@pytest.mark.parametrize('name', OF_IMAGES)
 def test_augmentation_of_an_example_does_not_depend_on_its_batch(name):
-  (augmentation,) = augmentations(OFF | AUGMENTATIONS[name])
-  images = _random_images()
+  augmentation = _augmentation(name)
+  images = _random_images((40, 32, 32, 3))
   parameters = augmentation.draw(np.random.default_rng(1), 40)
+  before = images.copy()
   whole = augmentation.apply(images, parameters)
+  np.testing.assert_array_equal(images, before)
   assert whole.shape == images.shape
   assert whole.dtype == np.uint8
   assert (whole != images).any()
@@ -258,16 +293,64 @@ def test_augmentation_of_an_example_does_not_depend_on_its_batch(name):
     np.testing.assert_array_equal(alone[0], whole[i])
 
 
-@pytest.mark.parametrize('name', sorted(set(AUGMENTATIONS) - {'auto_augment'}))
+@pytest.mark.parametrize('name', OF_FRAMES)
 def test_augmentation_changes_every_frame_alike(name):
-  (augmentation,) = augmentations(OFF | AUGMENTATIONS[name])
-  frames = _random_images((40, 3, 6, 6, 2))
-  parameters = augmentation.draw(np.random.default_rng(1), 40)
+  augmentation = _augmentation(name, 'cifar10_dvs')
+  frames = _random_images((20, 3, 48, 48, 2))
+  parameters = augmentation.draw(np.random.default_rng(1), 20)
   together = augmentation.apply(frames, parameters)
+  assert (together != frames).any()
   for step in range(3):
     np.testing.assert_array_equal(
       together[:, step], augmentation.apply(frames[:, step], parameters)
     )
+
+
+@functools.cache
+def _all_at_once(**data):
+  """Returns 24 fake images, changed by everything."""
+  return _dataset('cifar10', fake=24, **(ALL | data))
+
+
+def _first_epoch(dataset, batch_size, host=(0, 1)):
+  batches = TrainingBatches(dataset, batch_size=batch_size, seed=7, host=host)
+  return [batches.batch(step) for step in range(24 // batch_size)]
+
+
+def _joined(batches):
+  return {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+
+
+@pytest.mark.parametrize('batch_size', [1, 6, 8])
+def test_batch_size_changes_nothing_with_every_augmentation(batch_size):
+  whole = _joined(_first_epoch(_all_at_once(), 24))
+  parts = _joined(_first_epoch(_all_at_once(), batch_size))
+  assert whole.keys() == {'image', 'label', 'mix_label', 'mix_weight'}
+  for name, value in whole.items():
+    np.testing.assert_array_equal(value, parts[name])
+
+
+def test_augmentation_of_an_epoch_is_not_that_of_the_next():
+  dataset = _dataset('cifar10', fake=1, shift=0, resized_crop=True)
+  batches = TrainingBatches(dataset, batch_size=1, seed=0)
+  images = np.stack([batches.batch(epoch)['image'] for epoch in range(5)])
+  assert len(np.unique(images.reshape(5, -1), axis=0)) == 5
+
+
+def test_mixup_is_the_weighted_mean_of_two_augmented_images():
+  # A large alpha: weights near 1/2 leave no doubt about the partner.
+  mixed = _joined(_first_epoch(_all_at_once(mixup=5.0), 24))
+  plain = _joined(_first_epoch(_all_at_once(mixup=0.0), 24))
+  np.testing.assert_array_equal(mixed['label'], plain['label'])
+  images = plain['image'].astype(float)
+  partners = []
+  for i, weight in enumerate(mixed['mix_weight'].astype(float)):
+    means = weight * images[i] + (1 - weight) * images
+    errors = np.abs(means - mixed['image'][i]).reshape(24, -1).max(1)
+    assert errors.min() < 0.51  # rounded to the nearest
+    partners.append(errors.argmin())
+    assert mixed['mix_label'][i] == plain['label'][partners[-1]]
+  assert sorted(partners) == list(range(24))
 
 
 def test_leaving_one_augmentation_out_changes_no_other():

@@ -10,27 +10,56 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpbn_jax import NORMS, InputError, fold, fold_convolutions, strip
+from mpbn_jax import (
+  NORMS,
+  InputError,
+  build_model,
+  fold_all,
+  fold_convolutions,
+  fold_spike_norms,
+  readers_of_spikes,
+  strip,
+)
 from mpbn_jax.evaluate import compare_layers, recorded
-from mpbn_jax.norm import names_at
+from mpbn_jax.norm import PLACES, names_at
 
-CURRENT = [name for name, norm in NORMS.items() if norm.place == 'current']
-FOLDABLE = [name for name in CURRENT if NORMS[name].fold is not None]
-PER_STEP = [name for name in CURRENT if NORMS[name].per_step]
-NETWORKS = [('spiking_cnn', 8), ('resnet20', 16)]
+CURRENT = names_at('current')[1:]
+SPIKES = names_at('spikes')[1:]
+PER_STEP = [name for name in NORMS if NORMS[name].per_step]
+NETWORKS = {
+  'spiking_cnn': {},
+  'resnet20': {'side': 16},
+  'preact_resnet': {'depth': 16},
+}
+# Each norm that folds into kernels alone, and pairs that meet in a kernel.
+KERNEL_FOLDS = [
+  *((name, 'none') for name in CURRENT),
+  *(('none', name) for name in SPIKES if NORMS[name].fold),
+  *[('bn', 'psp_bn'), ('bntt', 'psp_bn_step'), ('tebn', 'psp_bn')],
+]
 
 
 @pytest.mark.parametrize(
-  ('current', 'membrane'),
-  list(itertools.product(names_at('current'), names_at('membrane'))),
+  ('current', 'membrane', 'spikes'),
+  list(itertools.product(*(names_at(place) for place in PLACES))),
 )
-def test_combination_trains_two_steps_and_evaluates(current, membrane):
+def test_combination_trains_two_steps_and_evaluates(current, membrane, spikes):
   model, variables = common.small(
-    current_norm=current, membrane_norm=membrane, unroll=False
+    side=4,
+    num_steps=2,
+    current_norm=current,
+    membrane_norm=membrane,
+    spike_norm=spikes,
+    unroll=False,
   )
-  x, labels = common.images(), jnp.arange(8)
+  x, labels = common.images(side=4), jnp.arange(8)
 
-  @jax.jit
+  # The shortest compilation: 75 combinations.
+  quick = functools.partial(
+    jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+  )
+
+  @quick
   def step(variables):
     def loss_of(params):
       logits, updates = model.apply(
@@ -51,43 +80,62 @@ def test_combination_trains_two_steps_and_evaluates(current, membrane):
     assert all(np.isfinite(leaf).all() for leaf in leaves)
     # Scales, factors, kernels: all are reached.
     assert sum(bool((leaf != 0).any()) for leaf in leaves) > len(leaves) / 2
-  logits = model.apply(variables, x, train=False)
-  assert np.isfinite(logits).all()
+  evaluate = quick(lambda variables: model.apply(variables, x, train=False))
+  assert np.isfinite(evaluate(variables)).all()
+
+
+def _folded(model, variables, x):
+  readers = readers_of_spikes(model, variables, x)
+  return strip(fold_all(variables, readers=readers))
+
+
+def _network(network, **norms):
+  settings = NETWORKS[network]
+  model, variables = common.small(
+    network, **{'tau_s': 0.3, **settings}, **norms
+  )
+  return model, variables, common.images(16, settings.get('side', 8))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', FOLDABLE)
-@pytest.mark.parametrize(('network', 'side'), NETWORKS)
-def test_folded_convolutions_are_the_unfolded_layers(network, side, name):
+@pytest.mark.parametrize(('current', 'spikes'), KERNEL_FOLDS)
+@pytest.mark.parametrize('network', ['resnet20', 'preact_resnet'])
+def test_folded_kernels_are_the_unfolded_layers(network, current, spikes):
   """Each layer fed the unfolded network's spikes; then running free."""
-  model, variables = common.small(network, side, current_norm=name)
-  folded = strip(fold_convolutions(variables))
-  x = common.images(16, side)
-  layers = compare_layers(model, variables, folded, x)
-  for layer, result in layers.items():
-    assert result.current_error <= 1e-5, layer
-  flips = sum(result.flips for result in layers.values())
-  spikes = sum(result.spikes for result in layers.values())
-  assert flips / spikes < 1e-5
-
-  run = jax.jit(functools.partial(recorded, model))
-  logits, ours = run(variables, x)
-  other, theirs = run(folded, x)
-  free = sum(
-    int((ours[layer]['spikes'] != theirs[layer]['spikes']).sum())
-    for layer in ours
+  model, variables, x = _network(
+    network, current_norm=current, spike_norm=spikes
   )
+  folded = _folded(model, variables, x)
+  run = jax.jit(functools.partial(recorded, model))
+  logits, layers = run(variables, x)
+  _, fed = run(folded, x, forced=layers)
+  other, free = run(folded, x)
+
+  def flips(others):
+    return sum(
+      int((layer['spikes'] != others[name]['spikes']).sum())
+      for name, layer in layers.items()
+    )
+
+  for name, layer in layers.items():
+    error = jnp.abs(layer['currents'] - fed[name]['currents']).max()
+    assert error <= 1e-5 * jnp.abs(layer['currents']).max(), name
+  decisions = sum(layer['spikes'].size for layer in layers.values())
+  assert flips(fed) / decisions < 1e-5
   change = float(jnp.abs(logits - other).max())
   print(
-    f'{network} {name}: {free} of {spikes} flip, logits change {change:.2g}'
+    f'{network} {current} {spikes}: {flips(fed)} of {decisions} flip, running '
+    f'free {flips(free)}, logits change by {change:.2g}'
   )
-  assert free > 0 or change <= 1e-4
+  assert flips(free) > 0 or change <= 1e-4
 
 
-@pytest.mark.parametrize('name', FOLDABLE)
-def test_folded_network_has_no_normalization_left(name):
-  model, variables = common.small(current_norm=name)
-  folded = strip(fold_convolutions(fold(variables)))
+@pytest.mark.parametrize(('current', 'spikes'), KERNEL_FOLDS)
+def test_folded_network_has_no_normalization_left(current, spikes):
+  model, variables, x = _network(
+    'spiking_cnn', current_norm=current, spike_norm=spikes
+  )
+  folded = _folded(model, variables, x)
   keys = {
     key.key
     for path, _ in jax.tree_util.tree_leaves_with_path(folded)
@@ -97,12 +145,56 @@ def test_folded_network_has_no_normalization_left(name):
 
   def roots(variables):
     run = jax.jit(lambda v, x: model.apply(v, x, train=False))
-    text = run.lower(variables, common.images()).compile().as_text()
+    text = run.lower(variables, x).compile().as_text()
     return len(re.findall(r'\b(?:r?sqrt)\(', text))
 
   # Every normalization divides by a deviation; nothing else takes a root.
   assert roots(variables) > 0
   assert roots(folded) == 0
+
+
+@pytest.mark.parametrize('name', [k for k in SPIKES if not NORMS[k].fold])
+def test_norm_that_does_not_fold_says_why(name):
+  model, variables, x = _network('spiking_cnn', spike_norm=name)
+  with pytest.raises(InputError, match=f'{name}. does not fold: it'):
+    _folded(model, variables, x)
+
+
+def test_folds_of_kernels_commute():
+  model, variables, x = _network(
+    'spiking_cnn', current_norm='bntt', spike_norm='psp_bn_step'
+  )
+  readers = readers_of_spikes(model, variables, x)
+  one = fold_spike_norms(fold_convolutions(variables), readers=readers)
+  other = fold_convolutions(fold_spike_norms(variables, readers=readers))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+    one['folded'],
+    other['folded'],
+  )
+
+
+def test_norm_of_spikes_folds_while_the_current_norm_stays():
+  model, variables, x = _network('spiking_cnn', spike_norm='psp_bn')
+  readers = readers_of_spikes(model, variables, x)
+  folded = strip(fold_spike_norms(variables, readers=readers))
+  assert 'bn' in folded['params']['conv2']
+  assert 'psp_bn' not in str(jax.tree.structure(folded))
+  layers = compare_layers(model, variables, folded, x)
+  assert max(result.current_error for result in layers.values()) <= 1e-5
+
+
+@pytest.mark.parametrize('collection', ['folded', 'threshold'])
+def test_folded_network_is_not_trained(collection):
+  model, variables, x = _network(
+    'spiking_cnn', current_norm='none', spike_norm='psp_bn'
+  )
+  folded = _folded(model, variables, x)
+  for other in {'folded', 'threshold'} - {collection}:
+    folded.pop(other)
+  folded = {**variables, **folded, 'params': variables['params']}
+  with pytest.raises(InputError, match='a folded network cannot be trained'):
+    model.apply(folded, x, train=True, mutable=['batch_stats'])
 
 
 @pytest.mark.parametrize('name', CURRENT)
@@ -126,12 +218,16 @@ def test_image_equals_its_frames_with_every_norm(name):
 @pytest.mark.parametrize('folded', [False, True])
 @pytest.mark.parametrize('name', PER_STEP)
 def test_norm_of_steps_refuses_another_number_of_steps(name, folded):
-  _, variables = common.small(current_norm=name)
+  norms = {f'{NORMS[name].place}_norm'.replace('spikes', 'spike'): name}
+  model, variables = common.small(**norms)
   if folded:
-    variables = strip(fold_convolutions(variables))
-  other, _ = common.small(current_norm=name, num_steps=5)
+    variables = _folded(model, variables, common.images())
+  other = build_model(
+    {'name': 'spiking_cnn', 'width': 4, 'num_steps': 5, **norms}
+  )
+  who = 'conv2' if folded and name == 'psp_bn_step' else name
   with pytest.raises(
-    InputError, match=f'{name}. has parameters for each of its 3 steps, got 5'
+    InputError, match=f'{who}. has parameters for each of its 3 steps, got 5'
   ):
     other.apply(variables, common.images(), train=False)
 

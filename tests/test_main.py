@@ -96,7 +96,7 @@ def test_fold_writes_beside_and_leaves_the_unfolded(workdir, capsys):
 def test_fold_of_convolutions_is_counted(workdir, capsys):
   arguments = ['--mode=fold', KEY + 'evaluation.fold_convolutions=true']
   assert runs.run(workdir, *arguments) == 0
-  assert 'thresholds and convolutions folded' in capsys.readouterr().out
+  assert 'thresholds and kernels folded' in capsys.readouterr().out
   assert report.read_summary(workdir)['fold_convolutions'] is True
 
 

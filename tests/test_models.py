@@ -40,12 +40,18 @@ COUNTS = [
   ('resnet18', {'num_classes': 1000}, (224, 224, 3), 11_697_320),
   ('resnet34', {'num_classes': 1000}, (224, 224, 3), 21_812_904),
   ('spiking_cnn', {}, (8, 8, 3), 262_602),
+  # By hand, n = 3: the stem 9 * 3 * 16 + 2 * 16; stage 1, three blocks of
+  # 2 * 9 * 16^2 + 8 * 16; the others, (9 * c / 2 + 9 * c + c / 2) * c + 9 * c
+  # in the first block and twice 2 * 9 * c^2 + 8 * c, c = 32 and 64; then
+  # 2 * 64 + 65 * 10.
+  ('preact_resnet', {'width': 16}, (32, 32, 3), 273_850),
 ]
 NEURON_LAYERS = {
   'resnet18': 17,
   'resnet19': 17,
   'resnet20': 19,
   'resnet34': 33,
+  'preact_resnet': 19,
   'spiking_cnn': 4,
   'vgg16': 13,
 }
@@ -54,6 +60,7 @@ SIDES = {  # square images that are large enough
   'resnet19': 16,
   'resnet20': 16,
   'resnet34': 32,
+  'preact_resnet': 8,
   'spiking_cnn': 8,
   'vgg16': 32,
 }
@@ -80,11 +87,11 @@ def test_every_neuron_layer_has_its_threshold_norm(name):
     lambda: model.init(jax.random.key(0), x, train=False)
   )
   layers = [
-    layer
-    for layer, leaves in variables['params'].items()
-    if 'mpbn_channel' in leaves
+    leaf.shape[0] if leaf.ndim == 2 else 1  # blocks, stacked
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables['params'])
+    if [key.key for key in path[-2:]] == ['mpbn_channel', 'scale']
   ]
-  assert len(layers) == NEURON_LAYERS[name]
+  assert sum(layers) == NEURON_LAYERS[name]
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -132,14 +139,14 @@ def test_initial_kernels_have_the_papers_deviation(name):
   params = jax.jit(
     lambda: model.init(jax.random.key(0), x, train=False)['params']
   )()
-  for layer, leaves in params.items():
-    if 'kernel' not in leaves:
+  for path, kernel in jax.tree_util.tree_leaves_with_path(params):
+    if path[-1].key != 'kernel':
       continue
-    kernel = leaves['kernel']
+    layer = path[0].key
     if layer == 'head':
       expected = 0.01 if name == 'vgg16' else 1 / kernel.shape[0]
     else:
-      expected = (2 / (kernel.shape[0] ** 2 * kernel.shape[-1])) ** 0.5
+      expected = (2 / (kernel.shape[-3] ** 2 * kernel.shape[-1])) ** 0.5
     # Of n samples the deviation is known to 1 / sqrt(2 n); four times that.
     tolerance = 4 / (2 * kernel.size) ** 0.5
     assert abs(float(kernel.std()) / expected - 1) < tolerance, layer
@@ -217,7 +224,11 @@ def test_neuron_layer_can_stand_alone():
     ({'surrogate': 'rekt'}, "unknown surrogate 'rekt'.*did you mean 'rect'"),
     ({'membrane_norm': 'mpbn'}, "of the membrane 'mpbn'.*mpbn_channel"),
     ({'current_norm': 'bm'}, "of the current 'bm'.*bn, bntt, none, tdbn"),
-    ({'spike_norm': 'x'}, "of the spikes 'x': expected one of none"),
+    ({'spike_norm': 'x'}, "of the spikes 'x': expected one of neunorm, none"),
+    ({'tau_s': 1.0}, r'tau_s is the kept fraction.*\[0, 1\), got 1.0'),
+    ({'depth': 22}, "one depth, got depth=22.*'preact_resnet'"),
+    ({'remat': True}, 'this network has none: set remat=False'),
+    ({'name': 'preact_resnet', 'depth': 20}, r'6n \+ 4 .*106.* got 20'),
     ({'dtype': 'float16'}, "unknown dtype 'float16'.*bfloat16, float32"),
     ({'reset': 'x'}, "unknown reset 'x'.*hard, soft"),
     ({'num_steps': 0}, 'num_steps must be an integer >= 1, got 0'),
@@ -234,8 +245,56 @@ def test_unusable_setting_is_named(settings, message):
     build_model({'name': 'spiking_cnn', **settings})
 
 
+@pytest.mark.parametrize('blocks', [1, 3, 17])
+def test_depth_of_preact_resnet_counts_its_layers_with_weights(blocks):
+  model = build_model(
+    {'name': 'preact_resnet', 'depth': 6 * blocks + 4, 'width': 2}
+  )
+  params = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
+  )['params']
+  kernels = [
+    leaf.shape[0] if leaf.ndim == 5 else 1
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    if path[-1].key == 'kernel'
+  ]
+  assert sum(kernels) == 6 * blocks + 4
+
+
+def test_remat_changes_memory_and_not_gradients():
+  x = common.images()
+
+  def gradients(**settings):
+    model, variables = common.small(
+      'preact_resnet', depth=16, unroll=False, **settings
+    )
+
+    def loss(params):
+      logits, _ = model.apply(
+        {**variables, 'params': params}, x, train=True, mutable=['batch_stats']
+      )
+      return (logits**2).mean()
+
+    grad = jax.jit(jax.grad(loss))
+    return grad, variables['params']
+
+  stored, params = gradients()
+  again, _ = gradients(remat=True)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    stored(params),
+    again(params),
+  )
+
+  def saved(grad):
+    analysis = grad.lower(params).compile().memory_analysis()
+    return analysis.temp_size_in_bytes
+
+  assert saved(again) < saved(stored)
+
+
 def test_model_without_a_name_lists_the_networks():
-  with pytest.raises(InputError, match='needs a name: one of resnet18'):
+  with pytest.raises(InputError, match='needs a name: one of preact_r'):
     build_model({'width': 4})
 
 

@@ -7,7 +7,7 @@ import pytest
 from reference_norms import REFERENCES
 
 from mpbn_jax import NORMS, InputError
-from mpbn_jax.norm import PLACES, check_norm, moments
+from mpbn_jax.norm import PLACES, check_norm, moments, synaptic_filter
 
 B, T, H, W, C = 5, 3, 4, 3, 6
 
@@ -31,6 +31,7 @@ def _case(name, seed=0):
       'var': lambda: rng.uniform(0.1, 2, value.shape),
       'gain': lambda: value,
       'scale': lambda: rng.normal(1, 0.5, value.shape),
+      'moment': lambda: rng.uniform(0.1, 2, value.shape),
       'factor': lambda: rng.normal(1, 0.5, value.shape),
     }.get(path[-1].key, lambda: rng.normal(0, 1, value.shape))
     return np.float32(draw())
@@ -46,17 +47,18 @@ def test_every_registered_norm_has_a_reference():
 @pytest.mark.parametrize('name', NORMS)
 def test_entry_is_complete(name):
   norm = NORMS[name]
-  params, _ = _init(name)
+  params, stats = _init(name)
   assert norm.place in PLACES
   assert (norm.fold is None) == bool(norm.why_not)
   assert (norm.fires is not None) == (norm.place == 'membrane')
   if norm.per_step:
-    assert params[norm.per_step].shape[0] == T
+    assert {**params, **stats}[norm.per_step].shape[0] == T
 
 
 @pytest.mark.parametrize('name', NORMS)
 def test_initial_variables_are_the_identity(name):
   identity = {'scale': 1, 'factor': 1, 'bias': 0, 'mean': 0, 'var': 1}
+  identity |= {'moment': 1, 'weight': 1}
   params, stats = _init(name)
   for leaf, value in {**params, **stats}.items():
     if leaf != 'gain':
@@ -91,6 +93,20 @@ def _plain_bn(params, x, axes):
   return (x - mean) / deviation * params['scale'] + params.get('bias', 0)
 
 
+def _plain_psp(params, a, axes):
+  root = jnp.sqrt(jnp.mean(a**2, axes, keepdims=True) + 1e-5)
+  return params['scale'] * a / root
+
+
+def _activity(s):
+  """The closed form: every step's mean over C, fading by 0.9 a step."""
+  fading = np.array(
+    [[0.9 ** max(t - k, 0) * (k <= t) for k in range(T)] for t in range(T)]
+  )
+  mean = s.mean(-1, keepdims=True)
+  return 0.1 / C * jnp.einsum('tk,bkhwc->bthwc', fading, mean)
+
+
 # Training mode in plain jnp, for autodiff to be compared with.
 PLAIN = {
   'bn': lambda p, s, x: _plain_bn(p, x, (0, 1, 2, 3)),
@@ -106,6 +122,10 @@ PLAIN = {
   ),
   'mpbn_channel': lambda p, s, x: _plain_bn(p, x, (0, 1, 2)),
   'mpbn_element': lambda p, s, x: _plain_bn(p, x, (0,)),
+  'neunorm': lambda p, s, x: x - p['weight'] * _activity(x),
+  'psp_bn': lambda p, s, x: _plain_psp(p, x, (0, 1, 2, 3)),
+  'psp_bn_step': lambda p, s, x: _plain_psp(p, x, (0, 2, 3)),
+  'psp_ln': lambda p, s, x: _plain_psp(p, x, (2, 3, 4)),
 }
 
 
@@ -130,7 +150,7 @@ def test_gradients_agree_with_autodiff_of_a_plain_version(name):
   )
 
 
-@pytest.mark.parametrize('name', NORMS)
+@pytest.mark.parametrize('name', [name for name in NORMS if _init(name)[1]])
 def test_running_statistics_pass_no_gradient(name):
   params, stats, x = _case(name)
 
@@ -148,10 +168,12 @@ def test_statistics_are_float32_whatever_the_input_is(name):
     params, stats, jnp.asarray(x, jnp.bfloat16), momentum=0.1, eps=1e-5
   )
   assert y.dtype == jnp.bfloat16
-  assert new['mean'].dtype == new['var'].dtype == jnp.float32
+  assert {leaf.dtype for leaf in new.values()} <= {jnp.dtype('float32')}
 
 
-@pytest.mark.parametrize('name', NORMS)
+@pytest.mark.parametrize(
+  'name', [name for name in NORMS if 'var' in _init(name)[1]]
+)
 def test_one_value_per_statistic_is_refused(name):
   shape = (1, 1, 1, C) if NORMS[name].place == 'membrane' else (1, 1, 1, 1, C)
   params, stats = _init(name, (1, 1, C), num_steps=1)
@@ -188,3 +210,22 @@ def test_unknown_norm_lists_those_of_its_place(name):
 def test_norm_of_another_place_is_refused():
   with pytest.raises(InputError, match='none'):
     check_norm('bn', place='membrane')
+
+
+def test_synaptic_filter_sums_what_is_left_of_every_spike():
+  spikes = np.random.default_rng(0).integers(0, 2, (4, 6, 5)).astype(float)
+  expected = np.zeros(spikes.shape)
+  for t in range(6):
+    for k in range(t + 1):
+      expected[:, t] += 0.7 ** (t - k) * spikes[:, k]
+  filtered = synaptic_filter(jnp.asarray(spikes), tau_s=0.7)
+  np.testing.assert_allclose(filtered, expected, rtol=1e-6)
+  np.testing.assert_array_equal(
+    synaptic_filter(jnp.asarray(spikes), tau_s=0.0), spikes
+  )
+
+
+@pytest.mark.parametrize('tau_s', [-0.1, 1.0])
+def test_synaptic_filter_refuses_what_is_no_fraction(tau_s):
+  with pytest.raises(InputError, match=rf'tau_s .* \[0, 1\), got {tau_s}'):
+    synaptic_filter(jnp.zeros((1, 2)), tau_s=tau_s)

@@ -22,6 +22,7 @@ ROWS = {
   'datasets.events': 0,
   'layers': 1,
   'folding': 1,
+  'wiring': 1,
   'models': 2,
   'losses': 3,
   'optim': 3,
@@ -32,6 +33,7 @@ ROWS = {
   'interrupt': 3,
   'datasets': 3,
   'train': 4,
+  'train_step': 4,
   'evaluate': 4,
   'report': 4,
   'interop': 4,  # reads the leaves off the model: their wiring stands once
@@ -47,6 +49,8 @@ HEAVY = {
   'tonic',
   'clu',
   'torch',
+  'grain',
+  'PIL',
 }
 
 

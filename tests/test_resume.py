@@ -46,7 +46,8 @@ def metrics(workdir):
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   found = [json.loads(line) for line in lines]
   for line in found:
-    line.pop('steps_per_second', None)
+    for name in ('steps_per_second', 'data_wait'):
+      line.pop(name, None)
   return found
 
 

@@ -7,9 +7,9 @@ from mpbn_jax.datasets import augment, base
 from mpbn_jax.datasets.base import Dataset, Spec
 from mpbn_jax.errors import InputError, unknown
 
-# Name to (module, its `Spec`); imported when it is asked for. Of the module,
-# where it has them: `load(spec, config, *, num_steps)` returns the splits,
-# `prepare(spec, config, *, num_steps)` downloads and converts what it reads.
+# Name to (module, its `Spec`); imported when it is asked for. In the module,
+# `load(spec, config, *, num_steps)` returns the splits; where it has one,
+# `prepare(spec, config, *, num_steps)` downloads and converts what that reads.
 DATASETS: dict[str, tuple[str, str]] = {
   'cifar10': ('mpbn_jax.datasets.cifar', 'CIFAR10'),
   'cifar100': ('mpbn_jax.datasets.cifar', 'CIFAR100'),
@@ -20,6 +20,8 @@ DATASETS: dict[str, tuple[str, str]] = {
   'imagenet': ('mpbn_jax.datasets.imagenet', 'SPEC'),
   'nmnist': ('mpbn_jax.datasets.nmnist', 'SPEC'),
 }
+
+ON_BAD_IMAGE = ('stop', 'skip')
 
 
 def get_spec(name: str) -> Spec:
@@ -34,9 +36,21 @@ def get_spec(name: str) -> Spec:
   return getattr(importlib.import_module(module), attribute)
 
 
-def augmentations(config: Mapping) -> tuple[augment.Augmentation, ...]:
-  """Returns the augmentations that `config.data` asks for, in their order."""
+def augmentations(
+  config: Mapping, *, spec: Spec
+) -> tuple[augment.Augmentation, ...]:
+  """Returns the augmentations that `config.data` asks for, in their order.
+
+  All but mixup, which comes last.
+
+  Raises:
+    InputError: they do not fit the images of `spec`.
+  """
   asked = []
+  if config['resized_crop']:
+    from mpbn_jax.datasets import resized_crop  # needs Pillow
+
+    asked.append(resized_crop.random_resized_crop())
   if config['shift']:
     asked.append(augment.random_shift(config['shift']))
   if config['roll']:
@@ -44,18 +58,41 @@ def augmentations(config: Mapping) -> tuple[augment.Augmentation, ...]:
   if config['flip']:
     asked.append(augment.random_flip())
   if config['auto_augment']:
-    from mpbn_jax.datasets import autoaugment
-
-    asked.append(
-      augment.Augmentation(
-        name='auto_augment',
-        draw=lambda rng, count: autoaugment.draw(rng, count=count),
-        apply=autoaugment.apply,
-      )
-    )
+    asked.append(_auto_augment(spec))
   if config['cutout']:
     asked.append(augment.random_cutout(config['cutout']))
+  if config['random_erasing']:
+    asked.append(_random_erasing(config['random_erasing'], spec))
   return tuple(asked)
+
+
+def _auto_augment(spec):
+  from mpbn_jax.datasets import autoaugment
+
+  if spec.image_shape[-1] != 3:
+    raise InputError(
+      'data.auto_augment needs images of 3 channels, got '
+      f'{spec.image_shape[-1]} of {spec.name!r}: set data.auto_augment=false'
+    )
+  return augment.Augmentation(
+    name='auto_augment',
+    draw=lambda rng, count: autoaugment.draw(rng, count=count),
+    apply=autoaugment.apply,
+  )
+
+
+def _random_erasing(probability, spec):
+  if probability > 1:
+    raise InputError(
+      f'data.random_erasing must be a probability, got {probability}: set '
+      '--config.data.random_erasing=0.25, for example'
+    )
+  return augment.random_erasing(
+    probability,
+    image_shape=spec.image_shape,
+    # The mean of the training images: 0 after normalization.
+    fill=tuple(round(mean * spec.max_value) for mean in spec.mean),
+  )
 
 
 def load_dataset(config: Mapping, *, num_steps: int) -> Dataset:
@@ -69,24 +106,39 @@ def load_dataset(config: Mapping, *, num_steps: int) -> Dataset:
     InputError: unknown name (lists the known ones); not to be had here.
   """
   spec = get_spec(config['name'])
-  if config['auto_augment'] and spec.image_shape[-1] != 3:
-    raise InputError(
-      'data.auto_augment needs images of 3 channels, got '
-      f'{spec.image_shape[-1]} of {spec.name!r}: set data.auto_augment=false'
-    )
-  if config['fake']:
-    return base.fake(
-      spec,
-      num_steps=num_steps,
-      count=config['fake'],
-      augmentations=augmentations(config),
-    )
-  module = importlib.import_module(DATASETS[spec.name][0])
-  if not hasattr(module, 'load'):
-    raise InputError(
-      f'{spec.name!r} cannot be read yet: set --config.data.fake=256 to try '
-      'its configuration on random examples, or --config.data.name=digits'
-    )
-  return Dataset(
-    spec, module.load(spec, config, num_steps=num_steps), augmentations(config)
+  if config['on_bad_image'] not in ON_BAD_IMAGE:
+    raise unknown('data.on_bad_image', config['on_bad_image'], ON_BAD_IMAGE)
+  asked = augmentations(config, spec=spec)
+  splits = base.divide(
+    _read(spec, config, num_steps),
+    name=spec.name,
+    validation_size=config['validation_size'],
+    train_size=config['train_size'],
   )
+  return Dataset(spec, splits, asked, mixup=config['mixup'])
+
+
+def _read(spec, config, num_steps):
+  """Returns the splits as the data set has them."""
+  if config['fake']:
+    return base.fake(spec, num_steps=num_steps, count=config['fake'])
+  module = importlib.import_module(DATASETS[spec.name][0])
+  return module.load(spec, config, num_steps=num_steps)
+
+
+def prepare_dataset(config: Mapping, *, num_steps: int) -> None:
+  """Prepares what `load_dataset` reads, and says where; once is enough.
+
+  Args:
+    config: `config.data`.
+    num_steps: T, of data sets of frames.
+
+  Raises:
+    InputError: unknown name (lists the known ones); cannot be prepared here.
+  """
+  spec = get_spec(config['name'])
+  module = importlib.import_module(DATASETS[spec.name][0])
+  if config['fake'] or not hasattr(module, 'prepare'):
+    print(f'{spec.name} needs no preparation: train with it at once')
+    return
+  module.prepare(spec, config, num_steps=num_steps)

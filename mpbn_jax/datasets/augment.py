@@ -20,11 +20,14 @@ class Augmentation:
     name: its key in `config.data`; names the random numbers that it draws.
     draw: (rng, count) -> parameters [count, ...] of that many examples.
     apply: (images, parameters) -> images; the parameters of those images.
+    at_read: whether `Examples.read` applies it, when it reads images of their
+      own sizes.
   """
 
   name: str
   draw: Callable[[np.random.Generator, int], np.ndarray]
   apply: Callable[[np.ndarray, np.ndarray], np.ndarray]
+  at_read: bool = False
 
 
 def random_shift(pixels: int) -> Augmentation:
@@ -46,9 +49,10 @@ def shift(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
   sides = [(0, 0)] * (images.ndim - 3) + [(pixels, pixels)] * 2 + [(0, 0)]
   padded = np.pad(images, sides)
   result = np.empty_like(images)
+  starts = (pixels - shifts).tolist()
   # A loop over images is faster here than one gather: each is a block copy.
-  for i, (down, right) in enumerate(pixels - shifts):
-    result[i] = padded[i, ..., down : down + height, right : right + width, :]
+  for target, image, (down, right) in zip(result, padded, starts, strict=True):
+    target[:] = image[..., down : down + height, right : right + width, :]
   return result
 
 
@@ -62,8 +66,11 @@ def random_flip() -> Augmentation:
 
 
 def _flip(images, flips):
-  sides = (...,) + (None,) * (images.ndim - 1)
-  return np.where(flips[sides], images[..., ::-1, :], images)
+  result = images.copy()
+  # A pixel as one item: NumPy is slow along an innermost axis of three.
+  pixels = result.view(f'V{images.shape[-1]}')
+  pixels[flips] = pixels[flips][..., ::-1, :]
+  return result
 
 
 def random_roll(pixels: int) -> Augmentation:
@@ -112,8 +119,141 @@ def cutout(images: np.ndarray, centres: np.ndarray, *, side: int) -> np.ndarray:
   height, width = images.shape[-3:-1]
   result = images.copy()
   corners = (centres * (height, width)).astype(int) - side // 2
-  for i, (top, left) in enumerate(corners):
-    rows = slice(max(top, 0), max(top + side, 0))
-    columns = slice(max(left, 0), max(left + side, 0))
-    result[i, ..., rows, columns, :] = 0
+  first, last = np.maximum(corners, 0), np.maximum(corners + side, 0)
+  squares = np.hstack([first, last]).tolist()
+  for image, (top, left, bottom, right) in zip(result, squares, strict=True):
+    image[..., top:bottom, left:right, :] = 0
   return result
+
+
+# Random erasing and the random resized crop try so often to find a rectangle
+# that fits into the image.
+_TRIES = 10
+
+
+def rectangles(
+  rng: np.random.Generator,
+  count: int,
+  *,
+  height: int,
+  width: int,
+  area: tuple[float, float],
+  aspect: tuple[float, float],
+) -> np.ndarray:
+  """Returns int32 [count, 4]: top, left, height and width of rectangles.
+
+  Each is the first of ten tries that fits, anywhere in the image; zeros where
+  none does.
+
+  Args:
+    rng: whose next numbers decide.
+    count: how many.
+    height: of the images, in pixels.
+    width: of the images.
+    area: range of the share of the image, uniform.
+    aspect: range of width / height, uniform in its logarithm.
+  """
+  place = rng.random((count, 2))
+  sides = np.zeros((count, 2), np.int32)
+  for _ in range(_TRIES):
+    pixels = rng.uniform(*area, count) * (height * width)
+    ratio = np.exp(rng.uniform(*np.log(aspect), count))
+    tried = np.rint(np.sqrt(np.stack([pixels / ratio, pixels * ratio], 1)))
+    fits = ((tried > 0) & (tried <= (height, width))).all(1)
+    new = fits & (sides == 0).any(1)
+    sides[new] = tried[new]
+    if sides.all():
+      break
+  corners = (place * ((height, width) - sides + 1)).astype(np.int32)
+  return np.where(sides.any(1, keepdims=True), np.hstack([corners, sides]), 0)
+
+
+def random_erasing(
+  probability: float,
+  *,
+  image_shape: tuple[int, int, int],
+  fill: tuple[int, ...],
+) -> Augmentation:
+  """Erases a random rectangle (Zhong et al., 1708.04896).
+
+  Of 2 to 33 % of the image, 0.3 to 3.3 times as wide as high, inside it.
+
+  Args:
+    probability: that an image is erased at all.
+    image_shape: (H, W, C).
+    fill: what is put there, one value per channel. The paper's best is random
+      values; here it is one colour, which means the same for counts of events.
+  """
+  height, width, _ = image_shape
+
+  def draw(rng, count):
+    erased = rng.random((count, 1)) < probability
+    return erased * rectangles(
+      rng,
+      count,
+      height=height,
+      width=width,
+      area=(0.02, 0.33),
+      aspect=(0.3, 3.3),
+    )
+
+  return Augmentation(
+    name='random_erasing',
+    draw=draw,
+    apply=lambda images, boxes: erase(images, boxes, fill=fill),
+  )
+
+
+def erase(
+  images: np.ndarray, boxes: np.ndarray, *, fill: tuple[int, ...]
+) -> np.ndarray:
+  """Returns images with rectangles of one colour.
+
+  Args:
+    images: [B, ..., H, W, C].
+    boxes: [B, 4]: top, left, height, width.
+    fill: [C].
+  """
+  result = images.copy()
+  for i in np.flatnonzero(boxes.any(1)):
+    top, left, height, width = boxes[i]
+    result[i, ..., top : top + height, left : left + width, :] = fill
+  return result
+
+
+def draw_mixup(
+  rng: np.random.Generator, count: int, *, alpha: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns what is mixed into each example, and its own weight (1710.09412).
+
+  Zhang et al. mix the examples of a batch, with one weight; here partners are
+  of the whole epoch and every example has a weight of its own, so that
+  neither depends on the batch.
+
+  Args:
+    rng: whose next numbers decide.
+    count: of all training examples.
+    alpha: of the Beta(alpha, alpha) distribution of the weights.
+
+  Returns:
+    (partners int64 [count], each example once; weights float32 [count]).
+  """
+  partners = rng.permutation(count)
+  return partners, rng.beta(alpha, alpha, count).astype(np.float32)
+
+
+def mix(
+  images: np.ndarray, others: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+  """Returns weights * images + (1 - weights) * others, rounded to uint8.
+
+  To the nearest: images travel as uint8, mixed ones too.
+
+  Args:
+    images: uint8 [B, ...].
+    others: uint8 [B, ...].
+    weights: float32 [B].
+  """
+  weights = weights.reshape((-1,) + (1,) * (images.ndim - 1))
+  change = weights * (images.astype(np.float32) - others)
+  return np.rint(others + change).astype(np.uint8)

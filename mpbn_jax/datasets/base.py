@@ -1,9 +1,9 @@
-"""What is a data set, and how do batches come out of it?"""
+"""What is a data set, and which of its examples are in which split?"""
 
 import dataclasses
 import functools
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,100 @@ import numpy as np
 from mpbn_jax.datasets.augment import Augmentation
 from mpbn_jax.errors import InputError
 
-Batch = dict[str, np.ndarray]
+# Of the examples that are held out or left out: the same for every training
+# seed.
+_VALIDATION_SEED = 1
+_TRAIN_SEED = 2
+
+
+class Examples(Protocol):
+  """What a split is to those who read it, wherever its images lie.
+
+  Attributes:
+    labels: int32 [N]. May be slow to find out; `read` does not need it.
+    shape: of an example, (H, W, C) or (T, H, W, C).
+    unreadable: names of the images that could not be decoded so far.
+  """
+
+  labels: np.ndarray
+  shape: tuple[int, ...]
+  unreadable: Iterable[str]
+
+  def __len__(self) -> int:
+    """Returns N."""
+
+  def read(
+    self, indices: np.ndarray, crops: np.ndarray | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (images uint8 [B, *shape], labels int32 [B]).
+
+    Args:
+      indices: [B].
+      crops: [B], rows that `resized_crop.random_resized_crop` drew; None: the
+        whole image, or its centre where images have many sizes.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Images uint8 [N, H, W, C] (or frames [N, T, H, W, C]), labels int32 [N]."""
+  """`Examples` in memory, or in a memory-mapped file.
+
+  Attributes:
+    images: uint8 [N, H, W, C], or frames [N, T, H, W, C].
+    labels: int32 [N].
+  """
 
   images: np.ndarray
   labels: np.ndarray
+  unreadable = ()
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.images.shape[1:]
+
+  def read(self, indices, crops=None):
+    """See `Examples`."""
+    images = np.asarray(self.images[indices])  # of a memory map: read now
+    if crops is not None:
+      from mpbn_jax.datasets import resized_crop  # needs Pillow
+
+      images = resized_crop.apply(images, crops)
+    return images, self.labels[indices]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+  """Some of other `Examples`, read where they lie.
+
+  Attributes:
+    examples: all of them.
+    indices: [N], which.
+  """
+
+  examples: Examples
+  indices: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    return self.examples.labels[self.indices]
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.examples.shape
+
+  @property
+  def unreadable(self) -> Iterable[str]:
+    return self.examples.unreadable
+
+  def read(self, indices, crops=None):
+    """See `Examples`."""
+    return self.examples.read(self.indices[indices], crops)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,38 +151,38 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """A data set in memory.
+  """A data set that can be read.
 
   Attributes:
     spec: what it is.
-    splits: 'train', 'validation', 'test'.
+    splits: 'train', 'test', and 'validation' where there is one.
     augmentations: of the training images, in this order.
+    mixup: alpha of the mixing that comes after them; 0 mixes nothing.
   """
 
   spec: Spec
-  splits: dict[str, Split]
+  splits: Mapping[str, Examples]
   augmentations: tuple[Augmentation, ...] = ()
+  mixup: float = 0.0
 
   @property
   def example_shape(self) -> tuple[int, ...]:
     """(H, W, C), or (T, H, W, C)."""
-    return self.splits['train'].images.shape[1:]
+    return self.splits['train'].shape
+
+  @property
+  def unreadable(self) -> set[str]:
+    """Names of the images that could not be decoded so far."""
+    return set().union(*(s.unreadable for s in self.splits.values()))
 
 
-def fake(
-  spec: Spec,
-  *,
-  num_steps: int,
-  count: int,
-  augmentations: tuple[Augmentation, ...] = (),
-) -> Dataset:
+def fake(spec: Spec, *, num_steps: int, count: int) -> dict[str, Split]:
   """Returns random examples of the true shape and type, for trying things.
 
   Args:
     spec: whose shape, classes and constants they have.
     num_steps: T, of frames.
-    count: examples in each split.
-    augmentations: of the training images.
+    count: examples for training, and for the test.
   """
   rng = np.random.default_rng(0)  # data, not training: one for all seeds
 
@@ -110,81 +195,87 @@ def fake(
     labels = np.arange(count, dtype=np.int32) % spec.num_classes
     return Split(images, labels)
 
-  splits = {name: split() for name in ('train', 'validation', 'test')}
-  return Dataset(spec, splits, augmentations)
+  return {name: split() for name in ('train', 'test')}
 
 
-class TrainingBatches:
-  """Shuffled, augmented batches; `batch(step)` is a pure function.
+# ---- which examples are in which split
 
-  Of the seed and the step alone: to resume, only the step is needed. An
-  epoch visits every example at most once; the last, incomplete batch is
-  dropped.
 
-  Attributes:
-    steps_per_epoch: batches in an epoch.
+def divide(
+  splits: Mapping[str, Examples],
+  *,
+  name: str,
+  validation_size: int,
+  train_size: int,
+) -> dict[str, Examples]:
+  """Returns the splits with validation held out, and fewer to train on.
+
+  Both are stratified, and the same for every training seed: first the
+  validation examples are taken out of the training examples, then the
+  training examples are chosen from what is left.
+
+  Args:
+    splits: as the data set has them.
+    name: of the data set.
+    validation_size: so many; 0: none.
+    train_size: so many; 0: all.
+
+  Raises:
+    InputError: more than there are; a validation split of its own.
   """
-
-  def __init__(self, dataset: Dataset, *, batch_size: int, seed: int):
-    self._dataset = dataset
-    self._split = dataset.splits['train']
-    self._seed = seed
-    self._batch_size = batch_size
-    count = len(self._split.labels)
-    if not 1 <= batch_size <= count:
+  splits = dict(splits)
+  if validation_size:
+    if 'validation' in splits:
       raise InputError(
-        f'data.batch_size must be between 1 and the {count} training '
-        f'examples of {dataset.spec.name!r}, got {batch_size}'
+        f'{name!r} has a validation split of its own, got data.validation_size '
+        f'= {validation_size}: set --config.data.validation_size=0'
       )
-    self.steps_per_epoch = count // batch_size
-    # A memo of a pure function: the order of an epoch serves many steps.
-    self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
-
-  def _draw_epoch(self, epoch):
-    count = len(self._split.labels)
-    order = np.random.default_rng([self._seed, epoch]).permutation(count)
-    drawn = [
-      augmentation.draw(_generator(self._seed, epoch, augmentation.name), count)
-      for augmentation in self._dataset.augmentations
-    ]
-    return order, drawn
-
-  def batch(self, step: int) -> Batch:
-    """Returns {'image' [B, ...] uint8, 'label' [B] int32} of a step."""
-    epoch, index = divmod(step, self.steps_per_epoch)
-    order, drawn = self._epoch(epoch)
-    start = index * self._batch_size
-    chosen = order[start : start + self._batch_size]
-    images = self._split.images[chosen]
-    pairs = zip(self._dataset.augmentations, drawn, strict=True)
-    for augmentation, parameters in pairs:
-      images = augmentation.apply(images, parameters[chosen])
-    return {'image': images, 'label': self._split.labels[chosen]}
+    train = splits['train']
+    _check_size('validation_size', validation_size, len(train) - 1, name)
+    chosen = sample_stratified(
+      train.labels, size=validation_size, seed=_VALIDATION_SEED
+    )
+    splits['validation'] = Subset(train, chosen)
+    rest = np.setdiff1d(np.arange(len(train)), chosen)
+    splits['train'] = Subset(train, rest)
+  if train_size:
+    train = splits['train']
+    _check_size('train_size', train_size, len(train), name)
+    chosen = sample_stratified(train.labels, size=train_size, seed=_TRAIN_SEED)
+    splits['train'] = Subset(train, chosen)
+  return splits
 
 
-def _generator(seed, epoch, name):
-  # One for each augmentation: leaving one out changes no other.
-  return np.random.default_rng([seed, epoch, zlib.crc32(name.encode())])
+def _check_size(key, size, available, name):
+  if size > available:
+    raise InputError(
+      f'data.{key} must be at most {available}, of the training examples of '
+      f'{name!r}, got {size}: set --config.data.{key}={available} or less'
+    )
 
 
-def evaluation_batches(
-  dataset: Dataset, split: str, *, batch_size: int
-) -> Iterator[Batch]:
-  """Yields every example of a split once, in order, in equal batches.
+def sample_stratified(
+  labels: np.ndarray, *, size: int, seed: int
+) -> np.ndarray:
+  """Returns `size` sorted indices with equal shares of each class.
 
-  The last batch is padded; 'mask' [B] is False on the padding.
+  Up to one example: the largest fractions are rounded up.
+
+  Args:
+    labels: [N].
+    size: at most N.
+    seed: fixed by the data set, not by the training run.
   """
-  images, labels = dataset.splits[split].images, dataset.splits[split].labels
-  for start in range(0, len(labels), batch_size):
-    image = images[start : start + batch_size]
-    label = labels[start : start + batch_size]
-    padding = batch_size - len(label)
-    sides = [(0, padding)] + [(0, 0)] * (image.ndim - 1)
-    yield {
-      'image': np.pad(image, sides),
-      'label': np.pad(label, (0, padding)),
-      'mask': np.arange(batch_size) < len(label),
-    }
+  rng = np.random.default_rng(seed)
+  classes, counts = np.unique(labels, return_counts=True)
+  whole, rest = np.divmod(size * counts.astype(np.int64), len(labels))
+  first = np.argsort(-rest, kind='stable')[: size - whole.sum()]
+  whole[first] += 1
+  chosen = [
+    rng.permutation(np.flatnonzero(labels == label))[:take]
+    for label, take in zip(classes, whole, strict=True)
+  ]
+  return np.sort(np.concatenate(chosen))
 
 
 def split_stratified(

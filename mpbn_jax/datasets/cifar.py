@@ -1,6 +1,18 @@
-"""What are CIFAR-10 and CIFAR-100? (Krizhevsky, 2009.)"""
+"""What are CIFAR-10 and CIFAR-100, and where do they lie? (Krizhevsky, 2009.)
 
-from mpbn_jax.datasets.base import Spec
+60,000 images in colour. Their official archive is converted once, by
+`prepare`; `load` reads what that wrote, or what tensorflow-datasets did.
+"""
+
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+
+from mpbn_jax.datasets import preparation
+from mpbn_jax.datasets.base import Spec, Split
+
+_INFO = 'dataset_info.json'
 
 CIFAR10 = Spec(
   name='cifar10',
@@ -45,3 +57,95 @@ CIFAR100 = Spec(
   mean=(0.5071, 0.4867, 0.4408),
   std=(0.2675, 0.2565, 0.2761),
 )
+
+
+def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
+  """Returns 50,000 training and 10,000 test images, in the archive's order.
+
+  Raises:
+    InputError: not prepared, or damaged.
+  """
+  del num_steps  # images
+  root = _root(config)
+  place = _prepared(root, spec)
+  if place is None:
+    raise preparation.not_prepared(spec.name, root)
+  return _read(place, spec)
+
+
+def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
+  """Downloads the official archive, converts it, says where it is.
+
+  Raises:
+    InputError: no archive to be had, a wrong one, no place to write.
+  """
+  del num_steps
+  root = _root(config)
+  start = time.monotonic()
+  place = _prepared(root, spec)
+  if place is None:
+    with preparation.exclusive(_home(root, spec), what=spec.name):
+      # Another process may have done it, while this one waited.
+      place = _prepared(root, spec)
+      if place is None:
+        place = _home(root, spec)
+        _convert(place, spec, root / 'downloads' / 'manual')
+        _say(place, spec, f'prepared in {time.monotonic() - start:.1f} s')
+        return
+  _say(place, spec, 'is prepared already')
+
+
+def _root(config):
+  return pathlib.Path(config['dir']).expanduser()
+
+
+def _home(root, spec):
+  """Where `prepare` puts it, as tensorflow-datasets would."""
+  return root / f'{spec.name}_raw' / '1.0.0'
+
+
+def _prepared(root, spec):
+  """Returns the directory to read; None where there is none."""
+  if (_home(root, spec) / _INFO).exists():
+    return _home(root, spec)
+  # Of tensorflow-datasets' own builder. Without TensorFlow nothing but
+  # ArrayRecord can be read.
+  theirs = root / spec.name / '3.0.2'
+  try:
+    info = json.loads((theirs / _INFO).read_text())
+  except (OSError, ValueError):
+    return None
+  return theirs if info.get('fileFormat') == 'array_record' else None
+
+
+def _convert(place, spec, folder):
+  from mpbn_jax.datasets import cifar_archive, cifar_builder
+
+  source = cifar_archive.SOURCES[spec.name]
+  archive, path = cifar_archive.obtain(source, folder)
+  print(f'converts {path}', flush=True)
+  splits = cifar_archive.read(
+    path, archive=archive, source=source, num_classes=spec.num_classes
+  )
+  with preparation.atomic_directory(place) as directory:
+    cifar_builder.write(directory, spec=spec, splits=splits)
+
+
+def _read(place, spec):
+  # Takes a moment to import, and only these data sets need it.
+  from mpbn_jax.datasets import cifar_archive, cifar_builder
+
+  counts = cifar_archive.SOURCES[spec.name].counts
+  return cifar_builder.read(place, spec=spec, counts=counts)
+
+
+def _say(place, spec, what):
+  from mpbn_jax.datasets import cifar_archive
+
+  counts = cifar_archive.SOURCES[spec.name].counts
+  images = ' and '.join(f'{n:,} {split}' for split, n in counts.items())
+  size = sum(file.stat().st_size for file in place.iterdir())
+  print(
+    f'{spec.name} {what}: {place}, {images} images, '
+    f'{preparation.megabytes(size)}'
+  )

@@ -1,14 +1,78 @@
-"""What is ImageNet? ILSVRC 2012, 1000 classes (Russakovsky et al., 2015)."""
+"""What is ImageNet? ILSVRC 2012, 1000 classes (Russakovsky et al., 2015).
 
+1,281,167 training images. The 50,000 validation images are the test split here,
+as in every paper: the labels of the official test images are not public.
+`imagenet_sources.py` says where the images lie.
+
+In training `data.resized_crop` takes a random part of each image; without it,
+and in evaluation, the shorter side becomes 256 pixels (bilinear, antialiased:
+torchvision's Resize) and the centre 224 x 224 is taken.
+"""
+
+import concurrent.futures
+import os
+import pathlib
+from collections.abc import Mapping
+
+from mpbn_jax.datasets import imagenet_sources
 from mpbn_jax.datasets.base import Spec
+from mpbn_jax.datasets.encoded import EncodedImages
+from mpbn_jax.datasets.imagenet_classes import CLASSES
 
 SPEC = Spec(
   name='imagenet',
   image_shape=(224, 224, 3),
-  # Labels count the sorted WordNet identifiers.
-  class_names=tuple(str(label) for label in range(1000)),
+  class_names=CLASSES,
   max_value=255,
   # Of the training images; the constants that the whole field uses.
   mean=(0.485, 0.456, 0.406),
   std=(0.229, 0.224, 0.225),
 )
+
+
+def load(
+  spec: Spec, config: Mapping, *, num_steps: int
+) -> dict[str, EncodedImages]:
+  """Returns the splits, decoded when they are read.
+
+  Args:
+    spec: its shape and classes; other ones for smaller trees.
+    config: dir, workers and on_bad_image are read.
+    num_steps: every image is shown at each step.
+
+  Raises:
+    InputError: the images are not there, or not those of the classes.
+  """
+  del num_steps
+  pool = concurrent.futures.ThreadPoolExecutor(
+    config['workers'] or _cores(), thread_name_prefix='decode'
+  )
+  sources = imagenet_sources.find(
+    pathlib.Path(config['dir']).expanduser(), spec.class_names, pool=pool
+  )
+  return {
+    name: EncodedImages(
+      source,
+      shape=spec.image_shape,
+      pool=pool,
+      on_bad_image=config['on_bad_image'],
+    )
+    for name, source in sources.items()
+  }
+
+
+def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
+  """Says what is there: ImageNet cannot be downloaded without an account.
+
+  Raises:
+    InputError: as `load`.
+  """
+  for name, split in load(spec, config, num_steps=num_steps).items():
+    print(f'{name}: {len(split):,} images of {spec.num_classes} classes')
+
+
+def _cores():
+  """Returns how many cores this process may use."""
+  if hasattr(os, 'sched_getaffinity'):  # Linux
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1

@@ -17,7 +17,8 @@ from mpbn_jax import record, sharding
 from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.errors import InputError, unknown
 from mpbn_jax.interop.torch import from_reference
-from mpbn_jax.train import build_network, saved_items, start_state
+from mpbn_jax.train import saved_items
+from mpbn_jax.train_step import build_network, start_state
 
 # ---- reading
 

@@ -105,6 +105,11 @@ def _check(config):
       "the reference has current_norm='bn' after every convolution, got "
       f'{config["current_norm"]!r}: set config.model.current_norm=bn'
     )
+  if config.get('spike_norm', 'none') != 'none':
+    raise InputError(
+      'the reference has no normalization of the spikes, got '
+      f'{config["spike_norm"]!r}: set config.model.spike_norm=none'
+    )
   for key in ('learn_tau', 'learn_v_th'):
     if config.get(key):
       raise InputError(

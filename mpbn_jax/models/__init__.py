@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from mpbn_jax.errors import InputError, unknown
 from mpbn_jax.models.network import SpikingNetwork
+from mpbn_jax.models.preact_resnet import SpikingPreActResNet
 from mpbn_jax.models.resnet import (
   SpikingResNet18,
   SpikingResNet19,
@@ -15,6 +16,7 @@ from mpbn_jax.models.spiking_cnn import SpikingCNN
 from mpbn_jax.models.vgg import SpikingVGG16
 
 MODELS: dict[str, Callable[..., SpikingNetwork]] = {
+  'preact_resnet': SpikingPreActResNet,
   'resnet18': SpikingResNet18,
   'resnet19': SpikingResNet19,
   'resnet20': SpikingResNet20,

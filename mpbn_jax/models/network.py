@@ -1,12 +1,15 @@
 """What do all spiking networks share? Settings, encoding and readout."""
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError, unknown
-from mpbn_jax.layers import LIF, ConvNorm
+from mpbn_jax.layers import LIF, ConvNorm, Readout, SpikeNorm
 from mpbn_jax.neuron import RESETS, check_tau
 from mpbn_jax.surrogate import get_surrogate
 
@@ -42,6 +45,9 @@ class SpikingNetwork(nn.Module):
     dtype: of activations and products, 'float32' or 'bfloat16'. Potentials,
       statistics, parameters and the readout are float32 in any case.
     unroll: whether the T steps are unrolled in the compiled program.
+    depth: layers with weights, of networks that come in several depths.
+    remat: whether the activations of a block are computed again in the
+      backward pass and not stored (`jax.checkpoint`), where it has blocks.
   """
 
   num_classes: int = 10
@@ -63,6 +69,8 @@ class SpikingNetwork(nn.Module):
   eps: float = norms.EPS
   dtype: str = 'float32'
   unroll: bool = True
+  depth: int | None = None
+  remat: bool = False
 
   def check(self) -> None:
     """Raises InputError for settings with which no network can be built."""
@@ -79,39 +87,46 @@ class SpikingNetwork(nn.Module):
     norms.check_norm(self.current_norm, place='current')
     norms.check_norm(self.membrane_norm, place='membrane')
     norms.check_norm(self.spike_norm, place='spikes')
+    norms.check_tau_s(self.tau_s)
+    self.check_blocks()
     if not 0 < self.momentum <= 1:
       raise InputError(
         'momentum is the weight of the new value in running statistics '
         f'and must lie in (0, 1], got {self.momentum}'
       )
 
-  # -- what a subclass builds its layers with
+  def check_blocks(self) -> None:
+    """Raises InputError for settings that only networks of blocks have."""
+    if self.depth is not None:
+      raise InputError(
+        f'this network has one depth, got depth={self.depth}: leave it None, '
+        "or take the model 'preact_resnet'"
+      )
+    if self.remat:
+      raise InputError(
+        "remat=True is for the blocks of the model 'preact_resnet', this "
+        'network has none: set remat=False'
+      )
 
-  def conv_norm(
-    self, features: int, *, name: str, joins: bool = False, **options
-  ) -> ConvNorm:
-    """Returns a convolution with the network's current norm.
+  # -- what a subclass builds its layers with. Functions, not methods: a block
+  # that is a module of its own calls them too.
 
-    Args:
-      features: output channels.
-      name: of the layer.
-      joins: whether a residual sum joins its currents with others.
-      **options: attributes of `ConvNorm`.
-    """
-    alpha = 0.5**0.5 if joins else 1.0
-    return ConvNorm(
-      features,
+  @property
+  def conv_norm(self) -> Callable[..., ConvNorm]:
+    """(features, *, name, ...) -> a convolution with the current norm."""
+    return functools.partial(
+      _conv_norm,
+      v_th=self.v_th,
       norm=self.current_norm,
-      gain=alpha * self.v_th,
       momentum=self.momentum,
       eps=self.eps,
-      name=name,
-      **options,
     )
 
-  def lif(self, *, name: str) -> LIF:
-    """Returns a neuron layer with the network's settings."""
-    return LIF(
+  @property
+  def lif(self) -> Callable[..., Callable]:
+    """(*, name, ...) -> a neuron layer and the norm of its spikes."""
+    return functools.partial(
+      _lif,
       tau=self.tau,
       v_th=self.v_th,
       learn_tau=self.learn_tau,
@@ -121,10 +136,11 @@ class SpikingNetwork(nn.Module):
       surrogate_parameter=self.surrogate_parameter,
       reset=self.reset,
       detach_reset=self.detach_reset,
+      spike_norm=self.spike_norm,
+      tau_s=self.tau_s,
       momentum=self.momentum,
       eps=self.eps,
       unroll=self.unroll,
-      name=name,
     )
 
   def features(self, currents: jax.Array, *, train: bool) -> jax.Array:
@@ -156,9 +172,9 @@ class SpikingNetwork(nn.Module):
     """Returns the mean over T of `step_logits`, [B, num_classes]."""
     return self.step_logits(x, train=train).mean(1)
 
-  def head(self, fan_in: int) -> nn.Dense:
+  def head(self, fan_in: int) -> Readout:
     """Returns the linear readout; kernel N(0, 1 / fan_in^2), bias 0."""
-    return nn.Dense(
+    return Readout(
       self.num_classes,
       kernel_init=nn.initializers.normal(1 / fan_in),
       name='head',
@@ -178,3 +194,45 @@ class SpikingNetwork(nn.Module):
       )
     x = x.astype(self.dtype)
     return x[:, None] if x.ndim == 4 else x
+
+
+def _conv_norm(
+  features: int, *, v_th: float, joins: bool = False, **options
+) -> ConvNorm:
+  """Returns a `ConvNorm`; joins: a residual sum joins its currents."""
+  alpha = 0.5**0.5 if joins else 1.0
+  return ConvNorm(features, gain=alpha * v_th, **options)
+
+
+def _lif(
+  *,
+  name: str,
+  spike_norm: str,
+  tau_s: float,
+  scale_init: float = 1.0,
+  **options,
+) -> Callable:
+  """Returns (currents, *, train) -> what readers of the spikes get.
+
+  Args:
+    name: of the neurons; the norm of their spikes is <name>_spikes.
+    spike_norm: after every firing.
+    tau_s: kept fraction of the synaptic filter.
+    scale_init: what that norm's scale starts at.
+    **options: attributes of `LIF`.
+  """
+  neurons = LIF(name=name, **options)
+  if spike_norm == norms.NONE and tau_s == 0:
+    return neurons
+  normalize = SpikeNorm(
+    norm=spike_norm,
+    tau_s=tau_s,
+    scale_init=scale_init,
+    momentum=options['momentum'],
+    eps=options['eps'],
+    unroll=options['unroll'],
+    name=f'{name}_spikes',
+  )
+  return lambda currents, *, train: normalize(
+    neurons(currents, train=train), train=train
+  )

@@ -4,7 +4,7 @@ import functools
 
 import jax
 
-from mpbn_jax.layers import ConvNorm, average_pool, over_time
+from mpbn_jax.layers import ConvNorm, Identity, average_pool, over_time
 from mpbn_jax.models.network import SpikingNetwork
 
 
@@ -71,6 +71,8 @@ class SpikingResNet(SpikingNetwork):
     y = conv2(y, train=train)
     if stride != 1 or x.shape[-1] != features:
       x = self._shortcut(x, features, stride, f'{name}_shortcut', train)
+    else:
+      x = Identity(name=f'{name}_shortcut')(x)
     return self.lif(name=f'{name}_lif2')(y + x, train=train)
 
   def _shortcut(self, x, features, stride, name, train):

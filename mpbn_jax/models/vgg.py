@@ -5,7 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 
-from mpbn_jax.layers import ConvNorm, average_pool, over_time
+from mpbn_jax.layers import ConvNorm, Readout, average_pool, over_time
 from mpbn_jax.models.network import SpikingNetwork
 
 
@@ -34,10 +34,10 @@ class SpikingVGG(SpikingNetwork):
       x = over_time(lambda x: average_pool(x, window=2), x)
     return x
 
-  def head(self, fan_in: int) -> nn.Dense:
+  def head(self, fan_in: int) -> Readout:
     """Returns the linear readout; kernel N(0, 0.01^2), bias 0."""
     del fan_in
-    return nn.Dense(
+    return Readout(
       self.num_classes, kernel_init=nn.initializers.normal(0.01), name='head'
     )
 

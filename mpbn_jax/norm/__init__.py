@@ -2,16 +2,24 @@
 
 Pure functions of arrays. A normalization is an entry of `NORMS`: where it
 sits and its functions init, train, evaluate and fold (`base.Norm`). Flax
-modules (`layers.py`) only own the variables; `folding.py` only walks the tree.
+modules (`layers/`) only own the variables; `folding.py` only walks the tree.
 """
 
 from mpbn_jax.errors import unknown
-from mpbn_jax.norm.base import EPS, MOMENTUM, PLACES, Norm, moments
+from mpbn_jax.norm.base import EPS, MOMENTUM, PLACES, Norm, along, moments
 from mpbn_jax.norm.current import BN, BNTT, TDBN, TEBN
 from mpbn_jax.norm.membrane import (
   MPBN_CHANNEL,
   MPBN_ELEMENT,
   separating_threshold,
+)
+from mpbn_jax.norm.spikes import (
+  NEUNORM,
+  PSP_BN,
+  PSP_BN_STEP,
+  PSP_LN,
+  check_tau_s,
+  synaptic_filter,
 )
 
 NONE = 'none'  # the name for 'no normalization at this place'
@@ -23,6 +31,10 @@ NORMS: dict[str, Norm] = {
   'tebn': TEBN,
   'mpbn_channel': MPBN_CHANNEL,
   'mpbn_element': MPBN_ELEMENT,
+  'neunorm': NEUNORM,
+  'psp_bn': PSP_BN,
+  'psp_bn_step': PSP_BN_STEP,
+  'psp_ln': PSP_LN,
 }
 
 
@@ -44,8 +56,11 @@ __all__ = [
   'NORMS',
   'PLACES',
   'Norm',
+  'along',
   'check_norm',
+  'check_tau_s',
   'moments',
   'names_at',
   'separating_threshold',
+  'synaptic_filter',
 ]

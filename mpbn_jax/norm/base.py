@@ -35,9 +35,10 @@ class Norm:
       the normalized potential exceed v_th, decided exactly.
     fold: membrane: (params, stats, *, v_th, eps) -> {threshold, polarity};
       current: (params, stats, kernel, bias, *, eps) -> {kernel, bias} and
-      maybe a factor; None where nothing can take it in.
-    per_step: of norms that tell the steps apart, the parameter whose first
-      axis is T; '' for all others.
+      maybe a factor; spikes: (params, stats, *, eps) -> gain, [C] or [T, C],
+      of every reader's inputs. None where nothing can take it in.
+    per_step: of norms that tell the steps apart, the parameter or statistic
+      whose first axis is T; '' for all others.
     why_not: the reason, where `fold` is None.
   """
 
@@ -67,6 +68,12 @@ def moments(x: jax.Array, *, axes: tuple[int, ...]):
   # Rounding can push the difference below zero where x is nearly constant.
   var = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0.0)
   return mean, var
+
+
+def along(leaf: jax.Array, x: jax.Array) -> jax.Array:
+  """Returns [C] or [T, C] with axes of 1, to go with x [B, T, ..., C]."""
+  steps = leaf.shape[:-1]
+  return leaf.reshape((*steps, *(1,) * (x.ndim - 3), leaf.shape[-1]))
 
 
 def count_over(x: jax.Array, axes: tuple[int, ...]) -> int:

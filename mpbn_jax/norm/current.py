@@ -74,15 +74,10 @@ def _bntt_init(shape, *, num_steps, **_):
   return {'scale': params['scale']}, stats
 
 
-def _along_steps(leaf, x):
-  """Returns [T, C] as [T, 1, ..., 1, C], to go with x [B, T, ..., C]."""
-  return leaf.reshape((leaf.shape[0], *(1,) * (x.ndim - 3), leaf.shape[-1]))
-
-
 def _bntt_apply(params, mean, var, x, eps):
   gain = params['scale'] * jax.lax.rsqrt(var + eps)
-  centred = x.astype(jnp.float32) - _along_steps(mean, x)
-  return (centred * _along_steps(gain, x)).astype(x.dtype)
+  centred = x.astype(jnp.float32) - base.along(mean, x)
+  return (centred * base.along(gain, x)).astype(x.dtype)
 
 
 def _bntt_train(params, stats, x, *, momentum, eps):

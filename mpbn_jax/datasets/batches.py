@@ -1,0 +1,161 @@
+"""Which examples are in a batch, of which host, and changed how?"""
+
+import functools
+import zlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from mpbn_jax.datasets import augment
+from mpbn_jax.datasets.base import Dataset
+from mpbn_jax.errors import InputError
+
+Batch = dict[str, np.ndarray]
+# (index, count): this host's number, and how many there are.
+Host = tuple[int, int]
+
+
+class TrainingBatches:
+  """Shuffled, augmented batches; `batch(step)` is a pure function.
+
+  Of the seed and the step alone: to resume, only the step is needed. An
+  epoch visits every example at most once; the last, incomplete batch is
+  dropped. Each host reads a part of every batch, all of one size; in the
+  order of the hosts they are the batch that one host alone would read.
+
+  Args:
+    dataset: its training split is read.
+    batch_size: of all hosts together.
+    seed: of the order and the augmentations.
+    host: which part is read here.
+
+  Attributes:
+    steps_per_epoch: batches in an epoch.
+  """
+
+  def __init__(
+    self, dataset: Dataset, *, batch_size: int, seed: int, host: Host = (0, 1)
+  ):
+    self._dataset = dataset
+    self._split = dataset.splits['train']
+    self._seed = seed
+    self._batch_size = batch_size
+    count = len(self._split)
+    if not 1 <= batch_size <= count:
+      raise InputError(
+        f'data.batch_size must be between 1 and the {count} training '
+        f'examples of {dataset.spec.name!r}, got {batch_size}'
+      )
+    self._part = _part('data.batch_size', batch_size, host)
+    self.steps_per_epoch = count // batch_size
+    # A memo of a pure function: the order of an epoch serves many steps.
+    self._epoch = functools.lru_cache(maxsize=1)(self._draw_epoch)
+
+  def _draw_epoch(self, epoch):
+    count = len(self._split)
+    order = np.random.default_rng([self._seed, epoch]).permutation(count)
+    drawn = {
+      augmentation.name: augmentation.draw(
+        _generator(self._seed, epoch, augmentation.name), count
+      )
+      for augmentation in self._dataset.augmentations
+    }
+    mixing = None
+    if self._dataset.mixup:
+      rng = _generator(self._seed, epoch, 'mixup')
+      mixing = augment.draw_mixup(rng, count, alpha=self._dataset.mixup)
+    return order, drawn, mixing
+
+  def batch(self, step: int) -> Batch:
+    """Returns {'image' [B, ...] uint8, 'label' [B] int32} of a step.
+
+    With mixup also 'mix_label' [B] int32, of the image that was mixed in, and
+    'mix_weight' [B] float32, of 'label'. B: of this host's part.
+    """
+    epoch, index = divmod(step, self.steps_per_epoch)
+    order, drawn, mixing = self._epoch(epoch)
+    part = slice(*(index * self._batch_size + edge for edge in self._part))
+    chosen = order[part]
+    images, labels = self._augmented(chosen, drawn)
+    if mixing is None:
+      return {'image': images, 'label': labels}
+    partners, weights = (values[chosen] for values in mixing)
+    others, other_labels = self._augmented(partners, drawn)
+    return {
+      'image': augment.mix(images, others, weights),
+      'label': labels,
+      'mix_label': other_labels,
+      'mix_weight': weights,
+    }
+
+  def _augmented(self, chosen, drawn):
+    """Returns (images, labels) as the epoch changes them."""
+    rows = {name: values[chosen] for name, values in drawn.items()}
+    asked = self._dataset.augmentations
+    crops = next((rows[each.name] for each in asked if each.at_read), None)
+    images, labels = self._split.read(chosen, crops)
+    for each in asked:
+      if not each.at_read:
+        images = each.apply(images, rows[each.name])
+    return images, labels
+
+  def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes and types of a batch of all hosts; reads nothing."""
+    size = (self._batch_size,)
+    shapes = {
+      'image': (size + self._dataset.example_shape, np.uint8),
+      'label': (size, np.int32),
+    }
+    if self._dataset.mixup:
+      shapes |= {
+        'mix_label': (size, np.int32),
+        'mix_weight': (size, np.float32),
+      }
+    return {k: jax.ShapeDtypeStruct(*shape) for k, shape in shapes.items()}
+
+
+def _part(key, batch_size, host):
+  """Returns (start, end) of a host's part of a batch."""
+  index, count = host
+  if batch_size % count:
+    raise InputError(
+      f'{key} must be divisible by the {count} hosts, got {batch_size}: take '
+      f'{max(1, round(batch_size / count)) * count}'
+    )
+  share = batch_size // count
+  return index * share, (index + 1) * share
+
+
+def _generator(seed, epoch, name):
+  # One for each augmentation: leaving one out changes no other.
+  return np.random.default_rng([seed, epoch, zlib.crc32(name.encode())])
+
+
+def evaluation_batches(
+  dataset: Dataset, split: str, *, batch_size: int, host: Host = (0, 1)
+) -> Iterator[Batch]:
+  """Yields every example of a split once, in order, in equal batches.
+
+  The last batch is padded; 'mask' [B] is False on the padding. Hosts divide
+  each batch as they do in training.
+
+  Args:
+    dataset: what is read.
+    split: its name.
+    batch_size: of all hosts together.
+    host: which part is read here.
+  """
+  examples = dataset.splits[split]
+  start, end = _part('evaluation.batch_size', batch_size, host)
+  size = end - start
+  for first in range(0, len(examples), batch_size):
+    last = min(first + end, len(examples))
+    images, labels = examples.read(np.arange(first + start, last))
+    padding = size - len(labels)
+    sides = [(0, padding)] + [(0, 0)] * (images.ndim - 1)
+    yield {
+      'image': np.pad(images, sides),
+      'label': np.pad(labels, (0, padding)),
+      'mask': np.arange(size) < len(labels),
+    }

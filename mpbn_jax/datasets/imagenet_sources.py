@@ -1,0 +1,282 @@
+"""Where does ImageNet lie, and which class has each of its images?
+
+Below `data.dir`, the first of
+
+* `imagenet2012/<version>/`: prepared by tensorflow_datasets as ArrayRecord,
+  `tfds build imagenet2012 --file_format=array_record` (read without
+  TensorFlow);
+* `imagenet/train/<class>/*.JPEG` and `imagenet/val/<class>/*.JPEG`: the usual
+  tree, one folder for each WordNet identifier.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import os
+import pathlib
+import sys
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from mpbn_jax.datasets.encoded import Source
+from mpbn_jax.errors import InputError
+
+_SUFFIXES = ('.jpeg', '.jpg', '.png')
+_RECORDS = 1000  # whose labels are read in one call
+
+
+def find(
+  root: pathlib.Path,
+  class_names: Sequence[str],
+  *,
+  pool: concurrent.futures.Executor,
+) -> dict[str, Source]:
+  """Returns {'train', 'test'} of what lies below `root`.
+
+  Args:
+    root: `data.dir`.
+    class_names: sorted; a label counts them.
+    pool: threads that list folders and read labels.
+
+  Raises:
+    InputError: nothing there (says what was looked for), or something else.
+  """
+  prepared = [
+    path.parent
+    for path in root.glob('imagenet2012/*/dataset_info.json')
+    if 'incomplete' not in path.parent.name
+  ]
+  if prepared:
+    newest = max(prepared, key=lambda path: _version(path.name))
+    return _records(newest, class_names, pool, cache=root / 'mpbn_jax')
+  tree = root / 'imagenet'
+  parts = {'train': tree / 'train', 'test': tree / 'val'}
+  if not all(part.is_dir() for part in parts.values()):
+    raise InputError(
+      f'expected ImageNet, found neither {root}/imagenet2012/<version>/'
+      f'dataset_info.json (tensorflow_datasets, array_record) nor {tree}/train '
+      'and val (a folder for each class): lay it there or set --config.data.dir'
+    )
+  return {
+    name: FolderTree(part, class_names, pool=pool)
+    for name, part in parts.items()
+  }
+
+
+def _version(name):
+  return [int(part) if part.isdigit() else -1 for part in name.split('.')]
+
+
+def _progress(items: Iterable, total: int, text: str) -> Iterable:
+  """Yields the items; says how far it is where that takes seconds."""
+  seconds = 0.1 if sys.stderr.isatty() else 10
+  return tqdm.tqdm(
+    items, text, total, delay=2, mininterval=seconds, leave=False
+  )
+
+
+class FolderTree:
+  """Image files in a folder for each class, sorted by class and name.
+
+  Args:
+    root: has the folders.
+    class_names: of the folders, sorted.
+    pool: threads that list them.
+
+  Attributes:
+    labels: int32 [N].
+  """
+
+  def __init__(
+    self,
+    root: pathlib.Path,
+    class_names: Sequence[str],
+    *,
+    pool: concurrent.futures.Executor,
+  ):
+    self._root = root
+    self._class_names = class_names
+    _check_folders(root, class_names)
+    listed = pool.map(lambda name: _image_names(root / name), class_names)
+    folders = list(_progress(listed, len(class_names), f'listing {root}'))
+    for name, files in zip(class_names, folders, strict=True):
+      if not files:
+        raise InputError(
+          f'expected images (.JPEG) in {root / name}, got none: unpack the '
+          "class's archive there"
+        )
+    counts = [len(files) for files in folders]
+    self.labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    # Bytes: a quarter of what text takes of a million names.
+    self._names = np.array([name for files in folders for name in files])
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def read(self, index: int) -> tuple[bytes, int]:
+    """See `encoded.Source`."""
+    return pathlib.Path(self.name(index)).read_bytes(), self.labels[index]
+
+  def name(self, index: int) -> str:
+    """Returns the path."""
+    folder = self._root / self._class_names[self.labels[index]]
+    return str(folder / os.fsdecode(self._names[index]))
+
+
+def _check_folders(root, class_names):
+  with os.scandir(root) as entries:
+    found = {e.name for e in entries if e.is_dir() and e.name[0] != '.'}
+  missing = sorted(set(class_names) - found)
+  others = sorted(found - set(class_names))
+  if missing or others:
+    raise InputError(
+      f'expected {len(class_names)} folders in {root}, each named by the '
+      f'WordNet identifier of a class, got {len(missing)} missing '
+      f'({_some(missing)}) and {len(others)} others ({_some(others)}): unpack '
+      'or remove them'
+    )
+
+
+def _some(names):
+  return ', '.join(names[:3] + ['...'] * (len(names) > 3)) or 'none'
+
+
+def _image_names(folder):
+  with os.scandir(folder) as entries:
+    return sorted(
+      os.fsencode(entry.name)
+      for entry in entries
+      if entry.name.lower().endswith(_SUFFIXES) and entry.name[0] != '.'
+    )
+
+
+# ---- prepared by tensorflow_datasets
+
+
+class Records:
+  """Records of tensorflow_datasets, in the order of its shards.
+
+  Args:
+    source: random access to examples, the image encoded.
+    place: what a message calls them all.
+    pool: threads that read labels.
+    cache: file that keeps the labels.
+  """
+
+  def __init__(
+    self,
+    source: Any,
+    *,
+    place: str,
+    pool: concurrent.futures.Executor,
+    cache: pathlib.Path,
+  ):
+    self._source = source
+    self._place = place
+    self._pool = pool
+    self._cache = cache
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def read(self, index: int) -> tuple[bytes, int]:
+    """See `encoded.Source`."""
+    example = self._source[index]
+    return example['image'], example['label']
+
+  def name(self, index: int) -> str:
+    """Returns the number of the record."""
+    return f'record {index} of {self._place}'
+
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    """int32 [N]; the first time, every record is read for it."""
+    if self._cache.exists():
+      return np.load(self._cache)
+    starts = range(0, len(self), _RECORDS)
+
+    def read(start):
+      end = min(start + _RECORDS, len(self))
+      examples = self._source.__getitems__(range(start, end))
+      return [example['label'] for example in examples]
+
+    text = f'reading the labels of {self._place}'
+    parts = list(_progress(self._pool.map(read, starts), len(starts), text))
+    labels = np.concatenate(parts).astype(np.int32)
+    _keep(self._cache, labels)
+    return labels
+
+
+def _keep(path, labels):
+  """Writes a file, whole or not at all; it only saves time."""
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.npy')
+  try:
+    path.parent.mkdir(exist_ok=True)
+    np.save(temporary, labels)
+    os.replace(temporary, path)
+  except OSError:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+
+
+def _records(directory, class_names, pool, *, cache):
+  """Returns {'train', 'test'} of a prepared directory."""
+  import tensorflow_datasets as tfds  # takes seconds, and only this needs it
+
+  try:
+    builder = tfds.builder_from_directory(directory)
+    features, splits = builder.info.features, builder.info.splits
+    kind = builder.info.file_format.value
+    names = tuple(features['label'].names)
+  except Exception as error:  # whatever damaged metadata may raise
+    reason = ' '.join(str(error).split())[:160] or type(error).__name__
+    raise InputError(
+      f'expected ImageNet of tensorflow_datasets in {directory}, which cannot '
+      f'be read ({reason}): prepare it again'
+    ) from error
+  if kind != 'array_record':
+    raise InputError(
+      f'expected ArrayRecord files in {directory}, got {kind}: prepare it with '
+      'tfds build imagenet2012 --file_format=array_record'
+    )
+  if names != tuple(class_names):
+    raise InputError(
+      f'expected the {len(class_names)} classes of ImageNet in {directory}, '
+      f'got {len(names)} others: prepare imagenet2012 again'
+    )
+  sources = {}
+  for name, theirs in (('train', 'train'), ('test', 'validation')):
+    place = f'{directory}, split {theirs!r}'
+    if theirs not in splits:
+      raise InputError(
+        f'expected {place}, got only {", ".join(splits)}: prepare it again '
+        'with both archives'
+      )
+    shards = [pathlib.Path(file) for file in splits[theirs].filepaths]
+    sources[name] = Records(
+      builder.as_data_source(
+        theirs, decoders={'image': tfds.decode.SkipDecoding()}
+      ),
+      place=place,
+      pool=pool,
+      cache=cache / f'imagenet2012-{theirs}-{_fingerprint(shards)}.npy',
+    )
+  return sources
+
+
+def _fingerprint(shards):
+  """Returns what changes when the files do; refuses missing ones."""
+  text = []
+  for path in shards:
+    if not path.is_file():
+      raise InputError(
+        f'expected the file {path}, got none: restore it or prepare the data '
+        'set again'
+      )
+    status = path.stat()
+    text.append(f'{path.name} {status.st_size} {status.st_mtime_ns}')
+  return f'{zlib.crc32(" ".join(text).encode()):08x}'

@@ -1,0 +1,20 @@
+"""Which Flax modules own the variables of a spiking network?
+
+Activations are batch-major, [B, T, H, W, C]: (B, T) merges for free and stays
+sharded along B. The mathematics is elsewhere: `neuron.py`, `norm/`, `ops/`.
+"""
+
+from mpbn_jax.layers.conv_norm import ConvNorm
+from mpbn_jax.layers.lif import LIF
+from mpbn_jax.layers.shapes import average_pool, over_time
+from mpbn_jax.layers.spikes import Identity, Readout, SpikeNorm
+
+__all__ = [
+  'LIF',
+  'ConvNorm',
+  'Identity',
+  'Readout',
+  'SpikeNorm',
+  'average_pool',
+  'over_time',
+]

@@ -1,0 +1,100 @@
+"""What lies between neurons and what reads their spikes?"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mpbn_jax import norm as norms
+from mpbn_jax.layers import variables
+
+
+class SpikeNorm(nn.Module):
+  """The synaptic filter, and the normalization of postsynaptic potentials.
+
+      a[t] = tau_s * a[t-1] + s[t];  y = norm(a)
+
+  Variables: params/<norm>/... and batch_stats/<norm>/.... Folded into its
+  readers (`folding.fold_spike_norms`), `folded/readers` says into how many;
+  then the filter alone is left.
+
+  Attributes:
+    norm: a norm of the spikes of `norm.NORMS`, or 'none'.
+    tau_s: kept fraction of the filter, in [0, 1); 0: the spikes themselves.
+    scale_init: what the norm's scale starts at.
+    momentum: weight of the new value in running statistics.
+    eps: added to second moments.
+    unroll: whether the steps are unrolled in the compiled program.
+  """
+
+  norm: str = norms.NONE
+  tau_s: float = 0.0
+  scale_init: float = 1.0
+  momentum: float = norms.MOMENTUM
+  eps: float = norms.EPS
+  unroll: bool = True
+
+  @nn.compact
+  def __call__(self, spikes: jax.Array, *, train: bool) -> jax.Array:
+    """Returns [B, T, ..., C] of spikes [B, T, ..., C]."""
+    a = norms.synaptic_filter(spikes, tau_s=self.tau_s, unroll=self.unroll)
+    if self.norm == norms.NONE:
+      return a
+    if self.has_variable('folded', 'readers'):
+      variables.refuse_training(train)
+      return a
+    variables.check_steps(self, a.shape[1])
+    norm = norms.NORMS[self.norm]
+    own = variables.NormVariables(
+      self, a.shape[2:], num_steps=a.shape[1], scale_init=self.scale_init
+    )
+    if not train:
+      return norm.evaluate(own.params, own.stats, a, eps=self.eps)
+    a, stats = norm.train(
+      own.params, own.stats, a, momentum=self.momentum, eps=self.eps
+    )
+    own.advance(stats)
+    return a
+
+
+class Identity(nn.Module):
+  """A shortcut that hands its input on.
+
+  It reads spikes as a convolution does, so a norm of the spikes folds into it:
+  `folded/scale`, [C] or [T, C], then multiplies every channel.
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns x [B, T, ..., C], scaled where a norm was folded in."""
+    if not self.has_variable('folded', 'scale'):
+      return x
+    scale = self.get_variable('folded', 'scale')
+    if scale.ndim == 2:
+      variables.check_steps_equal(self, scale.shape[0], x.shape[1])
+    return (norms.along(scale, x) * x).astype(x.dtype)
+
+
+class Readout(nn.Module):
+  """The linear layer on the pooled spikes: x @ kernel + bias.
+
+  Variables: params/{kernel, bias}; `folded/kernel`, [C, K] or, where a norm of
+  the spikes told the steps apart, [T, C, K], takes the kernel's place.
+
+  Attributes:
+    features: K.
+    kernel_init: initializer of the kernel.
+  """
+
+  features: int
+  kernel_init: nn.initializers.Initializer
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns [B, T, K] of x [B, T, C]."""
+    shape = (x.shape[-1], self.features)
+    kernel = variables.weight(self, 'kernel', self.kernel_init, shape)
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    if kernel.ndim == 2:
+      return jnp.dot(x, kernel) + bias
+    variables.check_steps_equal(self, kernel.shape[0], x.shape[1])
+    return jnp.einsum('btc,tck->btk', x, kernel) + bias

@@ -1,0 +1,142 @@
+"""Which layers has a spiking network of pre-activation blocks, 100 and more?"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from mpbn_jax import norm as norms
+from mpbn_jax.errors import InputError
+from mpbn_jax.layers import ConvNorm
+from mpbn_jax.models.network import SpikingNetwork
+
+DEPTH = 22
+# Collections with one entry of each block, along their first axis.
+_STACKED = (
+  *('params', 'batch_stats', 'intermediates'),
+  *('threshold', 'folded', 'forced'),
+)
+
+
+class PreActBlock(nn.Module):
+  """x + norm(conv(LIF(norm(conv(LIF(x)))))), x being real-valued.
+
+  With a norm of the spikes: x + conv(norm(LIF(conv(norm(LIF(x)))))). The
+  shortcut is the identity; where the shape changes, a convolution of 1x1 of
+  what the first convolution reads (He et al. 2016, 1603.05027).
+
+  Attributes:
+    conv_norm: as `SpikingNetwork.conv_norm`.
+    lif: as `SpikingNetwork.lif`.
+    features: output channels.
+    stride: of the first convolution and the shortcut.
+    projects: whether the shape changes.
+    spike_scale: what the scale of the last norm of the spikes starts at.
+    current_scale: what that of the last norm of the currents starts at.
+    train: whether batch statistics are used, and running ones advanced.
+  """
+
+  conv_norm: Callable
+  lif: Callable
+  features: int
+  stride: int
+  projects: bool
+  spike_scale: float
+  current_scale: float
+  train: bool
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns x [B, T, H', W', features] after the block."""
+    train = self.train
+    y = self.lif(name='lif1')(x, train=train)
+    if self.projects:
+      shortcut = self.conv_norm(
+        self.features,
+        kernel_size=1,
+        stride=self.stride,
+        padding=0,
+        joins=True,
+        name='shortcut',
+      )
+      x = shortcut(y, train=train)
+    conv = self.conv_norm(self.features, stride=self.stride, name='conv1')
+    y = conv(y, train=train)
+    y = self.lif(name='lif2', scale_init=self.spike_scale)(y, train=train)
+    conv = self.conv_norm(
+      self.features, scale_init=self.current_scale, joins=True, name='conv2'
+    )
+    return x + conv(y, train=train)
+
+
+class SpikingPreActResNet(SpikingNetwork):
+  """A convolution, three stages of n blocks, LIF, linear: depth 6n + 4.
+
+  Counted are the stem, 2n convolutions of each stage, two projections and the
+  linear layer; n = 17 has 106. Stage i has width * 2^i channels and, from the
+  second, half the resolution. Blocks of one shape are one block in the
+  compiled program, scanned over variables that are stacked along their first
+  axis: a deep network compiles as fast as a shallow one.
+
+  PSP-BN carries spikes through more than 100 layers of it (Ikegawa et al.
+  2022, 2203.01544).
+  """
+
+  # What the last norm of every block starts with. With 1, the gradient doubles
+  # from block to block and 106 layers do not learn; with 0, kernels wait for
+  # scales, and scales for kernels.
+  last_scale: float = 0.2
+
+  def check_blocks(self) -> None:
+    """Raises InputError for a depth that is not 6n + 4."""
+    depth = self._depth()
+    if not (isinstance(depth, int) and depth >= 10 and depth % 6 == 4):
+      raise InputError(
+        'the depth of preact_resnet is 6n + 4 with n >= 1 blocks a stage '
+        f'(10, 16, 22, 40, 58, 106, ...), got {depth}'
+      )
+
+  def encoder(self) -> ConvNorm:
+    return self.conv_norm(self.width, name='stem_conv')
+
+  def features(self, currents: jax.Array, *, train: bool) -> jax.Array:
+    x = currents
+    blocks = (self._depth() - 4) // 6
+    for stage in (1, 2, 3):
+      if stage > 1:
+        name = f'stage{stage}_first'
+        x = self._block(stage, projects=True, name=name, train=train)(x)
+      alike = blocks - (stage > 1)
+      if alike:
+        x, _ = nn.scan(
+          lambda block, x, _: (block(x), None),
+          variable_axes=dict.fromkeys(_STACKED, 0),
+          split_rngs={'params': True},
+          length=alike,
+        )(
+          self._block(
+            stage, projects=False, name=f'stage{stage}_blocks', train=train
+          ),
+          x,
+          None,
+        )
+    return self.lif(name='last_lif')(x, train=train)
+
+  def _depth(self):
+    return DEPTH if self.depth is None else self.depth
+
+  def _block(self, stage, *, projects, name, train):
+    has_current_norm = self.current_norm != norms.NONE
+    # Inside a scan, XLA cannot undo the recomputation anyway.
+    block = nn.remat(PreActBlock, prevent_cse=False)
+    return (block if self.remat else PreActBlock)(
+      conv_norm=self.conv_norm,
+      lif=self.lif,
+      features=self.width * 2 ** (stage - 1),
+      stride=2 if projects else 1,
+      projects=projects,
+      spike_scale=1.0 if has_current_norm else self.last_scale,
+      current_scale=self.last_scale,
+      train=train,
+      name=name,
+    )

@@ -1,0 +1,162 @@
+"""Which normalizations stand between a neuron and what reads its spikes?
+
+They see the postsynaptic potential: the spikes through the synaptic filter,
+a[t] = tau_s * a[t-1] + s[t], [B, T, ..., C]. With tau_s = 0 these are the
+spikes themselves.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mpbn_jax.errors import InputError
+from mpbn_jax.norm import base
+
+
+def check_tau_s(tau_s: float) -> None:
+  """Raises InputError unless tau_s is a kept fraction in [0, 1)."""
+  if not 0 <= tau_s < 1:
+    raise InputError(
+      'tau_s is the kept fraction of the postsynaptic potential and must lie '
+      f'in [0, 1), got {tau_s}; 0 hands on the spikes themselves'
+    )
+
+
+def synaptic_filter(
+  spikes: jax.Array, *, tau_s: float, unroll: int | bool = 1
+) -> jax.Array:
+  """Returns the postsynaptic potential a[t] = tau_s * a[t-1] + s[t], a[0] = 0.
+
+  Args:
+    spikes: [B, T, ...].
+    tau_s: kept fraction, in [0, 1).
+    unroll: as in `jax.lax.scan`.
+
+  Returns:
+    [B, T, ...]; the spikes themselves where tau_s = 0.
+
+  Raises:
+    InputError: tau_s outside [0, 1).
+
+  Example:
+    >>> synaptic_filter(jnp.array([[1.0, 0.0, 1.0]]), tau_s=0.5)
+    Array([[1.  , 0.5 , 1.25]], dtype=float32)
+  """
+  check_tau_s(tau_s)
+  if tau_s == 0:
+    return spikes
+
+  def step(a, s):
+    a = tau_s * a + s
+    return a, a
+
+  spikes = jnp.moveaxis(spikes, 1, 0)
+  _, filtered = jax.lax.scan(
+    step, jnp.zeros_like(spikes[0]), spikes, unroll=unroll
+  )
+  return jnp.moveaxis(filtered, 0, 1)
+
+
+# ---- PSP-BN: scale * a / sqrt(E[a^2] + eps), no mean subtracted, no bias
+
+
+def _second_moment(a, axes):
+  return jnp.mean(jnp.square(a.astype(jnp.float32)), axes, keepdims=True)
+
+
+def _over_deviation(params, moment, a, eps):
+  gain = params['scale'] * jax.lax.rsqrt(moment + eps)
+  return (a.astype(jnp.float32) * gain).astype(a.dtype)
+
+
+def _psp_bn_train(params, stats, a, *, momentum, eps):
+  running = stats['moment']
+  axes = range(a.ndim - 1) if running.ndim == 1 else (0, *range(2, a.ndim - 1))
+  moment = _second_moment(a, tuple(axes))
+  # A raw moment is its own unbiased estimate: no n / (n - 1).
+  moved = (1 - momentum) * running + momentum * moment.reshape(running.shape)
+  moved = {'moment': jax.lax.stop_gradient(moved)}
+  return _over_deviation(params, moment, a, eps), moved
+
+
+def _psp_bn_evaluate(params, stats, a, *, eps):
+  return _over_deviation(params, base.along(stats['moment'], a), a, eps)
+
+
+def _psp_bn_gain(params, stats, *, eps):
+  """Returns what every reader's inputs are multiplied by, [C] or [T, C]."""
+  return params['scale'] * jax.lax.rsqrt(stats['moment'] + eps)
+
+
+def _init_psp_bn(shape, num_steps=None):
+  scale = jnp.ones(shape[-1:], jnp.float32)
+  steps = () if num_steps is None else (num_steps,)
+  moment = jnp.ones((*steps, shape[-1]), jnp.float32)
+  return {'scale': scale}, {'moment': moment}
+
+
+# Ikegawa et al. 2022 (2203.01544): the second raw moment in the variance's
+# place. Ours: the learned scale per channel, and one moment for all steps.
+PSP_BN = base.Norm(
+  place='spikes',
+  init=lambda shape, **_: _init_psp_bn(shape),
+  train=_psp_bn_train,
+  evaluate=_psp_bn_evaluate,
+  fold=_psp_bn_gain,
+)
+
+# With a moment of each step, as the MPBN paper cites it (Sec. 2.2).
+PSP_BN_STEP = base.Norm(
+  place='spikes',
+  init=lambda shape, *, num_steps, **_: _init_psp_bn(shape, num_steps),
+  train=_psp_bn_train,
+  evaluate=_psp_bn_evaluate,
+  fold=_psp_bn_gain,
+  per_step='moment',
+)
+
+
+# ---- PSP-LN: the moment over C, H, W of each sample and step
+
+
+def _psp_ln(params, a, eps):
+  moment = _second_moment(a, tuple(range(2, a.ndim)))
+  return _over_deviation(params, moment, a, eps)
+
+
+# Ikegawa et al. 2022 (2203.01544); the learned scale per channel is ours.
+PSP_LN = base.Norm(
+  place='spikes',
+  init=lambda shape, **_: ({'scale': jnp.ones(shape[-1:], jnp.float32)}, {}),
+  train=lambda params, stats, a, *, momentum, eps: (
+    _psp_ln(params, a, eps),
+    stats,
+  ),
+  evaluate=lambda params, stats, a, *, eps: _psp_ln(params, a, eps),
+  why_not='its statistics are those of each sample and step, not constants',
+)
+
+
+# ---- NeuNorm: s[t] - weight * a[t],
+#      a[t] = k0 * a[t-1] + (1 - k0) / C^2 * sum over C of s[t]
+
+_K0 = 0.9
+
+
+def _neunorm(params, s):
+  drive = (1 - _K0) / s.shape[-1] ** 2 * s.astype(jnp.float32)
+  a = synaptic_filter(drive.sum(-1, keepdims=True), tau_s=_K0)
+  return (s.astype(jnp.float32) - params['weight'] * a).astype(s.dtype)
+
+
+# Wu et al. 2019 (1809.05793). One weight per channel; theirs may differ from
+# place to place as well. That it starts at 1 is ours.
+NEUNORM = base.Norm(
+  place='spikes',
+  init=lambda shape, **_: ({'weight': jnp.ones(shape[-1:], jnp.float32)}, {}),
+  train=lambda params, stats, s, *, momentum, eps: (
+    _neunorm(params, s),
+    stats,
+  ),
+  evaluate=lambda params, stats, s, *, eps: _neunorm(params, s),
+  why_not='it subtracts the activity of all channels and all steps before',
+)

@@ -1,0 +1,430 @@
+"""Is a data set prepared once, wholly or not at all, and told in one line?"""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import http.server
+import os
+import pty
+import re
+import signal
+import termios
+import threading
+import time
+
+import fake_cifar
+import pytest
+import runs
+from runs import the_error
+
+from mpbn_jax import InputError, datasets
+from mpbn_jax.datasets import (
+  cifar_archive,
+  cifar_builder,
+  downloads,
+  preparation,
+)
+
+BINARY, PYTHON = fake_cifar.ARCHIVES['cifar10']
+main = runs.program.main
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+  """Puts the small archives in the official ones' place."""
+  publish(monkeypatch)
+
+
+def publish(monkeypatch, **settings):
+  for name in fake_cifar.ARCHIVES:
+    source = fake_cifar.source(name, **settings)
+    monkeypatch.setitem(cifar_archive.SOURCES, name, source)
+
+
+def options(directory, name='cifar10'):
+  return f'--config.data.name={name}', f'--config.data.dir={directory}'
+
+
+def prepare(directory, **config):
+  config = {'name': 'cifar10', 'dir': str(directory), 'fake': 0, **config}
+  datasets.prepare_dataset(config, num_steps=1)
+
+
+def home(directory):
+  return directory / 'cifar10_raw' / '1.0.0'
+
+
+def files(directory):
+  """Returns the files below, but for the lock, which stays."""
+  return [name for name in runs.snapshot(directory) if '.lock' not in name]
+
+
+# ---- the command
+
+
+def test_prepare_says_where_how_many_and_how_long(
+  tmp_path, capsys, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  archive = fake_cifar.lay(tmp_path, BINARY)
+  assert main(['--mode=prepare', *options(tmp_path)]) == 0
+  out, err = capsys.readouterr()
+  assert err == ''
+  assert re.fullmatch(
+    rf'converts {archive}\n'
+    rf'cifar10 prepared in \d+\.\d s: {home(tmp_path)}, 200 train and 20 test '
+    r'images, 1 MB\n',
+    out,
+  )
+  # No work directory and no cache.
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    'cifar10_raw',
+    'downloads',
+  ]
+
+
+def test_preparing_again_does_nothing_and_says_so(tmp_path, capsys):
+  fake_cifar.lay(tmp_path, PYTHON)
+  arguments = ['--mode=prepare', *options(tmp_path), '--workdir=/no/such']
+  assert main(arguments) == 0
+  before = runs.snapshot(tmp_path)
+  capsys.readouterr()
+  assert main(arguments) == 0
+  out, err = capsys.readouterr()
+  assert (out.count('\n'), err) == (1, '')
+  assert f'cifar10 is prepared already: {home(tmp_path)}, 200 train' in out
+  assert runs.snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+  'arguments', [(), (*options('/no/such'), '--config.data.fake=8')]
+)
+def test_what_needs_no_preparation_says_so(arguments, capsys):
+  assert main(['--mode=prepare', *arguments]) == 0
+  out, err = capsys.readouterr()
+  assert err == ''
+  assert re.fullmatch(r'\w+ needs no preparation: train with it .*\n', out)
+
+
+def test_a_directory_with_blanks_is_quoted_in_the_command(tmp_path):
+  directory = tmp_path / 'my data'
+  text = str(preparation.not_prepared('cifar10', directory))
+  assert f"--config.data.dir='{directory}'" in text
+
+
+@pytest.mark.parametrize('name', fake_cifar.ARCHIVES)
+def test_training_unprepared_says_at_once_what_to_run(name, tmp_path, capsys):
+  data = tmp_path / 'data'
+  arguments = [
+    f'--config=configs/{name}.py',
+    f'--config.data.dir={data}',
+    f'--workdir={tmp_path}/run',
+  ]
+  start = time.monotonic()
+  assert main(arguments) == 2
+  assert time.monotonic() - start < 20
+  assert the_error(capsys.readouterr()) == (
+    f"error: expected '{name}', prepared in {data}, got none: run python "
+    f'main.py --mode=prepare --config.data.name={name} '
+    f'--config.data.dir={data}\n'
+  )
+  assert not list(tmp_path.iterdir())
+
+
+def test_progress_is_one_bar_where_somebody_looks(tmp_path):
+  fake_cifar.lay(tmp_path, BINARY)
+  ours, theirs = pty.openpty()
+  termios.tcsetwinsize(theirs, (24, 80))
+  process = fake_cifar.start(
+    '--mode=prepare', *options(tmp_path), stderr=theirs
+  )
+  os.close(theirs)
+  out, _ = process.communicate()
+  seen = b''
+  with contextlib.suppress(OSError), os.fdopen(ours, 'rb', 0) as terminal:
+    while block := terminal.read(1024):
+      seen += block
+  seen = seen.decode()
+  assert process.returncode == 0
+  assert out.count('\n') == 2
+  assert '220/220' in seen
+  assert {line[:8] for line in re.split(r'[\r\n]+', seen) if line} == {
+    'cifar10:'
+  }
+
+
+# ---- downloading
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+  """Serves one content; fewer bytes, or slower, than it announces."""
+
+  def __init__(self, *args, content, cut=0, seconds=0, status=200):
+    self.content, self.cut, self.seconds = content, cut, seconds
+    self.status = status
+    super().__init__(*args)
+
+  def do_GET(self):  # noqa: N802
+    self.send_response(self.status)
+    self.send_header('Content-Length', str(len(self.content)))
+    self.end_headers()
+    end = len(self.content) - self.cut
+    with contextlib.suppress(ConnectionError):
+      self.wfile.write(self.content[: end // 2])
+      self.wfile.flush()
+      time.sleep(self.seconds)
+      self.wfile.write(self.content[end // 2 : end])
+
+  def log_message(self, *_):
+    pass
+
+
+@contextlib.contextmanager
+def serving(content, **how):
+  handler = functools.partial(Server, content=content, **how)
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+      yield f'http://127.0.0.1:{server.server_port}/'
+    finally:
+      server.shutdown()
+      thread.join()
+
+
+def test_download_is_kept_where_a_user_would_lay_it(tmp_path, monkeypatch):
+  with serving(fake_cifar.packed(BINARY)) as folder:
+    publish(monkeypatch, folder=folder)
+    prepare(tmp_path)
+  manual = tmp_path / 'downloads' / 'manual'
+  assert [path.name for path in manual.iterdir()] == [BINARY]
+  assert (manual / BINARY).read_bytes() == fake_cifar.packed(BINARY)
+  assert home(tmp_path).is_dir()
+
+
+def test_offline_says_within_seconds_which_archive_to_lay_where(
+  tmp_path, capsys
+):
+  start = time.monotonic()
+  assert main(['--mode=prepare', *options(tmp_path)]) == 2
+  assert time.monotonic() - start < 20
+  assert the_error(capsys.readouterr()) == (
+    f'error: expected {BINARY}, got no download of http://127.0.0.1:9/{BINARY} '
+    f'(no connection, or one that broke): lay {BINARY} or {PYTHON} into '
+    f'{tmp_path}/downloads/manual and run the same command again\n'
+  )
+  assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+  ('how', 'reason'),
+  [
+    ({'cut': 1}, 'no connection, or one that broke'),
+    ({'status': 404}, '404 Not Found'),
+    ({'seconds': 5}, 'no connection, or one that broke'),
+  ],
+)
+def test_download_that_fails_says_why_and_leaves_nothing(
+  how, reason, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(downloads, '_NO_BYTES', 0.2)
+  with serving(fake_cifar.packed(BINARY), **how) as folder:
+    publish(monkeypatch, folder=folder)
+    with pytest.raises(InputError, match=re.escape(f'({reason}): lay')):
+      prepare(tmp_path)
+  assert files(tmp_path) == []
+
+
+def test_server_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
+  monkeypatch.setattr(downloads, '_NO_BYTES', 0.2)
+  with serving(b'', seconds=0) as folder:
+    publish(monkeypatch, folder=folder)
+    monkeypatch.setattr(Server, 'do_GET', lambda self: time.sleep(1))
+    with pytest.raises(InputError, match='no answer'):
+      prepare(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('content', 'said'),
+  [
+    (fake_cifar.packed(BINARY)[:-1] + b'x', 'the sha256 checksum .*, got '),
+    (b'<html>Please log in</html>', r'bytes, got 26, it is truncated'),
+  ],
+)
+def test_download_of_something_else_is_not_kept(
+  content, said, tmp_path, monkeypatch
+):
+  with serving(content) as folder:
+    publish(monkeypatch, folder=folder)
+    with pytest.raises(
+      InputError, match=f'expected {folder}{BINARY} with .*{said}.*: lay '
+    ):
+      prepare(tmp_path)
+  assert files(tmp_path) == []
+
+
+def test_ctrl_c_ends_a_download_at_once_and_leaves_nothing(tmp_path):
+  manual = tmp_path / 'downloads' / 'manual'
+  with serving(fake_cifar.packed(BINARY), seconds=60) as folder:
+    process = fake_cifar.start(
+      '--mode=prepare', *options(tmp_path), folder=folder
+    )
+    while not list(manual.glob('*.part')):
+      assert process.poll() is None
+      time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    out, err = process.communicate()
+  assert time.monotonic() - start < 20
+  assert (process.returncode, out) == (128 + signal.SIGINT, '')
+  assert err == (
+    'stopped; nothing half-prepared is kept: the same command starts again\n'
+  )
+  assert files(tmp_path) == []
+
+
+# ---- no place to write
+
+
+@pytest.mark.parametrize('below', ['', '/data'])
+def test_unwritable_directory_is_one_line(below, tmp_path, capsys):
+  file = tmp_path / 'file'
+  file.write_text('mine')
+  assert main(['--mode=prepare', *options(f'{file}{below}')]) == 2
+  message = the_error(capsys.readouterr())
+  assert 'expected a directory that can be written, got ' in message
+  assert 'give another --config.data.dir' in message
+  assert file.read_text() == 'mine'
+
+
+def check_full(message, directory):
+  assert message.startswith('error: ')
+  assert message.count('\n') == 1
+  assert f'expected room to write {home(directory)}, got ' in message
+  assert re.search(r'\([\d,]+ MB free\): make room or give another', message)
+  assert files(directory) == [f'downloads/manual/{BINARY}']
+  assert [p.name for p in home(directory).parent.iterdir()] == ['.1.0.0.lock']
+
+
+def test_a_disk_that_is_full_for_the_writer_leaves_nothing(tmp_path):
+  fake_cifar.lay(tmp_path, BINARY)
+  # The true writer; a limit on the size of files stands for the disk's.
+  process = fake_cifar.start(
+    '--mode=prepare', *options(tmp_path), largest_file=100_000
+  )
+  _, message = process.communicate()
+  assert process.returncode == 2
+  check_full(message, tmp_path)
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_is_one_line_and_leaves_nothing(
+  number, tmp_path, capsys, monkeypatch
+):
+  fake_cifar.lay(tmp_path, BINARY)
+  write = cifar_builder.CifarBuilder._generate_examples
+
+  def broken(self, name, split):
+    for example in write(self, name, split):
+      yield example
+      if name == 'test':
+        raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(cifar_builder.CifarBuilder, '_generate_examples', broken)
+  assert main(['--mode=prepare', *options(tmp_path)]) == 2
+  message = capsys.readouterr().err
+  assert os.strerror(number) in message
+  check_full(message, tmp_path)
+
+
+# ---- locks and directories
+
+
+def test_two_processes_prepare_once(tmp_path):
+  fake_cifar.lay(tmp_path, BINARY)
+  # Held here, so that both are seen to wait.
+  with preparation.exclusive(home(tmp_path), what='test'):
+    processes = [
+      fake_cifar.start('--mode=prepare', *options(tmp_path)) for _ in range(2)
+    ]
+    waits = [process.stderr.readline() for process in processes]
+  assert waits == 2 * [
+    'warning: cifar10: another process prepares it, waiting\n'
+  ]
+  ends = [process.communicate() for process in processes]
+  assert [process.returncode for process in processes] == [0, 0]
+  assert [err for _, err in ends] == ['', '']  # it was said once
+  first, second = sorted((out for out, _ in ends), key=len)
+  assert first.startswith('cifar10 is prepared already: ')
+  assert 'cifar10 prepared in ' in second
+
+
+def test_lock_ends_with_its_body(tmp_path):
+  for _ in range(2):
+    with (
+      pytest.raises(ZeroDivisionError),
+      preparation.exclusive(tmp_path / 'x', what='x'),
+    ):
+      raise ZeroDivisionError
+
+
+def test_file_system_without_locks_is_warned_about(
+  tmp_path, caplog, monkeypatch
+):
+  def no_locks(*_):
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+  monkeypatch.setattr(fcntl, 'flock', no_locks)
+  with preparation.exclusive(tmp_path / 'x', what='frames'):
+    pass
+  (message,) = caplog.messages
+  assert message.startswith('frames: no lock to be had beside ')
+  assert 'one process only' in message
+
+
+def test_directory_appears_when_its_body_has_ended(tmp_path):
+  path = tmp_path / 'a' / 'b'
+  with preparation.atomic_directory(path) as place:
+    (place / 'deep').mkdir()
+    (place / 'deep' / 'file').write_text('content')
+    assert not path.exists()
+  assert runs.snapshot(tmp_path) == {'a/b/deep/file': b'content'}
+  assert list(path.parent.iterdir()) == [path]
+
+
+def test_directory_is_removed_when_its_body_fails(tmp_path):
+  def fail(place):
+    (place / 'file').write_text('half')
+    raise ZeroDivisionError
+
+  with (
+    pytest.raises(ZeroDivisionError),
+    preparation.atomic_directory(tmp_path / 'x') as place,
+  ):
+    fail(place)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_neither_taken_nor_kept(tmp_path):
+  fake_cifar.lay(tmp_path, BINARY)
+  left = home(tmp_path).with_name('1.0.0.incomplete')
+  left.mkdir(parents=True)
+  (left / 'dataset_info.json').write_text('{}')
+  with pytest.raises(InputError, match='got none: run python main.py'):
+    datasets.load_dataset(
+      runs.program.command_line.parse(list(options(tmp_path))).config.data,
+      num_steps=1,
+    )
+  prepare(tmp_path)
+  assert home(tmp_path).is_dir()
+  assert not left.exists()
+
+
+def test_errors_that_say_nothing_of_the_place_stay_as_they_are(tmp_path):
+  with (
+    pytest.raises(FileNotFoundError),
+    preparation.atomic_directory(tmp_path / 'x'),
+  ):
+    (tmp_path / 'none').read_text()

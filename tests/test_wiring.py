@@ -1,0 +1,126 @@
+"""Is the wiring that is traced the wiring that is drawn?"""
+
+import common
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mpbn_jax import MODELS, InputError, build_model, readers_of_spikes
+from mpbn_jax.layers import LIF, ConvNorm, Readout, SpikeNorm
+
+SIDES = {'resnet18': 32, 'resnet34': 32, 'vgg16': 32}
+
+
+def _readers(name, **settings):
+  side = SIDES.get(name, 16)
+  model = build_model(
+    {
+      'name': name,
+      'width': 2,
+      'num_steps': 2,
+      'spike_norm': 'psp_bn',
+      **settings,
+    }
+  )
+  x = jax.ShapeDtypeStruct((2, side, side, 1), jnp.float32)
+  variables = jax.eval_shape(
+    lambda x: model.init(jax.random.key(0), x, train=False), x
+  )
+  return readers_of_spikes(model, variables, x), variables
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_every_norm_is_read_and_every_layer_reads_one(name):
+  readers, variables = _readers(name)
+  paths = {
+    '/'.join(key.key for key in path[:-2])
+    for path, _ in jax.tree_util.tree_leaves_with_path(variables['params'])
+    if path[-2].key == 'psp_bn'
+  }
+  kernels = {
+    '/'.join(key.key for key in path[:-1])
+    for path, _ in jax.tree_util.tree_leaves_with_path(variables['params'])
+    if path[-1].key == 'kernel'
+  }
+  assert set(readers) == paths
+  read_by = [reader for layers in readers.values() for reader in layers]
+  assert len(read_by) == len(set(read_by))
+  # All but the first convolution, which reads the image.
+  encoder = kernels - set(read_by)
+  assert encoder in ({'conv1'}, {'stem_conv1'}, {'stem_conv'})
+
+
+def test_spiking_cnn_is_a_chain():
+  assert _readers('spiking_cnn')[0] == {
+    'lif1_spikes': ('conv2',),
+    'lif2_spikes': ('conv3',),  # through an average pool
+    'lif3_spikes': ('conv4',),
+    'lif4_spikes': ('head',),
+  }
+
+
+def test_block_of_resnet_reads_through_its_shortcut_too():
+  readers, _ = _readers('resnet20', tau_s=0.5)
+  assert readers['stem_lif3_spikes'] == (
+    'stage1_block1_conv1',
+    'stage1_block1_shortcut',
+  )
+  assert readers['stage1_block2_lif2_spikes'] == (
+    'stage2_block1_conv1',
+    'stage2_block1_shortcut',
+  )
+  assert readers['stage4_block2_lif1_spikes'] == ('stage4_block2_conv2',)
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_scanned_blocks_are_wired_inside(remat):
+  readers, _ = _readers('preact_resnet', depth=16, remat=remat)
+  assert readers['stage1_blocks/lif1_spikes'] == ('stage1_blocks/conv1',)
+  assert readers['stage2_first/lif1_spikes'] == (
+    'stage2_first/shortcut',
+    'stage2_first/conv1',
+  )
+  assert readers['last_lif_spikes'] == ('head',)
+
+
+def _forward(join):
+  class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+      one = ConvNorm(2, name='conv1')(x, train=train)
+      spikes = [
+        SpikeNorm(norm='psp_bn', name=f'norm{i}')(
+          LIF(name=f'lif{i}')(one, train=train), train=train
+        )
+        for i in (1, 2)
+      ]
+      return Readout(3, nn.initializers.ones, name='head')(
+        join(*spikes).mean((2, 3))
+      )
+
+  return Net()
+
+
+@pytest.mark.parametrize(
+  ('join', 'message'),
+  [
+    (lambda a, b: a + b, "'head' to read the spikes of one layer.*'add'"),
+    (lambda a, b: jnp.tanh(a), "'head' to read.*norm1, the operation 'tanh'"),
+    (lambda a, b: jnp.concatenate([a, b], -1), "'head'.*norm1, norm2"),
+  ],
+)
+def test_what_a_factor_does_not_pass_through_is_named(join, message):
+  net = _forward(join)
+  x = jnp.zeros((2, 2, 4, 4, 1))
+  variables = net.init(jax.random.key(0), x, train=False)
+  with pytest.raises(InputError, match=message):
+    readers_of_spikes(net, variables, x)
+
+
+def test_norm_without_a_reader_is_not_folded():
+  from mpbn_jax import fold_spike_norms
+
+  _, variables = common.small(spike_norm='psp_bn')
+  with pytest.raises(InputError, match="that reads 'lif1_spikes', got none"):
+    fold_spike_norms(variables, readers={})
