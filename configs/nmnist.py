@@ -1,4 +1,4 @@
-"""A narrow spiking ResNet20 with MPBN on N-MNIST.
+"""A narrow spiking VGG16 with MPBN on N-MNIST.
 
     python main.py --config=configs/nmnist.py
 
@@ -13,7 +13,7 @@ def get_config():
   config = default.get_config()
   config.num_epochs = 20
 
-  config.model.name = 'resnet20'
+  config.model.name = 'vgg16'
   config.model.width = 16
   config.model.num_steps = 10  # T frames, one a step
   config.model.num_classes = 10

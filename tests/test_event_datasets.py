@@ -1,6 +1,8 @@
 """Do recordings on the disk become the frames that a network trains on?"""
 
 import errno
+import functools
+import importlib
 import os
 import pathlib
 import resource
@@ -9,15 +11,17 @@ import sys
 
 import aedat4
 import event_files as fakes
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.default import get_config
 from mpbn_jax import InputError
 from mpbn_jax.datasets import cifar10_dvs, event_cache, get_spec, preparation
 from mpbn_jax.datasets.base import TrainingBatches, evaluation_batches
 from mpbn_jax.datasets.events import to_frames
 from mpbn_jax.datasets.recordings import Recordings
+from mpbn_jax.train import build_network
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FRAMES = 'event_frames'
@@ -139,6 +143,17 @@ def test_a_file_that_is_no_recording_is_left_out(dvs):
   hidden.write_bytes(b'of a Macintosh')
   again = fakes.load(dvs, 'cifar10_dvs', num_steps=2).splits['train'].images
   assert len(again) == len(expected)
+
+
+@pytest.mark.parametrize('name', [*fakes.NAMES, 'event_digits'])
+def test_configuration_is_of_a_network_for_its_frames(name):
+  config = importlib.import_module(f'configs.{name}').get_config()
+  assert config.data.name == name
+  model, spec, _ = build_network(config)
+  x = jnp.zeros((1, *spec.example_shape(config.model.num_steps)))
+  init = functools.partial(model.init_with_output, train=False)
+  logits, _ = jax.eval_shape(init, jax.random.key(0), x)
+  assert logits.shape == (1, spec.num_classes)
 
 
 # ---- the frames on the disk
@@ -349,7 +364,7 @@ def test_events_outside_the_sensor_are_named(name, tmp_path):
   assert not any('frames' in file for file in fakes.files(tmp_path))
 
 
-def test_full_disk_is_seen_before_the_frames_are_made(dvs, monkeypatch):
+def test_full_disk_is_seen_before_the_frames_are_made(dvs, monkeypatch, capsys):
   usage = preparation.shutil.disk_usage
   monkeypatch.setattr(
     preparation.shutil,
@@ -357,8 +372,11 @@ def test_full_disk_is_seen_before_the_frames_are_made(dvs, monkeypatch):
     lambda path: usage(path)._replace(free=10**6),
   )
   before = fakes.files(dvs)
-  with pytest.raises(InputError, match='expected 1 MB of room .* 1 MB free'):
+  with pytest.raises(
+    InputError, match='for 1,382,400 bytes .* 1,000,000 bytes free'
+  ):
     fakes.load(dvs, 'cifar10_dvs')
+  assert capsys.readouterr().out == ''
   assert fakes.files(dvs) == before
 
 
@@ -369,7 +387,9 @@ def test_full_disk_leaves_nothing_that_is_taken_for_frames(workers, dvs):
   # As a full disk: the system refuses to write, in the middle of a file.
   resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
   try:
-    with pytest.raises(InputError, match='1 MB of room .* MB free: make room'):
+    with pytest.raises(
+      InputError, match='1,382,400 bytes .* bytes free: make room'
+    ):
       fakes.load(dvs, 'cifar10_dvs', workers=workers)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -408,8 +428,6 @@ class _Ended:
     os._exit(1)
 
 
-def test_frames_that_are_one_or_another_are_asked_for():
-  config = fakes.settings('nowhere', 'nmnist', framing='counts')
+def test_unknown_framing_is_refused_before_anything_is_read(tmp_path):
   with pytest.raises(InputError, match="data.framing 'counts': expected one"):
-    event_cache.place(get_spec('nmnist'), config, num_steps=3)
-  assert get_config().data.framing == 'count'
+    fakes.load(tmp_path, 'nmnist', framing='counts')

@@ -12,12 +12,16 @@ when it is complete.
 """
 
 import concurrent.futures
+import contextlib
+import itertools
 import logging
+import math
 import multiprocessing
 import os
 import pathlib
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -149,42 +153,45 @@ def _write(path, recordings, *, spec, config, num_steps):
 
   tasks = [(part, i) for part in PARTS for i in range(len(recordings[part]))]
   shape = spec.example_shape(num_steps)
-  needed = len(tasks) * int(np.prod(shape))
-  print(
-    f'{spec.name}: {len(tasks):,} recordings become frames, '
-    f'{megabytes(needed)}, in {path}',
-    flush=True,
-  )
+  needed = len(tasks) * math.prod(shape)
   options = dict(
     num_steps=num_steps, framing=config['framing'], size=spec.image_shape[:2]
   )
   workers = config['workers'] or min(
     _cores(), 1 + len(tasks) // _WORTH_A_PROCESS
   )
-  bar = tqdm(total=len(tasks), desc=spec.name, unit='', disable=None)
   with (
     atomic_directory(path) as directory,
-    room_for(directory, needed=needed),
-    bar,
+    room_for(path, needed=needed),
+    contextlib.closing(_frames(recordings, tasks, options, workers)) as frames,
+    tqdm(frames, total=len(tasks), desc=spec.name, disable=None) as bar,
   ):
-    made = _frames(recordings, tasks, options, workers)
+    print(
+      f'{spec.name}: {len(tasks):,} recordings become frames, '
+      f'{megabytes(needed)}, in {path}',
+      flush=True,
+    )
+    rows = iter(bar)
     for part in PARTS:
       labels = recordings[part].labels
       np.save(directory / f'{part}_labels.npy', labels)
-      with (directory / f'{part}_images.npy').open('wb') as file:
-        np.lib.format.write_array_header_1_0(
-          file,
-          {
-            'descr': '|u1',
-            'fortran_order': False,
-            'shape': (len(labels), *shape),
-          },
-        )
-        for _ in range(len(labels)):
-          # Written, not stored into mapped memory: there, a full disk ends
-          # the process.
-          file.write(next(made))
-          bar.update()
+      _write_array(
+        directory / f'{part}_images.npy',
+        itertools.islice(rows, len(labels)),
+        shape=(len(labels), *shape),
+      )
+
+
+def _write_array(path, rows, *, shape):
+  """Writes uint8 rows as one array.
+
+  Not stored into mapped memory: there, a full disk ends the process.
+  """
+  header = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
+  with path.open('wb') as file:
+    np.lib.format.write_array_header_1_0(file, header)
+    for row in rows:
+      file.write(row)
 
 
 def _frames(recordings, tasks, options, workers) -> Iterator[np.ndarray]:
@@ -238,10 +245,17 @@ class _Worker:
   @classmethod
   def start(cls, recordings, options):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
+    threading.Thread(target=cls._end_with_parent, daemon=True).start()
     cls.recordings, cls.options, cls.warnings = recordings, options, []
     handler = logging.Handler()
     handler.emit = lambda record: cls.warnings.append(record.getMessage())
     _log.addHandler(handler)
+
+  @staticmethod
+  def _end_with_parent():
+    # However it ends: the pool does not see when it is killed.
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
   @classmethod
   def run(cls, task):

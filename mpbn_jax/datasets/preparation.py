@@ -78,9 +78,9 @@ def room_for(path: pathlib.Path, *, needed: int) -> Iterator[None]:
 
   def no_room():
     return InputError(
-      f'expected {megabytes(needed)} of room to write {path}, got '
-      f'{megabytes(shutil.disk_usage(path.parent).free)} free: make room or '
-      'give another --config.data.dir, then the same command again; nothing '
+      f'expected room for {needed:,} bytes to write {path}, got '
+      f'{shutil.disk_usage(path.parent).free:,} bytes free: make room or give '
+      'another --config.data.dir, then the same command again; nothing '
       'half-written is kept'
     )
 
