@@ -47,7 +47,8 @@ def get_config() -> ml_collections.ConfigDict:
   model.unroll = True  # unroll the T steps: faster, longer to compile
 
   config.data = data = ml_collections.ConfigDict()
-  data.name = 'digits'  # digits | cifar10 | cifar100 | imagenet | cifar10_dvs
+  # digits | photo_digits | cifar10 | cifar100 | imagenet | cifar10_dvs
+  data.name = 'digits'
   data.batch_size = 128  # of all devices together
   # Where prepared data sets lie; archives in <dir>/downloads/manual.
   data.dir = '~/tensorflow_datasets'

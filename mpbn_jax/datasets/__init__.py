@@ -16,6 +16,7 @@ DATASETS: dict[str, tuple[str, str]] = {
   'cifar10_dvs': ('mpbn_jax.datasets.cifar10_dvs', 'SPEC'),
   'digits': ('mpbn_jax.datasets.digits', 'SPEC'),
   'imagenet': ('mpbn_jax.datasets.imagenet', 'SPEC'),
+  'photo_digits': ('mpbn_jax.datasets.photo_digits', 'SPEC'),
 }
 
 
