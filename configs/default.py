@@ -54,8 +54,8 @@ def get_config() -> ml_collections.ConfigDict:
   model.unroll = True  # unroll the T steps: faster, longer to compile
 
   config.data = data = ml_collections.ConfigDict()
-  # digits | event_digits | cifar10 | cifar100 | imagenet | cifar10_dvs |
-  # dvs_gesture | nmnist
+  # digits | photo_digits | event_digits | cifar10 | cifar100 | imagenet |
+  # cifar10_dvs | dvs_gesture | nmnist
   data.name = 'digits'
   data.batch_size = 128  # of all devices together
   # Where prepared data sets lie; archives in <dir>/downloads/manual.

@@ -19,6 +19,7 @@ DATASETS: dict[str, tuple[str, str]] = {
   'event_digits': ('mpbn_jax.datasets.event_digits', 'SPEC'),
   'imagenet': ('mpbn_jax.datasets.imagenet', 'SPEC'),
   'nmnist': ('mpbn_jax.datasets.nmnist', 'SPEC'),
+  'photo_digits': ('mpbn_jax.datasets.photo_digits', 'SPEC'),
 }
 
 ON_BAD_IMAGE = ('stop', 'skip')
