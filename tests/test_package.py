@@ -49,7 +49,6 @@ HEAVY = {
   'tonic',
   'clu',
   'torch',
-  'grain',
   'PIL',
 }
 

@@ -257,13 +257,14 @@ def _records(directory, class_names, pool, *, cache):
         'with both archives'
       )
     shards = [pathlib.Path(file) for file in splits[theirs].filepaths]
+    fingerprint = _fingerprint(shards)  # before they are opened
     sources[name] = Records(
       builder.as_data_source(
         theirs, decoders={'image': tfds.decode.SkipDecoding()}
       ),
       place=place,
       pool=pool,
-      cache=cache / f'imagenet2012-{theirs}-{_fingerprint(shards)}.npy',
+      cache=cache / f'imagenet2012-{theirs}-{fingerprint}.npy',
     )
   return sources
 
