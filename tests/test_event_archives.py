@@ -1,7 +1,6 @@
 """Do the archives of event cameras become recordings, whole or not at all?"""
 
 import hashlib
-import http.server
 import io
 import os
 import resource
@@ -14,7 +13,6 @@ import pytest
 
 from mpbn_jax import InputError
 from mpbn_jax.datasets import (
-  downloads,
   event_archives,
   preparation,
   tonic_readers,
@@ -114,11 +112,15 @@ def test_archives_become_the_recordings_that_are_in_them(archived):
 def test_what_is_prepared_is_left_alone(archived, capsys):
   name, here, _ = archived
   fakes.prepare(here, name)
-  assert 'become frames' in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert 'become frames' in out
+  assert f'{name} prepared in ' in out
   fakes.remove_recordings(here)  # to make room
   before = fakes.files(here)
   fakes.prepare(here, name)
-  assert capsys.readouterr().out == ''
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.startswith(f'{name} is prepared already: {here}')
+  assert line.endswith(' test recordings, T = 3')
   assert fakes.files(here) == before
 
 
@@ -222,41 +224,3 @@ def test_second_process_waits_for_the_recordings(archived, caplog):
   thread.join()
   assert fakes.files(there) <= fakes.files(here)
   assert f'the recordings of {KINDS[name]}: another process' in caplog.text
-
-
-# ---- the download
-
-
-class _Server(http.server.BaseHTTPRequestHandler):
-  def do_GET(self):  # noqa: N802 the name is the library's
-    self.send_response(404 if self.path == '/absent' else 200)
-    self.send_header('Content-Length', '3000000')
-    self.end_headers()
-    self.wfile.write(bytes(3_000_000 if self.path == '/whole' else 1000))
-
-  def log_message(self, *arguments):
-    pass
-
-
-@pytest.fixture
-def url(monkeypatch):
-  monkeypatch.setenv('NO_PROXY', '127.0.0.1')
-  with http.server.HTTPServer(('127.0.0.1', 0), _Server) as server:
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f'http://127.0.0.1:{server.server_port}'
-    server.shutdown()
-    thread.join()
-
-
-def test_download_writes_the_file(url, tmp_path):
-  assert downloads.download(f'{url}/whole', tmp_path / 'file') is None
-  assert (tmp_path / 'file').read_bytes() == bytes(3_000_000)
-
-
-def test_download_says_why_there_is_no_file(url, tmp_path):
-  file = tmp_path / 'file'
-  assert downloads.download(f'{url}/absent', file) == '404 Not Found'
-  broken = 'no connection, or one that broke'
-  assert downloads.download(f'{url}/broken', file) == broken
-  assert downloads.download('http://127.0.0.1:9/', file) == broken

@@ -5,6 +5,7 @@ import functools
 import importlib
 import os
 import pathlib
+import re
 import resource
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 
 from mpbn_jax import InputError
 from mpbn_jax.datasets import cifar10_dvs, event_cache, get_spec, preparation
-from mpbn_jax.datasets.base import TrainingBatches, evaluation_batches
+from mpbn_jax.datasets.batches import TrainingBatches, evaluation_batches
 from mpbn_jax.datasets.events import to_frames
 from mpbn_jax.datasets.recordings import Recordings
 from mpbn_jax.train import build_network
@@ -156,6 +158,15 @@ def test_configuration_is_of_a_network_for_its_frames(name):
   assert logits.shape == (1, spec.num_classes)
 
 
+def test_command_trains_on_recordings(tmp_path, capsys):
+  fakes.write(tmp_path, 'nmnist')
+  where = ('--config.data.name=nmnist', f'--config.data.dir={tmp_path}')
+  assert runs.run(tmp_path / 'run', *where) == 0
+  out = capsys.readouterr().out
+  assert 'nmnist: 200 recordings become frames' in out
+  assert re.search(r'spikes that differ +0 of [1-9]', out)
+
+
 # ---- the frames on the disk
 
 
@@ -188,8 +199,6 @@ def test_processes_make_the_same_frames_and_pass_warnings_on(dvs, caplog):
   one = fakes.load(dvs, 'cifar10_dvs', workers=1).splits
   alone = caplog.messages[:]
   caplog.clear()
-  fakes.prepare(dvs, 'cifar10_dvs', workers=1)  # is prepared
-  assert not caplog.messages
   (path,) = (dvs / FRAMES).glob('[!.]*')
   path.rename(dvs / 'moved')
   two = fakes.load(dvs, 'cifar10_dvs', workers=2).splits

@@ -22,6 +22,7 @@ import pathlib
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -75,10 +76,9 @@ def load(
   splits = _read(path, spec.example_shape(num_steps))
   if splits is not None:
     return splits
-  directory = config['dir']
   recordings = split(
     {
-      name: open_recordings(source, directory, name=spec.name)
+      name: open_recordings(source, config['dir'], name=spec.name)
       for name, source in sources.items()
     }
   )
@@ -101,12 +101,18 @@ def prepare(
   sources: Mapping[str, Source],
   split: Splitter = dict,
 ) -> None:
-  """Gets the recordings if need be, then does as `load`."""
+  """Gets the recordings if need be, does as `load`, says what is where."""
   path = place(spec, config, num_steps=num_steps)
-  if _read(path, spec.example_shape(num_steps)) is None:
+  start = time.monotonic()
+  done = _read(path, spec.example_shape(num_steps)) is not None
+  if not done:
     for source in sources.values():
       obtain(source, config['dir'])
-  load(spec, config, num_steps=num_steps, sources=sources, split=split)
+  splits = load(spec, config, num_steps=num_steps, sources=sources, split=split)
+  seconds = time.monotonic() - start
+  what = 'is prepared already' if done else f'prepared in {seconds:.1f} s'
+  parts = ' and '.join(f'{len(splits[part]):,} {part}' for part in PARTS)
+  print(f'{spec.name} {what}: {path}, {parts} recordings, T = {num_steps}')
 
 
 def place(spec: Spec, config: Mapping, *, num_steps: int) -> pathlib.Path:
@@ -135,12 +141,8 @@ def _read(path, example_shape):
 def _read_part(path, part, example_shape):
   images = np.load(path / f'{part}_images.npy', mmap_mode='r')
   labels = np.load(path / f'{part}_labels.npy')
-  expected = (len(labels), *example_shape)
-  if (images.shape, images.dtype) != (expected, np.uint8):
-    raise ValueError(
-      f'expected {part} images uint8 {list(expected)}, got {images.dtype} '
-      f'{list(images.shape)}'
-    )
+  if images.shape != (len(labels), *example_shape):
+    raise ValueError(f'{path} holds other arrays than its name says')
   return Split(images, labels)
 
 
