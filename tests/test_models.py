@@ -114,22 +114,52 @@ def test_image_equals_the_same_frame_at_every_step(name):
   )
 
 
-def test_blocks_of_resnet20_start_as_their_shortcuts():
-  model = build_model({'name': 'resnet20', 'width': 4})
-
-  @jax.jit
-  def last_scales():
-    x = jnp.zeros((1, 16, 16, 1))
-    params = model.init(jax.random.key(0), x, train=False)['params']
-    return {
-      layer: leaves['bn']['scale']
-      for layer, leaves in params.items()
+@pytest.mark.parametrize(
+  ('norm', 'expected'), [('none', 0), ('mpbn_channel', 1)]
+)
+def test_blocks_of_resnet20_start_as_their_shortcuts_without_mpbn(
+  norm, expected
+):
+  model = build_model({'name': 'resnet20', 'width': 4, 'membrane_norm': norm})
+  # The kernels are dead code, and not compiled.
+  scales = jax.jit(
+    lambda: [
+      leaves['bn']['scale']
+      for layer, leaves in model.init(
+        jax.random.key(0), jnp.zeros((1, 16, 16, 1)), train=False
+      )['params'].items()
       if layer.endswith(('block1_conv2', 'block2_conv2'))
-    }
-
-  scales = last_scales()
+    ]
+  )()
   assert len(scales) == 8
-  assert all((scale == 0).all() for scale in scales.values())
+  assert all((scale == expected).all() for scale in scales)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('norm', ['none', 'mpbn_channel'])
+@pytest.mark.parametrize('name', MODELS)
+def test_gradient_reaches_the_first_layer_of_a_new_network(name, norm):
+  side = SIDES[name]
+  model = build_model(
+    {'name': name, 'width': 8, 'num_steps': 2, 'membrane_norm': norm}
+    | {'unroll': False}
+  )
+  x = common.images(16, side)
+  variables = jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()
+
+  def loss(params):
+    logits, _ = model.apply(
+      {**variables, 'params': params}, x, train=True, mutable=['batch_stats']
+    )
+    return -jax.nn.log_softmax(logits)[:, 0].mean()
+
+  gradients = jax.jit(
+    jax.grad(loss), compiler_options={'xla_backend_optimization_level': 0}
+  )(variables['params'])
+  first = next(
+    k for k in gradients if k in ('conv1', 'stem_conv', 'stem_conv1')
+  )
+  assert (gradients[first]['kernel'] != 0).any()
 
 
 @pytest.mark.parametrize('name', MODELS)

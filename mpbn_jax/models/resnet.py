@@ -4,6 +4,7 @@ import functools
 
 import jax
 
+from mpbn_jax import norm as norms
 from mpbn_jax.layers import ConvNorm, Identity, average_pool, over_time
 from mpbn_jax.models.network import SpikingNetwork
 
@@ -22,8 +23,9 @@ class SpikingResNet(SpikingNetwork):
       LIF and a 3x3 average pool of stride 2.
     shortcut: 'pool', average pool - conv1x1 - norm; 'stride', conv1x1 with
       the stride - norm.
-    last_scale: what the scale of every block's last norm starts at; with 0 a
-      block starts as its shortcut.
+    last_scale: what the scale of every block's last current norm starts at,
+      where the membrane has no norm; with 0 a block starts as its shortcut.
+      With a membrane norm it starts at 1 (`_start_of_last_scale`).
   """
 
   stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
@@ -63,7 +65,7 @@ class SpikingResNet(SpikingNetwork):
     conv1 = self.conv_norm(features, stride=stride, name=f'{name}_conv1')
     conv2 = self.conv_norm(
       features,
-      scale_init=self.last_scale,
+      scale_init=self._start_of_last_scale(),
       joins=True,
       name=f'{name}_conv2',
     )
@@ -74,6 +76,13 @@ class SpikingResNet(SpikingNetwork):
     else:
       x = Identity(name=f'{name}_shortcut')(x)
     return self.lif(name=f'{name}_lif2')(y + x, train=train)
+
+  def _start_of_last_scale(self):
+    # A block that starts as its identity shortcut gives its last neurons the
+    # potentials 0 and 1. MPBN at a firing rate p makes -sqrt(p / (1 - p)) and
+    # sqrt((1 - p) / p) of them: for p < 1/2 both lie outside the window [0, 1]
+    # of the rect and tanh surrogates, and no layer before gets any gradient.
+    return self.last_scale if self.membrane_norm == norms.NONE else 1.0
 
   def _shortcut(self, x, features, stride, name, train):
     if self.shortcut == 'pool':
