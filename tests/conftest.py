@@ -15,3 +15,8 @@ CACHE = pathlib.Path(
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(CACHE)  # for subprocesses
+
+
+def pytest_collection_modifyitems(items):
+  """The longest file first: begun last, one worker would end with it alone."""
+  items.sort(key=lambda item: 'test_paper_training' not in item.nodeid)
