@@ -45,9 +45,12 @@ def readers_of_spikes(
       the spikes cannot be folded.
 
   Example:
+    >>> import functools
+    >>> from mpbn_jax import build_model
     >>> model = build_model({'name': 'spiking_cnn', 'spike_norm': 'psp_bn'})
-    >>> x = jnp.zeros((1, 8, 8, 1))
-    >>> variables = model.init(jax.random.key(0), x, train=False)
+    >>> x = jax.ShapeDtypeStruct((1, 8, 8, 1), 'float32')
+    >>> init = functools.partial(model.init, train=False)
+    >>> variables = jax.eval_shape(init, jax.random.key(0), x)
     >>> readers_of_spikes(model, variables, x)['lif4_spikes']
     ('head',)
   """
