@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 
 import jax
+import pytest
 
 jax.config.update('jax_num_cpu_devices', 4)
 # Compiled programs are shared between the workers and between runs.
@@ -15,6 +16,23 @@ CACHE = pathlib.Path(
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(CACHE)  # for subprocesses
+
+
+# These look at what a compiler does to bits, or at what it leaves.
+FULLY_OPTIMIZED = {
+  'test_convolution',
+  'test_folding',
+  'test_neuron',
+  'test_sharding',
+  'test_surrogate',
+}
+
+
+@pytest.fixture(autouse=True, scope='module')
+def quick_compilation(request):
+  """Compiles in half the time what runs once or twice, and is tiny."""
+  quick = request.module.__name__ not in FULLY_OPTIMIZED
+  jax.config.update('jax_disable_most_optimizations', quick)
 
 
 def pytest_collection_modifyitems(items):

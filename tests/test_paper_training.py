@@ -21,14 +21,6 @@ def _experiment(row, num_steps):
   return train.build(config, mesh=sharding.make_mesh(jax.devices()[:1]))
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-  """Compiles in half the time; the programs run once or twice."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'row', paper.ROWS, ids=[row.names[0] for row in paper.ROWS]
