@@ -41,7 +41,7 @@ def test_free_keys_may_differ_and_are_stored_when_the_run_goes_on(tmp_path):
 
 FREE = (
   *('log.', 'evaluation.', 'paper.', 'num_epochs'),
-  *('data.dir', 'data.workers', 'data.prefetch'),
+  *('data.dir', 'data.workers', 'data.prefetch', 'data.on_bad_image'),
 )
 
 
