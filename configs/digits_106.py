@@ -1,10 +1,11 @@
-"""106 spiking layers with PSP-BN and MPBN on digits, in minutes on a CPU.
+"""106 spiking layers with PSP-BN alone on digits, in minutes on a CPU.
 
 python main.py --config=configs/digits_106.py
 
-Ends with 94.43 % on the test images, after 173 s on 2 cores (seed 0, jax
-0.10.2). PSP-BN carries the spikes; MPBN keeps every neuron within reach of the
-surrogate gradient: without it these 106 layers learn slowly.
+Ends with 96.38 % on the test images, after 213 s on 2 cores (seed 0, jax
+0.10.2). The surrogate gradient is `atan`, which is nowhere 0: with the window
+of `rect` these layers learn slowly, unless MPBN keeps the potentials in it
+(rect, mpbn_channel, a rate of 0.1, 40 epochs: 94.43 %).
 """
 
 from configs import digits
@@ -13,15 +14,16 @@ from configs import digits
 def get_config():
   """Returns the configuration."""
   config = digits.get_config()
-  config.num_epochs = 40
+  config.num_epochs = 90
 
   config.model.name = 'preact_resnet'
   config.model.depth = 106
   config.model.width = 8
   config.model.num_steps = 2
+  config.model.surrogate = 'atan'
   config.model.current_norm = 'none'
-  config.model.membrane_norm = 'mpbn_channel'
+  config.model.membrane_norm = 'none'
   config.model.spike_norm = 'psp_bn'
 
-  config.optimizer.learning_rate = 0.1
+  config.optimizer.learning_rate = 0.05
   return config

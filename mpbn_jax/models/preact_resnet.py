@@ -82,8 +82,8 @@ class SpikingPreActResNet(SpikingNetwork):
   2022, 2203.01544).
   """
 
-  # What the last norm of every block starts with. With 1, the gradient doubles
-  # from block to block and 106 layers do not learn; with 0, kernels wait for
+  # What the scale of every block's last norm starts at. Small, so that many
+  # random branches add little to the gradient; with 0, kernels would wait for
   # scales, and scales for kernels.
   last_scale: float = 0.2
 
