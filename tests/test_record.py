@@ -190,6 +190,16 @@ def test_without_a_terminal_lines_are_plain(capsys):
   assert out.endswith(' s\n')
 
 
+def _until_closed(master):
+  # The kernel hands over what was written piece by piece.
+  shown = b''
+  while True:
+    try:
+      shown += os.read(master, 10000)
+    except OSError:  # Linux's end of file of a terminal
+      return shown.decode()
+
+
 def test_on_a_terminal_a_bar_shows_the_time_left(monkeypatch, capsys):
   master, slave = pty.openpty()
   with os.fdopen(slave, 'w') as terminal:
@@ -201,7 +211,7 @@ def test_on_a_terminal_a_bar_shows_the_time_left(monkeypatch, capsys):
     progress.advance()
     progress.say(3, 'loss 1')
     progress.close()
-  shown = os.read(master, 10000).decode()
+  shown = _until_closed(master)
   os.close(master)
   assert '3/4' in shown
   assert 'left ' in shown
