@@ -51,6 +51,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Compute the activations of preact_resnet's blocks again in the backward
   # pass: less memory, more time.
   model.remat = False
+  # What the scale of every residual block's last norm starts at; None takes the
+  # network's own.
+  model.last_scale = ml_collections.config_dict.placeholder(float)
   model.unroll = True  # unroll the T steps: faster, longer to compile
 
   config.data = data = ml_collections.ConfigDict()

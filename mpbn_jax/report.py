@@ -80,6 +80,12 @@ def fold_network(experiment: Any, variables: Mapping) -> dict:
   config = experiment.config
   options = dict(v_th=config.model.v_th, eps=config.model.eps)
   if not config.evaluation.fold_convolutions:
+    if config.model.membrane_norm == norm.NONE:
+      raise InputError(
+        "nothing to fold into thresholds, model.membrane_norm is 'none': set "
+        '--config.evaluation.fold_convolutions=true to fold the other norms '
+        'into kernels'
+      )
     return strip(fold(variables, **options))
   x = jax.ShapeDtypeStruct((1, *experiment.dataset.example_shape), np.float32)
   readers = readers_of_spikes(experiment.model, variables, x)

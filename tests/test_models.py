@@ -115,12 +115,14 @@ def test_image_equals_the_same_frame_at_every_step(name):
 
 
 @pytest.mark.parametrize(
-  ('norm', 'expected'), [('none', 0), ('mpbn_channel', 1)]
+  ('norm', 'asked', 'expected'),
+  [('none', None, 0), ('mpbn_channel', None, 1), ('mpbn_channel', 0.5, 0.5)],
 )
 def test_blocks_of_resnet20_start_as_their_shortcuts_without_mpbn(
-  norm, expected
+  norm, asked, expected
 ):
-  model = build_model({'name': 'resnet20', 'width': 4, 'membrane_norm': norm})
+  settings = {'membrane_norm': norm, 'last_scale': asked}
+  model = build_model({'name': 'resnet20', 'width': 4, **settings})
   # The kernels are dead code, and not compiled.
   scales = jax.jit(
     lambda: [
@@ -254,8 +256,10 @@ def test_neuron_layer_can_stand_alone():
     ({'current_norm': 'bm'}, "of the current 'bm'.*bn, bntt, none, tdbn"),
     ({'spike_norm': 'x'}, "of the spikes 'x': expected one of neunorm, none"),
     ({'tau_s': 1.0}, r'tau_s is the kept fraction.*\[0, 1\), got 1.0'),
-    ({'depth': 22}, "one depth, got depth=22.*'preact_resnet'"),
-    ({'remat': True}, 'this network has none: set remat=False'),
+    ({'depth': 22}, "no depth to choose, got depth=22.*'preact_resnet'"),
+    ({'remat': True}, 'no remat to choose, got remat=True: set remat=False'),
+    ({'last_scale': 0.5}, 'no last_scale to choose.*set last_scale=None'),
+    ({'name': 'resnet20', 'remat': True}, 'no remat to choose'),
     ({'name': 'preact_resnet', 'depth': 20}, r'6n \+ 4 .*106.* got 20'),
     ({'dtype': 'float16'}, "unknown dtype 'float16'.*bfloat16, float32"),
     ({'reset': 'x'}, "unknown reset 'x'.*hard, soft"),
@@ -337,6 +341,13 @@ def test_input_of_another_shape_is_refused(shape, message):
   model, variables = common.small()
   with pytest.raises(InputError, match=message):
     model.apply(variables, jnp.zeros(shape), train=False)
+
+
+def test_maps_that_cannot_be_halved_are_refused():
+  model = build_model({'name': 'resnet20', 'width': 4})
+  x = jax.ShapeDtypeStruct((1, 34, 34, 1), jnp.float32)
+  with pytest.raises(InputError, match='maps of 17x17 by 2, .*32, 48'):
+    jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
 
 
 def test_images_too_small_for_the_network_are_refused():

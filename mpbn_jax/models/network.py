@@ -48,7 +48,12 @@ class SpikingNetwork(nn.Module):
     depth: layers with weights, of networks that come in several depths.
     remat: whether the activations of a block are computed again in the
       backward pass and not stored (`jax.checkpoint`), where it has blocks.
+    last_scale: what the scale of every residual block's last norm starts at;
+      None takes the network's own.
   """
+
+  # Which of these a network has; `check_blocks` refuses the others.
+  block_settings = ()
 
   num_classes: int = 10
   num_steps: int = 4
@@ -71,6 +76,7 @@ class SpikingNetwork(nn.Module):
   unroll: bool = True
   depth: int | None = None
   remat: bool = False
+  last_scale: float | None = None
 
   def check(self) -> None:
     """Raises InputError for settings with which no network can be built."""
@@ -97,16 +103,17 @@ class SpikingNetwork(nn.Module):
 
   def check_blocks(self) -> None:
     """Raises InputError for settings that only networks of blocks have."""
-    if self.depth is not None:
-      raise InputError(
-        f'this network has one depth, got depth={self.depth}: leave it None, '
-        "or take the model 'preact_resnet'"
-      )
-    if self.remat:
-      raise InputError(
-        "remat=True is for the blocks of the model 'preact_resnet', this "
-        'network has none: set remat=False'
-      )
+    for name, unset in (
+      ('depth', None),
+      ('remat', False),
+      ('last_scale', None),
+    ):
+      value = getattr(self, name)
+      if value != unset and name not in self.block_settings:
+        raise InputError(
+          f'this network has no {name} to choose, got {name}={value}: set '
+          f"{name}={unset}, or take the model 'preact_resnet'"
+        )
 
   # -- what a subclass builds its layers with. Functions, not methods: a block
   # that is a module of its own calls them too.

@@ -11,6 +11,9 @@ from mpbn_jax.layers import ConvNorm
 from mpbn_jax.models.network import SpikingNetwork
 
 DEPTH = 22
+# Small, so that many random branches add little to the gradient; with 0,
+# kernels would wait for scales, and scales for kernels.
+LAST_SCALE = 0.2
 # Collections with one entry of each block, along their first axis.
 _STACKED = (
   *('params', 'batch_stats', 'intermediates'),
@@ -82,10 +85,7 @@ class SpikingPreActResNet(SpikingNetwork):
   2022, 2203.01544).
   """
 
-  # What the scale of every block's last norm starts at. Small, so that many
-  # random branches add little to the gradient; with 0, kernels would wait for
-  # scales, and scales for kernels.
-  last_scale: float = 0.2
+  block_settings = ('depth', 'remat', 'last_scale')
 
   def check_blocks(self) -> None:
     """Raises InputError for a depth that is not 6n + 4."""
@@ -127,6 +127,7 @@ class SpikingPreActResNet(SpikingNetwork):
 
   def _block(self, stage, *, projects, name, train):
     has_current_norm = self.current_norm != norms.NONE
+    last_scale = LAST_SCALE if self.last_scale is None else self.last_scale
     # Inside a scan, XLA cannot undo the recomputation anyway.
     block = nn.remat(PreActBlock, prevent_cse=False)
     return (block if self.remat else PreActBlock)(
@@ -135,8 +136,8 @@ class SpikingPreActResNet(SpikingNetwork):
       features=self.width * 2 ** (stage - 1),
       stride=2 if projects else 1,
       projects=projects,
-      spike_scale=1.0 if has_current_norm else self.last_scale,
-      current_scale=self.last_scale,
+      spike_scale=1.0 if has_current_norm else last_scale,
+      current_scale=last_scale,
       train=train,
       name=name,
     )

@@ -5,6 +5,7 @@ import functools
 import jax
 
 from mpbn_jax import norm as norms
+from mpbn_jax.errors import InputError
 from mpbn_jax.layers import ConvNorm, Identity, average_pool, over_time
 from mpbn_jax.models.network import SpikingNetwork
 
@@ -23,15 +24,17 @@ class SpikingResNet(SpikingNetwork):
       LIF and a 3x3 average pool of stride 2.
     shortcut: 'pool', average pool - conv1x1 - norm; 'stride', conv1x1 with
       the stride - norm.
-    last_scale: what the scale of every block's last current norm starts at,
-      where the membrane has no norm; with 0 a block starts as its shortcut.
-      With a membrane norm it starts at 1 (`_start_of_last_scale`).
+    own_last_scale: what `last_scale` is where it is None and the membrane has
+      no norm; with 0 a block starts as its shortcut. With a membrane norm it
+      is then 1 (`_start_of_last_scale`).
   """
+
+  block_settings = ('last_scale',)
 
   stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
   stem: str = 'triple'
   shortcut: str = 'pool'
-  last_scale: float = 1.0
+  own_last_scale: float = 1.0
 
   def encoder(self) -> ConvNorm:
     if self.stem == 'imagenet':
@@ -78,15 +81,24 @@ class SpikingResNet(SpikingNetwork):
     return self.lif(name=f'{name}_lif2')(y + x, train=train)
 
   def _start_of_last_scale(self):
+    if self.last_scale is not None:
+      return self.last_scale
     # A block that starts as its identity shortcut gives its last neurons the
     # potentials 0 and 1. MPBN at a firing rate p makes -sqrt(p / (1 - p)) and
     # sqrt((1 - p) / p) of them: for p < 1/2 both lie outside the window [0, 1]
     # of the rect and tanh surrogates, and no layer before gets any gradient.
-    return self.last_scale if self.membrane_norm == norms.NONE else 1.0
+    return self.own_last_scale if self.membrane_norm == norms.NONE else 1.0
 
   def _shortcut(self, x, features, stride, name, train):
     if self.shortcut == 'pool':
+      height, width = x.shape[2:4]
       x = over_time(lambda x: average_pool(x, window=stride), x)
+      if height % stride or width % stride:
+        raise InputError(
+          f'{name!r} pools maps of {height}x{width} by {stride}, which leaves '
+          'a row or column over: this network needs images whose side can be '
+          'halved in every stage (32, 48, 64, ...)'
+        )
       stride = 1
     conv = self.conv_norm(
       features,
@@ -105,7 +117,7 @@ SpikingResNet20 = functools.partial(
   stage_sizes=(2, 2, 2, 2),
   stem='triple',
   shortcut='pool',
-  last_scale=0.0,
+  own_last_scale=0.0,
 )
 # Zheng et al. 2021 (2011.05280); width 128.
 SpikingResNet19 = functools.partial(
