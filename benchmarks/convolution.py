@@ -27,7 +27,7 @@ import numpy as np
 from jax import lax
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from mpbn_jax.ops import convolution as ops  # noqa: E402 needs the path above
+from mpbn_jax.ops import convolution as ops
 
 # images, map, kernel, stride, C_in, C_out; padding keeps the map at stride 1.
 LAYERS = (

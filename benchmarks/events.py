@@ -21,7 +21,7 @@ import numpy as np
 import tonic
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from mpbn_jax.datasets.events import to_frames  # noqa: E402 needs the path
+from mpbn_jax.datasets.events import to_frames
 
 SIDE = 128
 PEER = {'count': 'n_event_bins', 'time': 'n_time_bins'}

@@ -25,10 +25,10 @@ import PIL
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from configs.default import get_config  # noqa: E402 needs the path above
-from mpbn_jax.datasets import augmentations, get_spec, imagenet  # noqa: E402
-from mpbn_jax.datasets.base import Dataset, Split  # noqa: E402
-from mpbn_jax.datasets.batches import TrainingBatches  # noqa: E402
+from configs.default import get_config
+from mpbn_jax.datasets import augmentations, get_spec, imagenet
+from mpbn_jax.datasets.base import Dataset, Split
+from mpbn_jax.datasets.batches import TrainingBatches
 
 BATCH = 128
 CIFAR = {

@@ -12,10 +12,10 @@ import sys
 
 import matplotlib
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from mpbn_jax.datasets import photo_digits  # noqa: E402 needs the path above
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from mpbn_jax.datasets import photo_digits
 
+OUTPUT = pathlib.Path(__file__).resolve().parent / 'photo_digits.png'
 COLUMNS = 10
 
 
@@ -23,9 +23,7 @@ def main() -> None:
   """Writes the picture."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--count', type=int, default=40, help='of each split')
-  parser.add_argument(
-    '--output', type=pathlib.Path, default=ROOT / 'docs' / 'photo_digits.png'
-  )
+  parser.add_argument('--output', type=pathlib.Path, default=OUTPUT)
   arguments = parser.parse_args()
   figure(arguments.count).savefig(arguments.output)
 

@@ -254,5 +254,6 @@ def _by_block(layer, counts):
   """Yields (name, count): 'stage1_blocks/lif1[3]' where n blocks are one."""
   if counts.ndim == 0:
     yield layer, counts
-  for block, count in enumerate(np.atleast_1d(counts) if counts.ndim else ()):
+    return
+  for block, count in enumerate(counts):
     yield f'{layer}[{block}]', count

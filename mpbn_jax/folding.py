@@ -157,7 +157,7 @@ def fold_spike_norms(
 
   Raises:
     InputError: no norm of the spikes; one that does not fold, with the reason
-      (neunorm, psp_ln); one that nothing reads.
+      (neunorm, psp_ln); one that nothing reads; readers of another model.
   """
   if not _has_norm(variables, 'spikes'):
     raise InputError(
@@ -185,6 +185,12 @@ def fold_spike_norms(
       kernel = _kernel({**variables, 'folded': folded}, layer)
       new = {'scale': gain}
       if kernel is not None:
+        if kernel.shape[-2] != gain.shape[-1]:
+          raise InputError(
+            f'expected {reader!r} to read the {gain.shape[-1]} channels of '
+            f'{"/".join(path)!r}, got a kernel for {kernel.shape[-2]}: pass '
+            'the readers_of_spikes of this model'
+          )
         scale_inputs = _scale_inputs
         for _ in range(stacked):
           scale_inputs = jax.vmap(scale_inputs)

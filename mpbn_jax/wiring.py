@@ -15,9 +15,9 @@ _READERS = (ConvNorm, Identity, Readout)
 # What hands channels on as they are, or means of them: a factor of a channel
 # passes through.
 _LINEAR = {
-  *('broadcast_in_dim', 'convert_element_type', 'copy', 'div', 'mul', 'pad'),
-  *('reduce_sum', 'reduce_window_sum', 'reshape', 'slice', 'squeeze'),
-  *('transpose', 'copy_p', 'sharding_constraint'),
+  *('broadcast_in_dim', 'convert_element_type', 'copy', 'pad', 'reduce_sum'),
+  *('reduce_window_sum', 'reshape', 'sharding_constraint', 'slice'),
+  *('squeeze', 'transpose'),
 }
 _SOURCE, _READER, _END = 'spikes:', 'reads:', 'end:'
 
@@ -134,9 +134,18 @@ def _through(equation, sources, read):
         sources[first + i] = sources[first + i] | results[i]
       results = _follow(inner, sources, read)
     return results
-  if together and equation.primitive.name not in _LINEAR:
+  if together and not _is_linear(equation.primitive.name, sources):
     together |= {f'the operation {equation.primitive.name!r}'}
   return [together] * len(equation.outvars)
+
+
+def _is_linear(operation, sources):
+  """Returns whether a factor of a channel passes through an operation."""
+  if operation == 'mul':
+    return not all(sources)
+  if operation == 'div':
+    return not sources[1]
+  return operation in _LINEAR
 
 
 def _inner(equation) -> Jaxpr | None:

@@ -10,6 +10,17 @@ import numpy as np
 from mpbn_jax import NORMS, build_model
 from mpbn_jax.interop.torch import from_reference
 
+# Every augmentation of `config.data`, on.
+EVERYTHING = dict(
+  resized_crop=True,
+  shift=2,
+  roll=1,
+  flip=True,
+  auto_augment=True,
+  cutout=8,
+  random_erasing=0.5,
+  mixup=0.4,
+)
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
 
@@ -100,6 +111,24 @@ def images(count=8, side=8, channels=1, seed=0):
   rng = np.random.default_rng(seed)
   return jnp.asarray(
     rng.normal(0, 1, (count, side, side, channels)), jnp.float32
+  )
+
+
+def assert_image_equals_its_frames(model, variables, x):
+  """Compares training on images with the same frame at each of T steps."""
+  frames = jnp.repeat(x[:, None], model.num_steps, 1)
+
+  @jax.jit
+  def train(x):
+    return model.apply(variables, x, train=True, mutable=['batch_stats'])
+
+  logits, updates = train(x)
+  frame_logits, frame_updates = train(frames)
+  np.testing.assert_allclose(logits, frame_logits, atol=1e-4)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+    updates,
+    frame_updates,
   )
 
 

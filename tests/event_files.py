@@ -82,11 +82,9 @@ def expect_few(monkeypatch) -> None:
   for name in NAMES:
     module = importlib.import_module(f'mpbn_jax.datasets.{name}')
     count = PER_CLASS * get_spec(name).num_classes
-    sources = {
-      part: dataclasses.replace(source, count=count)
-      for part, source in module.SOURCES.items()
-    }
-    monkeypatch.setattr(module, 'SOURCES', sources)
+    for part, source in module.SOURCES.items():
+      few = dataclasses.replace(source, count=count)
+      monkeypatch.setitem(module.SOURCES, part, few)
 
 
 def settings(directory, name, **data):

@@ -21,12 +21,13 @@ import tarfile
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 if __name__ == '__main__':
-  sys.path.insert(0, str(ROOT))
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from mpbn_jax.datasets import cifar_archive, get_spec  # noqa: E402
-from mpbn_jax.datasets.base import Split  # noqa: E402
+import runs
+
+from mpbn_jax.datasets import cifar_archive, get_spec
+from mpbn_jax.datasets.base import Split
 
 TRAIN, TEST = 200, 20
 NOWHERE = 'http://127.0.0.1:9/'  # nobody listens
@@ -219,7 +220,7 @@ def start(
   settings = json.dumps([largest_file, settings])
   return subprocess.Popen(
     [sys.executable, __file__, settings, *arguments],
-    cwd=ROOT,
+    cwd=runs.ROOT,
     env=env | (environment or {}),
     stdout=subprocess.PIPE,
     stderr=stderr,

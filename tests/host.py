@@ -10,8 +10,8 @@ import jax
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from configs import digits  # noqa: E402 - the project's root comes first
-from mpbn_jax import evaluate, sharding, train  # noqa: E402
+from configs import digits
+from mpbn_jax import evaluate, sharding, train
 
 
 def results(mesh: jax.sharding.Mesh) -> list[float]:

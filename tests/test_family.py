@@ -200,19 +200,7 @@ def test_folded_network_is_not_trained(collection):
 @pytest.mark.parametrize('name', CURRENT)
 def test_image_equals_its_frames_with_every_norm(name):
   model, variables = common.small(current_norm=name)
-  x = common.images()
-  frames = jnp.repeat(x[:, None], model.num_steps, 1)
-  apply = functools.partial(
-    model.apply, variables, train=True, mutable=['batch_stats']
-  )
-  logits, updates = apply(x)
-  frame_logits, frame_updates = apply(frames)
-  np.testing.assert_allclose(logits, frame_logits, atol=1e-4)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-    updates,
-    frame_updates,
-  )
+  common.assert_image_equals_its_frames(model, variables, common.images())
 
 
 @pytest.mark.parametrize('folded', [False, True])

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import common
 import flax.linen as nn
 import host as one_host
 import jax
@@ -22,17 +23,6 @@ from mpbn_jax.datasets import get_spec, load_dataset
 from mpbn_jax.datasets.base import Dataset, Split
 from mpbn_jax.datasets.batches import TrainingBatches, evaluation_batches
 from mpbn_jax.evaluate import evaluate
-
-EVERYTHING = dict(
-  resized_crop=True,
-  shift=2,
-  roll=1,
-  flip=True,
-  auto_augment=True,
-  cutout=8,
-  random_erasing=0.5,
-  mixup=0.4,
-)
 
 
 def _dataset(count, *, name='cifar10', side=4):
@@ -53,7 +43,12 @@ def _joined(batches):
 
 @pytest.mark.parametrize('count', [2, 4])
 def test_parts_of_the_hosts_are_the_batch_of_one(count):
-  config = {**get_config().data, 'name': 'cifar10', 'fake': 60, **EVERYTHING}
+  config = {
+    **get_config().data,
+    'name': 'cifar10',
+    'fake': 60,
+    **common.EVERYTHING,
+  }
   dataset = load_dataset(config, num_steps=1)
 
   def batches(host):

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 
+import common
 import numpy as np
 import pytest
 import runs
@@ -22,16 +23,6 @@ from mpbn_jax.datasets.batches import TrainingBatches
 from mpbn_jax.datasets.prefetch import Prefetch
 
 KEY = '--config.'
-EVERYTHING = dict(
-  resized_crop=True,
-  shift=2,
-  roll=1,
-  flip=True,
-  auto_augment=True,
-  cutout=8,
-  random_erasing=0.5,
-  mixup=0.4,
-)
 
 
 # ---- splits
@@ -239,7 +230,7 @@ def changed(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('changed') / 'run'
   arguments = [
     KEY + f'data.{key}={value}'
-    for key, value in EVERYTHING.items()
+    for key, value in common.EVERYTHING.items()
     if key != 'auto_augment'  # needs 3 channels
   ]
   out = io.StringIO()

@@ -98,20 +98,7 @@ def test_every_neuron_layer_has_its_threshold_norm(name):
 def test_image_equals_the_same_frame_at_every_step(name):
   model, variables = common.small(name, SIDES[name], unroll=False)
   x = common.images(count=2, side=SIDES[name])
-  frames = jnp.repeat(x[:, None], model.num_steps, 1)
-
-  @jax.jit
-  def train(x):
-    return model.apply(variables, x, train=True, mutable=['batch_stats'])
-
-  logits, updates = train(x)
-  frame_logits, frame_updates = train(frames)
-  np.testing.assert_allclose(logits, frame_logits, atol=1e-4)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-    updates,
-    frame_updates,
-  )
+  common.assert_image_equals_its_frames(model, variables, x)
 
 
 @pytest.mark.parametrize(

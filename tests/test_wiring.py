@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mpbn_jax import MODELS, InputError, build_model, readers_of_spikes
+from mpbn_jax import (
+  MODELS,
+  InputError,
+  build_model,
+  fold_spike_norms,
+  readers_of_spikes,
+)
 from mpbn_jax.layers import LIF, ConvNorm, Readout, SpikeNorm
 
 SIDES = {'resnet18': 32, 'resnet34': 32, 'vgg16': 32}
@@ -107,6 +113,9 @@ def _forward(join):
   [
     (lambda a, b: a + b, "'head' to read the spikes of one layer.*'add'"),
     (lambda a, b: jnp.tanh(a), "'head' to read.*norm1, the operation 'tanh'"),
+    (lambda a, b: a * b, "'head' to read.*norm1, norm2, the operation 'mul'"),
+    (lambda a, b: a * a, "'head' to read.*norm1, the operation 'mul'"),
+    (lambda a, b: 1 / a, "'head' to read.*norm1, the operation 'div'"),
     (lambda a, b: jnp.concatenate([a, b], -1), "'head'.*norm1, norm2"),
   ],
 )
@@ -118,9 +127,29 @@ def test_what_a_factor_does_not_pass_through_is_named(join, message):
     readers_of_spikes(net, variables, x)
 
 
-def test_norm_without_a_reader_is_not_folded():
-  from mpbn_jax import fold_spike_norms
+def test_a_factor_passes_through_a_product_with_a_constant():
+  net = _forward(lambda a, b: jnp.pi * a / 2)
+  x = jnp.zeros((2, 2, 4, 4, 1))
+  variables = net.init(jax.random.key(0), x, train=False)
+  assert readers_of_spikes(net, variables, x) == {'norm1': ('head',)}
 
+
+def test_norm_without_a_reader_is_not_folded():
   _, variables = common.small(spike_norm='psp_bn')
   with pytest.raises(InputError, match="that reads 'lif1_spikes', got none"):
     fold_spike_norms(variables, readers={})
+
+
+def test_readers_of_another_model_are_refused():
+  _, variables = common.small(spike_norm='psp_bn')
+  message = "'conv2' to read the 8 channels of 'lif3_spikes', .* kernel for 4"
+  with pytest.raises(InputError, match=message):
+    fold_spike_norms(
+      variables,
+      readers={
+        'lif1_spikes': ['conv2'],
+        'lif2_spikes': ['conv3'],
+        'lif3_spikes': ['conv2'],
+        'lif4_spikes': ['head'],
+      },
+    )

@@ -5,10 +5,10 @@ split. Ours: in each class, sorted by the number in the name of the file, 100
 drawn with a fixed seed are the test part, the others the training part.
 """
 
-from collections.abc import Mapping
+import functools
 
 from mpbn_jax.datasets import event_cache
-from mpbn_jax.datasets.base import Spec, Split, split_stratified
+from mpbn_jax.datasets.base import Spec, split_stratified
 from mpbn_jax.datasets.cifar import CIFAR10
 from mpbn_jax.datasets.recordings import Source
 
@@ -32,15 +32,5 @@ def _split(recordings):
   return {'train': every.select(train), 'test': every.select(test)}
 
 
-def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
-  """Returns the splits; see `event_cache.load`."""
-  return event_cache.load(
-    spec, config, num_steps=num_steps, sources=SOURCES, split=_split
-  )
-
-
-def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
-  """Downloads the recordings and makes the frames, where not there yet."""
-  event_cache.prepare(
-    spec, config, num_steps=num_steps, sources=SOURCES, split=_split
-  )
+load = functools.partial(event_cache.load, sources=SOURCES, split=_split)
+prepare = functools.partial(event_cache.prepare, sources=SOURCES, split=_split)

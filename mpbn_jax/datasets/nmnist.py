@@ -4,10 +4,10 @@
 three saccades of 0.1 s before each digit (Orchard et al., 2015).
 """
 
-from collections.abc import Mapping
+import functools
 
 from mpbn_jax.datasets import event_cache
-from mpbn_jax.datasets.base import Spec, Split
+from mpbn_jax.datasets.base import Spec
 from mpbn_jax.datasets.recordings import Source
 
 SOURCES = {
@@ -24,12 +24,5 @@ SPEC = Spec(
   frames=True,
 )
 
-
-def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
-  """Returns the splits; see `event_cache.load`."""
-  return event_cache.load(spec, config, num_steps=num_steps, sources=SOURCES)
-
-
-def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
-  """Downloads the recordings and makes the frames, where not there yet."""
-  event_cache.prepare(spec, config, num_steps=num_steps, sources=SOURCES)
+load = functools.partial(event_cache.load, sources=SOURCES)
+prepare = functools.partial(event_cache.prepare, sources=SOURCES)

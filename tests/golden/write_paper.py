@@ -8,11 +8,10 @@ Read the difference before committing it: every line is a choice of the paper.
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from configs import paper  # noqa: E402 - the project's root comes first
-from mpbn_jax.config import flatten  # noqa: E402
+from configs import paper
+from mpbn_jax.config import flatten
 
 DIRECTORY = pathlib.Path(__file__).resolve().parent / 'paper'
 
