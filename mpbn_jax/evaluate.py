@@ -206,15 +206,30 @@ def compare(
     logits, layers = recorded(model, variables, normalize(batch['image']))
     return logits, {k: v['spikes'] > 0 for k, v in layers.items()}
 
-  @jax.jit
-  def count(ours, theirs, mask):
-    def total(spikes):  # [(n,) B, T, H, W, C] -> [(n,)]
-      kept = spikes & mask[:, None, None, None, None]
-      return kept.sum(range(spikes.ndim - 5, spikes.ndim))
+  # Small, and whole on every host.
+  @functools.partial(
+    jax.jit, out_shardings=sharding.replicated(experiment.mesh)
+  )
+  def count(logits, other_logits, spikes, other_spikes, batch):
+    mask = batch['mask']
 
+    def right(logits):
+      return mask & (logits.argmax(-1) == batch['label'])
+
+    def per_example(spikes):  # [(n,) B, T, H, W, C] -> [(n,) B]
+      kept = spikes & mask[:, None, None, None, None]
+      return kept.sum(range(spikes.ndim - 4, spikes.ndim))
+
+    change = jnp.abs(logits - other_logits)
     return {
-      name: (total(a), total(a ^ theirs[name]).sum())
-      for name, a in ours.items()
+      'mask': mask,
+      'right': right(logits),
+      'other_right': right(other_logits),
+      'change': jnp.where(mask[:, None], change, 0).max(),
+      'fires': jax.tree.map(per_example, spikes),
+      'flips': jax.tree.map(
+        lambda a, b: per_example(a ^ b), spikes, other_spikes
+      ),
     }
 
   examples, right, other_right, largest = 0, 0, 0, 0.0
@@ -224,22 +239,20 @@ def compare(
   for batch in _sharded_batches(experiment, split):
     logits, spikes = run(variables, batch)
     other_logits, other_spikes = run(other, batch)
-    mask = np.asarray(batch['mask'])
-    labels = np.asarray(batch['label'])[mask]
-    logits = np.asarray(logits)[mask]
-    other_logits = np.asarray(other_logits)[mask]
-    examples += len(labels)
-    right += int((logits.argmax(-1) == labels).sum())
-    other_right += int((other_logits.argmax(-1) == labels).sum())
+    counts = jax.device_get(
+      count(logits, other_logits, spikes, other_spikes, batch)
+    )
+    examples += int(counts['mask'].sum())
+    right += int(counts['right'].sum())
+    other_right += int(counts['other_right'].sum())
     # Not Python's max, which drops a NaN.
-    largest = float(np.maximum(largest, np.abs(logits - other_logits).max()))
-    counts = jax.device_get(count(spikes, other_spikes, batch['mask']))
-    for layer, (fires, flips) in counts.items():
+    largest = float(np.maximum(largest, counts['change']))
+    for layer, fires in counts['fires'].items():
       size = int(np.prod(spikes[layer].shape[-4:]))
-      for name, fires_of_block in _by_block(layer, fires):
+      for name, fires_of_block in _by_block(layer, fires.sum(-1)):
         fired[name] = fired.get(name, 0) + int(fires_of_block)
         sizes[name] = size
-      differing += int(flips)
+      differing += int(counts['flips'][layer].sum())
   return Comparison(
     accuracy=right / examples,
     other_accuracy=other_right / examples,

@@ -1,8 +1,10 @@
-"""What does one of several hosts compute? Two steps, then the test set.
+"""What does one of several hosts compute? Two steps, the test set, the fold.
 
 Started by test_hosts.py: python tests/host.py COUNT INDEX PORT
 """
 
+import dataclasses
+import json
 import pathlib
 import sys
 
@@ -11,11 +13,11 @@ import jax
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from configs import digits
-from mpbn_jax import evaluate, sharding, train
+from mpbn_jax import evaluate, report, sharding, train
 
 
-def results(mesh: jax.sharding.Mesh) -> list[float]:
-  """Returns two losses of training, loss and accuracy of the test."""
+def results(mesh: jax.sharding.Mesh) -> dict:
+  """Returns losses of training, and what is measured on the test set."""
   config = digits.get_config()
   config.model.width, config.model.num_steps = 2, 1
   config.data.batch_size = config.evaluation.batch_size = 100
@@ -24,13 +26,20 @@ def results(mesh: jax.sharding.Mesh) -> list[float]:
   step = train.make_train_step(experiment)
   state = train.init_state(experiment)
   metrics = train.saved_items(state, mesh)['window']
-  found = []
+  losses = []
   for i in range(2):
     batch = sharding.shard_batch(experiment.batches.batch(i), mesh)
     state, metrics, loss = step(state, metrics, batch)
-    found.append(float(loss))
-  scores = evaluate.evaluate(experiment, state.variables, split='test')
-  return [*found, scores['loss'], scores['accuracy']]
+    losses.append(float(loss))
+  variables = state.variables
+  folded = report.fold_network(experiment, variables)
+  return {
+    'losses': losses,
+    'scores': evaluate.evaluate(experiment, variables, split='test'),
+    'change': dataclasses.asdict(
+      evaluate.compare(experiment, variables, folded, split='test')
+    ),
+  }
 
 
 if __name__ == '__main__':
@@ -38,4 +47,4 @@ if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', 2 // count)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
   jax.distributed.initialize(f'127.0.0.1:{port}', count, index)
-  print('results', *results(sharding.make_mesh()))
+  print(json.dumps(results(sharding.make_mesh())))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import socket
 import subprocess
 import sys
@@ -175,8 +176,17 @@ def test_two_hosts_train_and_evaluate_as_one():
   for process in processes:
     out, err = process.communicate()
     assert process.returncode == 0, err
-    said.append([float(x) for x in out.split('results')[1].split()])
-  expected = one_host.results(sharding.make_mesh(jax.devices()[:2]))
+    said.append(json.loads(out.splitlines()[-1]))
   assert said[0] == said[1]
-  assert said[0][-1] == expected[-1]  # the accuracy
-  np.testing.assert_allclose(said[0], expected, rtol=1e-5)
+  expected = one_host.results(sharding.make_mesh(jax.devices()[:2]))
+  np.testing.assert_allclose(said[0]['losses'], expected['losses'], rtol=1e-5)
+  np.testing.assert_allclose(
+    said[0]['scores']['loss'], expected['scores']['loss'], rtol=1e-5
+  )
+  assert said[0]['change']['spikes_compared'] > 0
+  assert said[0]['change']['spikes_differing'] == 0
+  assert said[0]['change'] == expected['change']
+  assert (
+    pytest.approx(said[0]['scores']['accuracy'])
+    == expected['change']['accuracy']
+  )
