@@ -1,25 +1,35 @@
 """Which layers read whose spikes? Derived from a network by tracing it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from mpbn_jax import norm as norms
+from mpbn_jax.axes import Axis, moved
 from mpbn_jax.errors import InputError
 from mpbn_jax.layers import LIF, ConvNorm, Identity, Readout, SpikeNorm
 
 _READERS = (ConvNorm, Identity, Readout)
-# What hands channels on as they are, or means of them: a factor of a channel
-# passes through.
-_LINEAR = {
-  *('broadcast_in_dim', 'convert_element_type', 'copy', 'pad', 'reduce_sum'),
-  *('reduce_window_sum', 'reshape', 'sharding_constraint', 'slice'),
-  *('squeeze', 'transpose'),
-}
 _SOURCE, _READER, _END = 'spikes:', 'reads:', 'end:'
+
+
+class Flow(NamedTuple):
+  """What a factor of each channel (and step) of some spikes has reached.
+
+  Attributes:
+    source: path of the norm of these spikes.
+    axes: along which the factor differs: channels, steps.
+    lost: where it stopped being such a factor, with no axes then; '' where it
+      still is one.
+  """
+
+  source: str
+  axes: tuple[Axis, ...]
+  lost: str = ''
 
 
 def readers_of_spikes(
@@ -61,7 +71,10 @@ def readers_of_spikes(
       return function(*args, **kwargs)
     path = '/'.join(module.path)
     if isinstance(module, SpikeNorm):
-      return checkpoint_name(function(*args, **kwargs), _SOURCE + path)
+      entry = norms.NORMS.get(module.norm)
+      has_steps = entry is not None and entry.per_step
+      by = 'channel+step' if has_steps else 'channel'
+      return checkpoint_name(function(*args, **kwargs), f'{_SOURCE}{by}:{path}')
     if isinstance(module, _READERS):
       x, *others = args
       y = function(checkpoint_name(x, _READER + path), *others, **kwargs)
@@ -78,11 +91,16 @@ def readers_of_spikes(
   _follow(traced.jaxpr, [frozenset()] * len(traced.jaxpr.invars), read)
 
   readers: dict[str, tuple[str, ...]] = {}
-  for reader, sources in read.items():
-    if len(sources) > 1:
+  for reader, flows in read.items():
+    sources = sorted({flow.source for flow in flows})
+    lost = sorted({flow.lost for flow in flows} - {''})
+    if len(flows) > 1 or lost:
+      after = f' after {", ".join(lost)}' * bool(lost)
       raise InputError(
-        f'expected {reader!r} to read the spikes of one layer, got '
-        f'{", ".join(sorted(sources))}: their norms cannot be folded into it'
+        f'expected {reader!r} to read the spikes of one layer, channel by '
+        f'channel, got {", ".join(sources)}{after}: '
+        f'{"their norms" if len(sources) > 1 else "its norm"} cannot be folded '
+        'into it'
       )
     for source in sources:
       readers[source] = (*readers.get(source, ()), reader)
@@ -110,42 +128,83 @@ def _follow(
   return [of(variable) for variable in jaxpr.outvars]
 
 
-def _through(equation, sources, read):
+def _through(equation, flows, read):
   """Returns what reaches each output of one equation."""
-  together = frozenset().union(*sources)
+  together = frozenset().union(*flows)
   if equation.primitive.name == 'name':
-    mark = equation.params['name']
-    if mark.startswith(_SOURCE):
-      return [frozenset([mark.removeprefix(_SOURCE)])]
-    if mark.startswith(_READER):
-      reader = mark.removeprefix(_READER)
-      read[reader] = read.get(reader, frozenset()) | together
-    if mark.startswith(_END):
-      return [frozenset()]
-    return [together]
-
+    shape = equation.outvars[0].aval.shape
+    return [_at_mark(equation.params['name'], shape, together, read)]
   inner = _inner(equation)
   if inner is not None:
-    results = _follow(inner, sources, read)
     if equation.primitive.name == 'scan':
-      # What leaves a step in the carry enters the next one.
-      first, count = equation.params['num_consts'], equation.params['num_carry']
-      for i in range(count):
-        sources[first + i] = sources[first + i] | results[i]
-      results = _follow(inner, sources, read)
-    return results
-  if together and not _is_linear(equation.primitive.name, sources):
-    together |= {f'the operation {equation.primitive.name!r}'}
-  return [together] * len(equation.outvars)
+      return _through_scan(equation, inner, flows, read)
+    return _follow(inner, flows, read)
+  reached = frozenset(_moved(flow, equation, flows) for flow in together)
+  return [reached] * len(equation.outvars)
 
 
-def _is_linear(operation, sources):
-  """Returns whether a factor of a channel passes through an operation."""
-  if operation == 'mul':
-    return not all(sources)
-  if operation == 'div':
-    return not sources[1]
-  return operation in _LINEAR
+def _at_mark(mark, shape, flows, read):
+  """Returns what goes on from the input or output of a layer."""
+  if mark.startswith(_SOURCE):
+    by, source = mark.removeprefix(_SOURCE).split(':', 1)
+    axes = [_at_home(name, shape) for name in by.split('+')]
+    # One channel, or one step: the same factor everywhere.
+    return frozenset([Flow(source, tuple(a for a in axes if a.size > 1))])
+  if mark.startswith(_READER):
+    reader = mark.removeprefix(_READER)
+    flows = frozenset(_in_place(flow, shape) for flow in flows)
+    read[reader] = read.get(reader, frozenset()) | flows
+  return frozenset() if mark.startswith(_END) else flows
+
+
+def _at_home(name, shape):
+  """Returns where layers have their steps and channels, [B, T, ..., C]."""
+  position = {'channel': len(shape) - 1, 'step': 1}[name]
+  return Axis(name, position, shape[position])
+
+
+def _in_place(flow, shape):
+  for axis in flow.axes:
+    if axis != _at_home(axis.name, shape):
+      return Flow(flow.source, (), f'moving the {axis.name} axis')
+  return flow
+
+
+def _moved(flow, equation, flows):
+  """Returns a flow after an operation that is not a program of its own."""
+  operation = equation.primitive.name
+  linear = {'mul': not all(flows), 'div': not flows[-1]}.get(operation, True)
+  axes = moved(flow.axes, equation)
+  if flow.lost:
+    return flow
+  if not linear or axes is None:
+    return Flow(flow.source, (), f'the operation {operation!r}')
+  return flow._replace(axes=axes)
+
+
+def _through_scan(equation, inner, flows, read):
+  """Returns what reaches the last carry and the stacked outputs of a scan."""
+  first, count = equation.params['num_consts'], equation.params['num_carry']
+  carried = first + count
+  flows = [*flows[:carried], *(_shifted(f, -1) for f in flows[carried:])]
+  results = _follow(inner, flows, read)
+  # What leaves a step in the carry enters the next one.
+  for i in range(count):
+    flows[first + i] = flows[first + i] | results[i]
+  results = _follow(inner, flows, read)
+  return [*results[:count], *(_shifted(f, 1) for f in results[count:])]
+
+
+def _shifted(flows, by):
+  """Returns flows into or out of the steps of a scan, along the first axis."""
+
+  def shifted(flow):
+    axes = tuple(a._replace(position=a.position + by) for a in flow.axes)
+    if any(axis.position < 0 for axis in axes):
+      return Flow(flow.source, (), 'a scan')
+    return flow._replace(axes=axes)
+
+  return frozenset(shifted(flow) for flow in flows)
 
 
 def _inner(equation) -> Jaxpr | None:

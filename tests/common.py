@@ -10,6 +10,16 @@ import numpy as np
 from mpbn_jax import NORMS, build_model
 from mpbn_jax.interop.torch import from_reference
 
+# Square images that are large enough for a network.
+SIDES = {
+  'resnet18': 32,
+  'resnet19': 16,
+  'resnet20': 16,
+  'resnet34': 32,
+  'preact_resnet': 8,
+  'spiking_cnn': 8,
+  'vgg16': 32,
+}
 # Every augmentation of `config.data`, on.
 EVERYTHING = dict(
   resized_crop=True,

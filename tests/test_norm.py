@@ -225,6 +225,16 @@ def test_synaptic_filter_sums_what_is_left_of_every_spike():
   )
 
 
+def test_synaptic_filter_adds_up_bfloat16_spikes_in_float32():
+  spikes = jnp.ones((1, 300, 1), jnp.bfloat16)
+  filtered = synaptic_filter(spikes, tau_s=0.99)
+  assert filtered.dtype == jnp.bfloat16
+  # Where sums are rounded to 8 bits, adding 1 stops changing them at 64.
+  np.testing.assert_allclose(
+    float(filtered[0, -1, 0]), (1 - 0.99**300) / (1 - 0.99), rtol=2**-8
+  )
+
+
 @pytest.mark.parametrize('tau_s', [-0.1, 1.0])
 def test_synaptic_filter_refuses_what_is_no_fraction(tau_s):
   with pytest.raises(InputError, match=rf'tau_s .* \[0, 1\), got {tau_s}'):

@@ -22,6 +22,7 @@ ROWS = {
   'datasets.events': 0,
   'layers': 1,
   'folding': 1,
+  'axes': 0,
   'wiring': 1,
   'models': 2,
   'losses': 3,

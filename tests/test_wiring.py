@@ -1,9 +1,12 @@
 """Is the wiring that is traced the wiring that is drawn?"""
 
+import functools
+
 import common
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mpbn_jax import (
@@ -13,13 +16,18 @@ from mpbn_jax import (
   fold_spike_norms,
   readers_of_spikes,
 )
-from mpbn_jax.layers import LIF, ConvNorm, Readout, SpikeNorm
-
-SIDES = {'resnet18': 32, 'resnet34': 32, 'vgg16': 32}
+from mpbn_jax.layers import (
+  LIF,
+  ConvNorm,
+  Readout,
+  SpikeNorm,
+  average_pool,
+  over_time,
+)
 
 
 def _readers(name, **settings):
-  side = SIDES.get(name, 16)
+  side = common.SIDES[name]
   model = build_model(
     {
       'name': name,
@@ -90,13 +98,13 @@ def test_scanned_blocks_are_wired_inside(remat):
   assert readers['last_lif_spikes'] == ('head',)
 
 
-def _forward(join):
+def _readers_through(join, norm='psp_bn'):
   class Net(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):
-      one = ConvNorm(2, name='conv1')(x, train=train)
+      one = ConvNorm(4, name='conv1')(x, train=train)
       spikes = [
-        SpikeNorm(norm='psp_bn', name=f'norm{i}')(
+        SpikeNorm(norm=norm, name=f'norm{i}')(
           LIF(name=f'lif{i}')(one, train=train), train=train
         )
         for i in (1, 2)
@@ -105,33 +113,81 @@ def _forward(join):
         join(*spikes).mean((2, 3))
       )
 
-  return Net()
+  net = Net()
+  x = jnp.zeros((2, 2, 4, 4, 1))
+  init = functools.partial(net.init, train=False)
+  variables = jax.eval_shape(init, jax.random.key(0), x)
+  return readers_of_spikes(net, variables, x)
 
 
 @pytest.mark.parametrize(
   ('join', 'message'),
   [
     (lambda a, b: a + b, "'head' to read the spikes of one layer.*'add'"),
-    (lambda a, b: jnp.tanh(a), "'head' to read.*norm1, the operation 'tanh'"),
-    (lambda a, b: a * b, "'head' to read.*norm1, norm2, the operation 'mul'"),
-    (lambda a, b: a * a, "'head' to read.*norm1, the operation 'mul'"),
-    (lambda a, b: 1 / a, "'head' to read.*norm1, the operation 'div'"),
+    (
+      lambda a, b: jnp.tanh(a),
+      "'head' to read.*norm1 after the operation 'tanh'",
+    ),
+    (
+      lambda a, b: a * b,
+      "'head' to read.*norm1, norm2 after the operation 'mul'",
+    ),
+    (lambda a, b: a * a, "'head' to read.*norm1 after the operation 'mul'"),
+    (lambda a, b: 1 / a, "'head' to read.*norm1 after the operation 'div'"),
+    (lambda a, b: a + 0 * a.sum(-1, keepdims=True), "after.*'reduce_sum'"),
+    (
+      lambda a, b: jnp.broadcast_to(a.mean(-1, keepdims=True), a.shape),
+      "'reduce_sum'",
+    ),
+    (lambda a, b: a.swapaxes(1, -1), 'norm1 after moving the channel axis'),
+    (
+      lambda a, b: (
+        a.reshape(*a.shape[:4], 2, 2).swapaxes(-1, -2).reshape(a.shape)
+      ),
+      "'reshape'",
+    ),
+    (lambda a, b: a[..., 1:], "norm1 after the operation 'slice'"),
     (lambda a, b: jnp.concatenate([a, b], -1), "'head'.*norm1, norm2"),
   ],
 )
 def test_what_a_factor_does_not_pass_through_is_named(join, message):
-  net = _forward(join)
-  x = jnp.zeros((2, 2, 4, 4, 1))
-  variables = net.init(jax.random.key(0), x, train=False)
   with pytest.raises(InputError, match=message):
-    readers_of_spikes(net, variables, x)
+    _readers_through(join)
 
 
-def test_a_factor_passes_through_a_product_with_a_constant():
-  net = _forward(lambda a, b: jnp.pi * a / 2)
-  x = jnp.zeros((2, 2, 4, 4, 1))
-  variables = net.init(jax.random.key(0), x, train=False)
-  assert readers_of_spikes(net, variables, x) == {'norm1': ('head',)}
+def test_moments_of_steps_do_not_pass_through_a_mean_over_the_steps():
+  def mean(a, b):
+    return jnp.broadcast_to(a.mean(1, keepdims=True), a.shape)
+
+  assert _readers_through(mean) == {'norm1': ('head',)}
+  with pytest.raises(
+    InputError, match="norm1 after the operation 'reduce_sum'"
+  ):
+    _readers_through(mean, norm='psp_bn_step')
+
+
+@pytest.mark.parametrize('norm', ['psp_bn', 'psp_bn_step'])
+@pytest.mark.parametrize(
+  'join',
+  [
+    lambda a: jnp.pi * a / 2,
+    lambda a: over_time(lambda x: average_pool(x, window=2), a),
+    lambda a: over_time(
+      lambda x: average_pool(x, window=3, stride=2, padding=1), a
+    ),
+    lambda a: a.transpose(4, 0, 1, 2, 3).transpose(1, 2, 3, 4, 0),
+    lambda a: a.reshape(-1).reshape(a.shape),
+    lambda a: a[:, :, 1:3],
+    lambda a: jax.lax.map(lambda x: 2 * x, a),
+  ],
+)
+def test_what_a_factor_passes_through_is_read(join, norm):
+  a = jax.random.normal(jax.random.key(0), (2, 2, 4, 4, 4))
+  factor = jnp.arange(1.0, 5) * jnp.arange(1.0, 3)[:, None]
+  factor = factor[:, None, None] if norm == 'psp_bn_step' else factor[0]
+  np.testing.assert_allclose(factor * join(a), join(factor * a), rtol=1e-5)
+  found = _readers_through(lambda a, b: join(a), norm)
+  assert found == {'norm1': ('head',)}
 
 
 def test_norm_without_a_reader_is_not_folded():

@@ -1,6 +1,9 @@
 """What do all spiking networks share? Settings, encoding and readout."""
 
+import dataclasses
 import functools
+import math
+import numbers
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -84,6 +87,10 @@ class SpikingNetwork(nn.Module):
       value = getattr(self, name)
       if not (isinstance(value, int) and value >= 1):
         raise InputError(f'{name} must be an integer >= 1, got {value!r}')
+    self._check_types()
+    for name in ('v_th', 'eps'):
+      if not getattr(self, name) > 0:
+        raise InputError(f'{name} must be positive, got {getattr(self, name)}')
     check_tau(self.tau)
     get_surrogate(self.surrogate, parameter=self.surrogate_parameter)
     if self.reset not in RESETS:
@@ -101,6 +108,15 @@ class SpikingNetwork(nn.Module):
         f'and must lie in (0, 1], got {self.momentum}'
       )
 
+  def _check_types(self):
+    for field in dataclasses.fields(SpikingNetwork):
+      value = getattr(self, field.name)
+      if field.type is bool and not isinstance(value, bool):
+        raise InputError(f'{field.name} must be True or False, got {value!r}')
+      unset = value is None and field.type == float | None
+      if field.type in (float, float | None) and not (unset or _finite(value)):
+        raise InputError(f'{field.name} must be a finite number, got {value!r}')
+
   def check_blocks(self) -> None:
     """Raises InputError for settings that only networks of blocks have."""
     for name, unset in (
@@ -112,8 +128,18 @@ class SpikingNetwork(nn.Module):
       if value != unset and name not in self.block_settings:
         raise InputError(
           f'this network has no {name} to choose, got {name}={value}: set '
-          f"{name}={unset}, or take the model 'preact_resnet'"
+          f"{name}={unset}, or take another model ('preact_resnet' has it)"
         )
+
+  def refuse_last_scale(self) -> None:
+    """Raises InputError for a start of scales where no norm has one."""
+    if self.last_scale is not None:
+      raise InputError(
+        'last_scale is what the scale of the last norm of a block starts at, '
+        f'got {self.last_scale} with current_norm={self.current_norm!r} and '
+        f'spike_norm={self.spike_norm!r}, where there is none: set '
+        'last_scale=None, or another norm'
+      )
 
   # -- what a subclass builds its layers with. Functions, not methods: a block
   # that is a module of its own calls them too.
@@ -201,6 +227,10 @@ class SpikingNetwork(nn.Module):
       )
     x = x.astype(self.dtype)
     return x[:, None] if x.ndim == 4 else x
+
+
+def _finite(value):
+  return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def _conv_norm(

@@ -88,13 +88,16 @@ class SpikingPreActResNet(SpikingNetwork):
   block_settings = ('depth', 'remat', 'last_scale')
 
   def check_blocks(self) -> None:
-    """Raises InputError for a depth that is not 6n + 4."""
+    """Raises InputError for another depth than 6n + 4, or no last scale."""
     depth = self._depth()
     if not (isinstance(depth, int) and depth >= 10 and depth % 6 == 4):
       raise InputError(
         'the depth of preact_resnet is 6n + 4 with n >= 1 blocks a stage '
         f'(10, 16, 22, 40, 58, 106, ...), got {depth}'
       )
+    has_no_scale = (norms.NONE, 'neunorm')
+    if self.current_norm == norms.NONE and self.spike_norm in has_no_scale:
+      self.refuse_last_scale()
 
   def encoder(self) -> ConvNorm:
     return self.conv_norm(self.width, name='stem_conv')
@@ -128,9 +131,8 @@ class SpikingPreActResNet(SpikingNetwork):
   def _block(self, stage, *, projects, name, train):
     has_current_norm = self.current_norm != norms.NONE
     last_scale = LAST_SCALE if self.last_scale is None else self.last_scale
-    # Inside a scan, XLA cannot undo the recomputation anyway.
-    block = nn.remat(PreActBlock, prevent_cse=False)
-    return (block if self.remat else PreActBlock)(
+    block = nn.remat(PreActBlock) if self.remat else PreActBlock
+    return block(
       conv_norm=self.conv_norm,
       lif=self.lif,
       features=self.width * 2 ** (stage - 1),

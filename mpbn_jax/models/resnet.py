@@ -36,6 +36,11 @@ class SpikingResNet(SpikingNetwork):
   shortcut: str = 'pool'
   own_last_scale: float = 1.0
 
+  def check_blocks(self) -> None:
+    super().check_blocks()
+    if self.current_norm == norms.NONE:
+      self.refuse_last_scale()
+
   def encoder(self) -> ConvNorm:
     if self.stem == 'imagenet':
       return self.conv_norm(

@@ -32,7 +32,8 @@ def synaptic_filter(
     unroll: as in `jax.lax.scan`.
 
   Returns:
-    [B, T, ...]; the spikes themselves where tau_s = 0.
+    [B, T, ...], added up in float32 and rounded to the spikes' dtype; the
+    spikes themselves where tau_s = 0.
 
   Raises:
     InputError: tau_s outside [0, 1).
@@ -47,11 +48,11 @@ def synaptic_filter(
 
   def step(a, s):
     a = tau_s * a + s
-    return a, a
+    return a, a.astype(s.dtype)
 
   spikes = jnp.moveaxis(spikes, 1, 0)
   _, filtered = jax.lax.scan(
-    step, jnp.zeros_like(spikes[0]), spikes, unroll=unroll
+    step, jnp.zeros(spikes.shape[1:], jnp.float32), spikes, unroll=unroll
   )
   return jnp.moveaxis(filtered, 0, 1)
 
