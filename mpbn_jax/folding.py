@@ -102,7 +102,8 @@ def fold_convolutions(
   potential is within rounding of the threshold. `evaluate.compare` counts.
 
   Args:
-    variables: folded (`fold`) or not; the two steps commute.
+    variables: folded otherwise or not; the folds commute. What is folded
+      already stays as it is.
     eps: added to variances, `config.model.eps`.
 
   Returns:
@@ -120,13 +121,13 @@ def fold_convolutions(
 
   def fold_convolution(path, name, params, stats, layer):
     norm = _foldable(name)
-    kernel = _kernel(variables, path)
     function = functools.partial(norm.fold, eps=eps)
-    for _ in range(layer['kernel'].ndim - 4):  # blocks, stacked
+    for _ in range(_stacked(norm, params)):
       function = jax.vmap(function)
+    kernel = _kernel(variables, path)
     return function(params, stats, kernel, layer.get('bias'))
 
-  folded = _collect(variables, 'current', fold_convolution)
+  folded = _collect(variables, 'current', fold_convolution, done='bias')
   return {**variables, 'folded': _merged(variables.get('folded', {}), folded)}
 
 
@@ -147,7 +148,8 @@ def fold_spike_norms(
   of each step.
 
   Args:
-    variables: folded otherwise or not; the folds commute.
+    variables: folded otherwise or not; the folds commute. What is folded
+      already stays as it is.
     readers: {norm: layers}, from `wiring.readers_of_spikes`.
     eps: added to second moments, `config.model.eps`.
 
@@ -175,7 +177,7 @@ def fold_spike_norms(
         f'expected a layer that reads {"/".join(path)!r}, got none: pass the '
         'readers_of_spikes of this model'
       )
-    stacked = params['scale'].ndim - 1  # blocks
+    stacked = _stacked(norm, params)
     gain_of = functools.partial(norm.fold, eps=eps)
     for _ in range(stacked):
       gain_of = jax.vmap(gain_of)
@@ -198,7 +200,7 @@ def fold_spike_norms(
       folded = _merged(folded, _nested(layer, new))
     return {'readers': jnp.full(gain.shape[:stacked], len(read_by), jnp.int32)}
 
-  counts = _collect(variables, 'spikes', fold_into_readers)
+  counts = _collect(variables, 'spikes', fold_into_readers, done='readers')
   return {**variables, 'folded': _merged(folded, counts)}
 
 
@@ -303,10 +305,15 @@ def _has_norm(variables, place):
   return any(True for _ in _norms(variables.get('params', {}), place))
 
 
-def _collect(variables, place, function: Callable) -> dict:
-  """Returns {layer path: function(path, name, params, stats, layer params)}."""
+def _collect(variables, place, function: Callable, *, done='') -> dict:
+  """Returns {layer path: function(path, name, params, stats, layer params)}.
+
+  Without the layers for which `folded` has the leaf `done`.
+  """
   result: dict = {}
   for path, name in _norms(variables['params'], place):
+    if done and _contains(variables.get('folded', {}), (*path, done)):
+      continue
     layer = _at(variables['params'], path)
     stats = _at(variables.get('batch_stats', {}), (*path, name))
     if stats is None and _foldable(name):
@@ -317,6 +324,12 @@ def _collect(variables, place, function: Callable) -> dict:
     new = function(path, name, layer[name], stats, layer)
     result = _merged(result, _nested(path, new))
   return result
+
+
+def _stacked(norm, params):
+  """Returns how many first axes of a norm's variables count blocks."""
+  own = 2 if norm.per_step == 'scale' else 1
+  return params['scale'].ndim - own
 
 
 def _foldable(name):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import digits
 from mpbn_jax import (
   NORMS,
   InputError,
@@ -22,6 +23,8 @@ from mpbn_jax import (
 )
 from mpbn_jax.evaluate import compare_layers, recorded
 from mpbn_jax.norm import PLACES, names_at
+from mpbn_jax.report import fold_network
+from mpbn_jax.train_step import build
 
 CURRENT = names_at('current')[1:]
 SPIKES = names_at('spikes')[1:]
@@ -174,6 +177,56 @@ def test_folds_of_kernels_commute():
   )
 
 
+FOLDS = {
+  'kernels': lambda v, readers: fold_convolutions(v),
+  'spikes': lambda v, readers: fold_spike_norms(v, readers=readers),
+  'all': lambda v, readers: fold_all(v, readers=readers),
+}
+
+
+@pytest.mark.parametrize(
+  ('first', 'then'),
+  [
+    ('all', FOLDS['all']),
+    ('kernels', FOLDS['all']),
+    ('spikes', FOLDS['all']),
+    ('kernels', lambda v, readers: fold_all(strip(v), readers=readers)),
+    ('spikes', lambda v, readers: fold_all(strip(v), readers=readers)),
+  ],
+)
+def test_what_is_folded_is_not_folded_again(first, then):
+  model, variables, x = _network(
+    'preact_resnet',
+    current_norm='bntt',
+    membrane_norm='none',
+    spike_norm='psp_bn_step',
+  )
+  readers = readers_of_spikes(model, variables, x)
+  once = fold_all(variables, readers=readers)
+  again = then(FOLDS[first](variables, readers), readers)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+    strip(once),
+    strip(again),
+  )
+
+
+@pytest.mark.parametrize('kernels', [False, True])
+def test_fold_of_an_experiment_uses_its_threshold_and_its_eps(kernels):
+  config = digits.get_config()
+  config.model.update(
+    {'width': 4, 'v_th': 0.8, 'eps': 0.1, 'spike_norm': 'psp_bn'}
+  )
+  config.evaluation.fold_convolutions = kernels
+  experiment = build(config)
+  x = common.images()
+  variables = common.random_variables(experiment.model, x)
+  folded = fold_network(experiment, variables)
+  layers = compare_layers(experiment.model, variables, folded, x)
+  assert sum(layer.flips for layer in layers.values()) == 0
+  assert max(layer.current_error for layer in layers.values()) <= 1e-5
+
+
 def test_norm_of_spikes_folds_while_the_current_norm_stays():
   model, variables, x = _network('spiking_cnn', spike_norm='psp_bn')
   readers = readers_of_spikes(model, variables, x)
@@ -220,13 +273,19 @@ def test_norm_of_steps_refuses_another_number_of_steps(name, folded):
     other.apply(variables, common.images(), train=False)
 
 
-def test_tdbn_scales_by_the_threshold_and_by_alpha_where_branches_join():
-  _, variables = common.small('resnet20', 16, current_norm='tdbn', v_th=0.8)
-  stats = variables['batch_stats']
-  for layer, leaves in stats.items():
-    if 'tdbn' not in leaves:
-      continue
-    block, _, kind = layer.rpartition('_')
-    joins = 'block' in block and kind in ('conv2', 'shortcut')
-    expected = 0.8 * (0.5**0.5 if joins else 1.0)
-    np.testing.assert_allclose(leaves['tdbn']['gain'], expected, rtol=1e-6)
+@pytest.mark.parametrize('network', ['resnet20', 'preact_resnet'])
+def test_tdbn_scales_by_the_threshold_and_by_alpha_where_branches_join(network):
+  _, variables, _ = _network(network, current_norm='tdbn', v_th=0.8)
+  gains = {
+    '/'.join(key.key for key in path[:-2]): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+      variables['batch_stats']
+    )
+    if path[-1].key == 'gain'
+  }
+  joins = [k for k in gains if k.endswith(('conv2', 'shortcut'))]
+  joins = [k for k in joins if not k.startswith('stem')]
+  assert 0 < len(joins) < len(gains)
+  for layer, gain in gains.items():
+    alpha = 0.5**0.5 if layer in joins else 1.0
+    np.testing.assert_allclose(gain, alpha * 0.8, rtol=1e-6)
