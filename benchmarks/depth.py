@@ -141,7 +141,7 @@ def plot(figure, *, depth, epochs):
   for row in axes:
     row[0].set_xlabel('convolution')
     row[1].set_xlabel('neuron layer')
-  axes[0, 0].legend()
+  axes[0, 1].legend(ncol=2)  # rates leave room above
   canvas.tight_layout()
   canvas.savefig(figure, dpi=110)
 

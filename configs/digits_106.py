@@ -26,4 +26,6 @@ def get_config():
   config.model.spike_norm = 'psp_bn'
 
   config.optimizer.learning_rate = 0.05
+
+  config.evaluation.fold_convolutions = True  # there are no thresholds to fold
   return config

@@ -169,7 +169,12 @@ def _why_not_folded(config):
     return None
   name = config.model.membrane_norm
   if name == norm.NONE:
-    return 'membrane_norm is none'
+    others = (config.model.current_norm, config.model.spike_norm)
+    folds = any(
+      other != norm.NONE and norm.NORMS[other].fold for other in others
+    )
+    mend = '; evaluation.fold_convolutions=true folds the other norms'
+    return 'membrane_norm is none' + mend * folds
   return None if norm.NORMS[name].fold else norm.NORMS[name].why_not
 
 
@@ -202,7 +207,7 @@ def table(summary: Mapping) -> str:
   if summary['paper_accuracy'] is not None:
     rows.append(('the paper prints', f'{summary["paper_accuracy"]:.2f}%'))
   if summary['not_folded']:
-    rows.append(('folded', f'nothing to fold ({summary["not_folded"]})'))
+    rows.append(('folded', f'no thresholds: {summary["not_folded"]}'))
   else:
     folded = ' and '.join(
       ['thresholds'] * bool(summary['thresholds'])

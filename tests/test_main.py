@@ -124,7 +124,10 @@ def test_without_membrane_norm_trains_and_refuses_to_fold(tmp_path, capsys):
   workdir = tmp_path / 'run'
   norm = KEY + 'model.membrane_norm=none'
   assert runs.run(workdir, norm, KEY + 'num_epochs=1') == 0
-  assert 'nothing to fold (membrane_norm is none)' in capsys.readouterr().out
+  assert (
+    'no thresholds: membrane_norm is none; evaluation.fold_convolutions=true '
+    'folds the other norms\n'
+  ) in capsys.readouterr().out
   summary = report.read_summary(workdir)
   assert summary.keys() >= SUMMARY_KEYS
   assert summary['test_accuracy'] is not None
