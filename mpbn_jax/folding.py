@@ -159,7 +159,7 @@ def fold_spike_norms(
 
   Raises:
     InputError: no norm of the spikes; one that does not fold, with the reason
-      (neunorm, psp_ln); one that nothing reads; readers of another model.
+      (neunorm, psp_ln); one that nothing reads; a reader with other channels.
   """
   if not _has_norm(variables, 'spikes'):
     raise InputError(

@@ -184,8 +184,11 @@ def _moved(flow, equation, flows):
 
 def _through_scan(equation, inner, flows, read):
   """Returns what reaches the last carry and the stacked outputs of a scan."""
-  first, count = equation.params['num_consts'], equation.params['num_carry']
-  carried = first + count
+  # Constants and carries are inside what they are outside, all else is one
+  # step there. How a scan says which are which differs between JAX's versions.
+  carried = _alike(equation.invars, inner.invars)
+  count = _alike(equation.outvars, inner.outvars)
+  first = carried - count
   flows = [*flows[:carried], *(_shifted(f, -1) for f in flows[carried:])]
   results = _follow(inner, flows, read)
   # What leaves a step in the carry enters the next one.
@@ -193,6 +196,12 @@ def _through_scan(equation, inner, flows, read):
     flows[first + i] = flows[first + i] | results[i]
   results = _follow(inner, flows, read)
   return [*results[:count], *(_shifted(f, 1) for f in results[count:])]
+
+
+def _alike(outside, inside):
+  """Returns how many variables have one shape outside and inside of a scan."""
+  pairs = zip(outside, inside, strict=True)
+  return sum(a.aval.shape == b.aval.shape for a, b in pairs)
 
 
 def _shifted(flows, by):
