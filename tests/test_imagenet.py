@@ -1,6 +1,7 @@
 """Are ImageNet's images found, decoded and cropped, wherever they lie?"""
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -20,10 +21,16 @@ from imagenet_files import (
   write_records,
   write_tree,
 )
+from PIL import Image
 
 from configs.default import get_config
 from mpbn_jax import InputError, report
-from mpbn_jax.datasets import get_spec, imagenet, load_dataset
+from mpbn_jax.datasets import (
+  get_spec,
+  imagenet,
+  imagenet_sources,
+  load_dataset,
+)
 from mpbn_jax.datasets.batches import TrainingBatches, evaluation_batches
 from mpbn_jax.datasets.encoded import decode
 
@@ -208,6 +215,29 @@ def test_validation_is_held_out_of_records(records, small):
     np.testing.assert_array_equal(np.bincount(labels), count // 3)
 
 
+def _open_shards():
+  links = [f'/proc/self/fd/{fd}' for fd in os.listdir('/proc/self/fd')]
+  targets = [os.readlink(link) for link in links if os.path.lexists(link)]
+  return sum('array_record' in target for target in targets)
+
+
+def test_shards_are_read_with_few_files_open(records, tmp_path, monkeypatch):
+  write_records(tmp_path / 'sharded', num_shards=5)
+  monkeypatch.setattr(imagenet_sources, '_OPEN', 3)
+  before = _open_shards()
+  few, many = (_load(root)['train'] for root in (records, tmp_path / 'sharded'))
+  assert len(few) == len(many) == 12
+  for _ in range(2):
+    found = _read(many)
+    np.testing.assert_array_equal(_sorted(*found), _sorted(*_read(few)))
+    np.testing.assert_array_equal(found[1], many.labels)
+  assert _open_shards() - before <= 1 + 3
+
+
+def test_both_splits_need_fewer_files_than_any_system_allows():
+  assert 2 * imagenet_sources._OPEN < 256 - 100  # macOS; 100 for all else
+
+
 def test_labels_of_records_are_kept_until_the_files_change(records):
   expected = _load(records)['train'].labels
   (kept,) = records.glob('mpbn_jax/imagenet2012-train-*.npy')
@@ -238,7 +268,6 @@ DAMAGE = {
   'truncated': (_truncate, 'truncated'),
   'empty': (lambda path: path.write_bytes(b''), 'neither JPEG nor PNG'),
   'text': (lambda path: path.write_text('no'), 'neither JPEG nor PNG'),
-  'missing': (pathlib.Path.unlink, 'No such file'),
 }
 
 
@@ -275,19 +304,59 @@ def test_skipped_image_is_black_has_no_label_and_is_named_once(
   assert list(split.unreadable) == [str(_bad(tree))]
 
 
+def _not_read(split):
+  with pytest.raises(InputError) as caught:
+    _read(split)
+  message = str(caught.value)
+  assert '\n' not in message
+  assert 'mend that or restore the data' in message
+  assert 'on_bad_image' not in message
+  return message
+
+
 @pytest.mark.parametrize('mode', ['stop', 'skip'])
-def test_bad_record_is_named(mode, records, caplog):
+def test_missing_image_is_never_skipped(mode, tree):
+  split = _load(tree, on_bad_image=mode)['test']
+  _bad(tree).unlink()
+  assert f'to read {_bad(tree)}, got No such file' in _not_read(split)
+
+
+def _raise(error):
+  def function(*_, **__):
+    raise error
+
+  return function
+
+
+# No fault of an image: (what raises it, the error, what the message says).
+CAUSES = {
+  'files': (pathlib.Path, 'read_bytes', OSError(errno.EMFILE, 'Too many open')),
+  'disk': (pathlib.Path, 'read_bytes', OSError(errno.EIO, 'Input/output')),
+  'memory': (Image, 'open', MemoryError()),
+  'modules': (Image, 'open', OSError(errno.EMFILE, 'Too many open')),
+}
+
+
+@pytest.mark.parametrize('cause', CAUSES)
+def test_what_is_no_fault_of_an_image_is_never_skipped(
+  cause, tree, monkeypatch
+):
+  split = _load(tree, on_bad_image='skip', workers=1)['test']
+  *place, error = CAUSES[cause]
+  monkeypatch.setattr(*place, _raise(error))
+  message = _not_read(split)
+  reason = getattr(error, 'strerror', None) or 'MemoryError'
+  assert f'{CLASSES[0]}_0.JPEG, got {reason}:' in message
+
+
+@pytest.mark.parametrize('mode', ['stop', 'skip'])
+def test_bad_record_is_named_and_never_skipped(mode, records):
   (shard,) = records.glob('imagenet2012/*/*-validation.array_record-*')
   content = bytearray(shard.read_bytes())
   content[100:140] = bytes(40)
   shard.write_bytes(content)
   split = _load(records, on_bad_image=mode)['test']
-  if mode == 'stop':
-    with pytest.raises(InputError, match="record 0 of .*5.1.0, split 'valid"):
-      _read(split)
-    return
-  assert (_read(split)[1] == -1).any()
-  assert f'record 0 of {records}/imagenet2012/5.1.0' in caplog.text
+  assert f'record 0 of {records}/imagenet2012/5.1.0, split' in _not_read(split)
 
 
 def test_skipped_image_of_the_test_set_counts_as_wrong(tree, small, caplog):

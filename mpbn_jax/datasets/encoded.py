@@ -50,7 +50,8 @@ class EncodedImages:
   `on_bad_image='skip'`, is black and has the label -1: batches keep their
   size; in evaluation it counts as wrong and adds nothing to the sum of the
   losses; in training it adds nothing to the loss (with label smoothing: only
-  the smoothed part). Each is named in a warning, once.
+  the smoothed part). Each is named in a warning, once. What is no fault of an
+  image's bytes (no such file, no memory, too many open files) always stops.
 
   Args:
     source: where they lie.
@@ -93,7 +94,8 @@ class EncodedImages:
     """See `base.Examples`.
 
     Raises:
-      InputError: an image cannot be decoded, and that shall stop (names it).
+      InputError: an image cannot be read, or cannot be decoded and that shall
+        stop (names it).
     """
     images = np.empty((len(indices), *self.shape), np.uint8)
     labels = np.empty(len(indices), np.int32)
@@ -107,17 +109,22 @@ class EncodedImages:
     return images, labels
 
   def _read_one(self, index, key):
+    encoded, label = fetch(self._source, index)
     try:
-      encoded, label = self._source.read(index)
-      image = decode(encoded)
-    except Exception as error:  # whatever damaged files may raise
+      return np.asarray(self._view(decode(encoded), key)), label
+    except Exception as error:  # whatever damaged images may raise
+      # Pillow's own OSError, of a truncated image, has no number.
+      if isinstance(error, MemoryError) or getattr(error, 'errno', None):
+        raise _not_read(self._source.name(index), error) from error
       self._note(index, error)
       return 0, BAD_LABEL
+
+  def _view(self, image, key):
     size = self.shape[:2]
     if key is None:
-      return np.asarray(centre(image, size=size)), label
+      return centre(image, size=size)
     box = resized_crop.rectangle(key, height=image.height, width=image.width)
-    return np.asarray(resized_crop.crop(image, box, size=size)), label
+    return resized_crop.crop(image, box, size=size)
 
   def _note(self, index, error):
     name = self._source.name(index)
@@ -135,6 +142,27 @@ class EncodedImages:
       self._unreadable[name] = None
     if not known:
       _log.warning('%s cannot be decoded (%s): skipped', name, reason)
+
+
+def fetch(source: Source, index: int) -> tuple[bytes, int]:
+  """Returns what `source.read` does.
+
+  Raises:
+    InputError: it cannot be read (names it and the cause).
+  """
+  try:
+    return source.read(index)
+  except Exception as error:  # whatever files and their readers may raise
+    raise _not_read(source.name(index), error) from error
+
+
+def _not_read(name, error):
+  reason = getattr(error, 'strerror', None) or str(error)
+  reason = ' '.join(reason.split()) or type(error).__name__
+  return InputError(
+    f'expected to read {name}, got {reason}: mend that or restore the data '
+    '(only images that cannot be decoded are ever skipped)'
+  )
 
 
 def decode(encoded: bytes) -> Image.Image:
