@@ -248,6 +248,32 @@ def test_labels_of_records_are_kept_until_the_files_change(records):
   np.testing.assert_array_equal(_load(records)['train'].labels, expected)
 
 
+@pytest.mark.parametrize('damage', ['empty', 'truncated', 'junk', 'others'])
+def test_damaged_labels_are_read_anew(damage, records):
+  expected = _load(records)['train'].labels
+  (kept,) = records.glob('mpbn_jax/imagenet2012-train-*.npy')
+  whole = kept.read_bytes()
+  if damage == 'others':
+    np.save(kept, expected[:-1])
+  else:
+    parts = {'empty': b'', 'truncated': whole[:-4], 'junk': b'junkjunk'}
+    kept.write_bytes(parts[damage])
+  np.testing.assert_array_equal(_load(records)['train'].labels, expected)
+  assert kept.read_bytes() == whole
+
+
+@pytest.mark.parametrize('keep', [0, 0.5])
+def test_truncated_shard_is_named_while_labels_are_read(keep, records):
+  (shard,) = records.glob('imagenet2012/*/imagenet2012-train.array_record-*')
+  content = shard.read_bytes()
+  shard.write_bytes(content[: int(keep * len(content))])
+  with pytest.raises(InputError) as caught:
+    _ = _load(records)['train'].labels
+  message = str(caught.value)
+  assert f'record 0 of {records}/imagenet2012/5.1.0, split' in message
+  assert '\n' not in message
+
+
 def test_labels_need_no_place_to_be_kept(records):
   (records / 'mpbn_jax').write_text('a file is in the way')
   assert len(_load(records)['test'].labels) == 6

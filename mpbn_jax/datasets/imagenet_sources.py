@@ -181,7 +181,7 @@ class Records:
     pool: concurrent.futures.Executor,
     cache: pathlib.Path,
   ):
-    self._files = tuple(shards)
+    self._shards = tuple(shards.items())
     self._starts = np.cumsum([0, *shards.values()])
     self._parse = parse
     self._place = place
@@ -196,7 +196,7 @@ class Records:
   def read(self, index: int) -> tuple[bytes, int]:
     """See `encoded.Source`."""
     shard = np.searchsorted(self._starts, index, side='right') - 1
-    reader = self._reader(self._files[shard])
+    reader = self._reader(*self._shards[shard])
     (record,) = reader.read([int(index - self._starts[shard])])
     example = self._parse(record)
     return example['image'], example['label']
@@ -207,9 +207,14 @@ class Records:
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
-    """int32 [N]; the first time, every record is read for it."""
-    if self._cache.exists():
-      return np.load(self._cache)
+    """int32 [N]; the first time, every record is read for it.
+
+    Raises:
+      InputError: a record cannot be read (names it).
+    """
+    kept = _kept(self._cache, len(self))
+    if kept is not None:
+      return kept
     starts = range(0, len(self), _RECORDS)
 
     def read(start):
@@ -223,15 +228,30 @@ class Records:
     return labels
 
 
-def _reader(path):
+def _reader(path, count):
   from array_record.python import array_record_module
 
-  # Their manual's options for random access.
-  return array_record_module.ArrayRecordReader(
+  reader = array_record_module.ArrayRecordReader(
     str(path),
+    # Of their manual, for random access.
     options='readahead_buffer_size:0,max_parallelism:0',
     file_reader_buffer_size=32768,
   )
+  # A file that ends between two blocks is read as empty records.
+  found = reader.num_records()
+  if found != count:
+    raise ValueError(f'{found} records in {path.name} instead of {count}')
+  return reader
+
+
+def _kept(path, count):
+  """Returns labels of `_keep`; None where they are not there, or damaged."""
+  try:
+    labels = np.load(path)
+  except Exception:  # whatever damaged files may raise
+    return None
+  whole = labels.shape == (count,) and labels.dtype == np.int32
+  return labels if whole else None
 
 
 def _keep(path, labels):
@@ -239,7 +259,10 @@ def _keep(path, labels):
   temporary = path.with_name(f'{path.name}.{os.getpid()}.npy')
   try:
     path.parent.mkdir(exist_ok=True)
-    np.save(temporary, labels)
+    with temporary.open('wb') as file:
+      np.save(file, labels)
+      file.flush()
+      os.fsync(file.fileno())
     os.replace(temporary, path)
   except OSError:
     with contextlib.suppress(OSError):
