@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -32,7 +33,7 @@ from mpbn_jax.datasets import (
   load_dataset,
 )
 from mpbn_jax.datasets.batches import TrainingBatches, evaluation_batches
-from mpbn_jax.datasets.encoded import decode
+from mpbn_jax.datasets.encoded import centre, decode
 
 KEY = '--config.'
 
@@ -174,6 +175,41 @@ def test_evaluation_takes_the_centre_224_of_256(width, height, tmp_path):
   expected = resized[top : top + 224, left : left + 224]
   # Pillow rounds after each of the two directions.
   np.testing.assert_allclose(found, expected, atol=1.01)
+
+
+@pytest.mark.parametrize(('width', 'height'), [(6, 150), (170, 7), (1, 90)])
+def test_centre_of_a_long_image_is_that_of_the_whole(width, height):
+  image = pixels(0, width, height)
+  short = min(width, height)
+  shape = 36 * width // short, 36 * height // short  # 36 for 32, as 256 for 224
+  left, top = (round((side - 32) / 2) for side in shape)
+  whole = image.resize(shape, Image.Resampling.BILINEAR)
+  expected = whole.crop((left, top, left + 32, top + 32))
+  np.testing.assert_allclose(
+    np.asarray(centre(image, size=(32, 32)), int), expected, atol=1
+  )
+
+
+@pytest.mark.parametrize('size', [(1, 65000), (65000, 1)])
+def test_centre_of_a_thin_image_needs_little_memory(size, monkeypatch):
+  resize = Image.Image.resize
+
+  def noted(self, shape, *args, **options):
+    assert math.prod(shape) < 1e6
+    return resize(self, shape, *args, **options)
+
+  monkeypatch.setattr(Image.Image, 'resize', noted)
+  found = centre(Image.new('RGB', size, (1, 2, 3)), size=(224, 224))
+  assert found.size == (224, 224)
+  assert found.getcolors() == [(224 * 224, (1, 2, 3))]
+
+
+def test_image_that_cannot_be_resized_is_a_bad_one(tree, monkeypatch, caplog):
+  monkeypatch.setattr(Image.Image, 'resize', _raise(ValueError('no size')))
+  images, labels = _read(_load(tree, on_bad_image='skip')['test'])
+  assert not images.any()
+  assert (labels == -1).all()
+  assert 'cannot be decoded (no size): skipped' in caplog.text
 
 
 def test_crops_are_of_the_seed_epoch_and_example_alone(tree, small):

@@ -23,6 +23,9 @@ _log = logging.getLogger(__name__)
 # No prediction equals it: right is nothing that is said about such an image.
 BAD_LABEL = -1
 
+# Times the shorter side: of longer images, only the centre is made smaller.
+_LONG = 16
+
 
 class Source(Protocol):
   """Where encoded images lie.
@@ -182,9 +185,14 @@ def centre(image: Image.Image, *, size: tuple[int, int]) -> Image.Image:
   width, height = image.size
   longer = int(short * max(width, height) / min(width, height))
   shape = (short, longer) if width <= height else (longer, short)
-  smaller = image.resize(shape, Image.Resampling.BILINEAR)
   top, left = (
     round((whole - part) / 2)
     for whole, part in zip(shape[::-1], size, strict=True)
   )
-  return smaller.crop((left, top, left + size[1], top + size[0]))
+  box = (left, top, left + size[1], top + size[0])
+  if longer <= _LONG * short:
+    return image.resize(shape, Image.Resampling.BILINEAR).crop(box)
+  # The same but for rounding: the whole might need gigabytes.
+  scale = (width / shape[0], height / shape[1]) * 2
+  box = tuple(edge * by for edge, by in zip(box, scale, strict=True))
+  return image.resize(size[::-1], Image.Resampling.BILINEAR, box=box)
