@@ -515,6 +515,16 @@ def test_interrupted_preparation_is_not_taken_for_prepared(tree, records):
   assert 'val' in _load(tree)['test']._source.name(0)  # of the tree
 
 
+@pytest.mark.parametrize('file_format', ['tfrecord', 'array_record'])
+def test_records_that_cannot_be_read_do_not_hide_the_tree(
+  file_format, tree, records
+):
+  _change_info(records, lambda info: info.update(fileFormat=file_format))
+  (records / 'imagenet2012').rename(tree / 'imagenet2012')
+  of_the_tree = 'val' in _load(tree)['test']._source.name(0).split('/')
+  assert of_the_tree == (file_format == 'tfrecord')
+
+
 def test_newest_version_is_read(records):
   directory = records / 'imagenet2012'
   shutil.copytree(directory / '5.1.0', directory / '5.0.0')

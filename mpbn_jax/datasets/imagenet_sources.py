@@ -12,6 +12,7 @@ Below `data.dir`, the first of
 import concurrent.futures
 import contextlib
 import functools
+import json
 import os
 import pathlib
 import sys
@@ -54,12 +55,15 @@ def find(
     for path in root.glob('imagenet2012/*/dataset_info.json')
     if 'incomplete' not in path.parent.name
   ]
-  if prepared:
-    newest = max(prepared, key=lambda path: _version(path.name))
-    return _records(newest, class_names, pool, cache=root / 'mpbn_jax')
   tree = root / 'imagenet'
   parts = {'train': tree / 'train', 'test': tree / 'val'}
-  if not all(part.is_dir() for part in parts.values()):
+  complete = all(part.is_dir() for part in parts.values())
+  if prepared:
+    newest = max(prepared, key=lambda path: _version(path.name))
+    # What cannot be read hides no tree, and is refused where there is none.
+    if _is_array_record(newest) or not complete:
+      return _records(newest, class_names, pool, cache=root / 'mpbn_jax')
+  if not complete:
     raise InputError(
       f'expected ImageNet, found neither {root}/imagenet2012/<version>/'
       f'dataset_info.json (tensorflow_datasets, array_record) nor {tree}/train '
@@ -69,6 +73,14 @@ def find(
     name: FolderTree(part, class_names, pool=pool)
     for name, part in parts.items()
   }
+
+
+def _is_array_record(directory):
+  try:
+    info = json.loads((directory / 'dataset_info.json').read_text())
+    return info.get('fileFormat') == 'array_record'
+  except (OSError, ValueError):
+    return False
 
 
 def _version(name):
