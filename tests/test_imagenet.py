@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import json
 import logging
 import math
@@ -141,6 +142,16 @@ def test_every_kind_of_file_is_decoded_to_its_colours(seed):
   decoded = np.asarray(decode(encoded(seed)), float)
   assert decoded.shape == np.asarray(expected).shape
   assert np.abs(decoded - np.asarray(expected)).mean() < 4  # of 255
+
+
+def test_jpeg_is_decoded_in_its_full_resolution():
+  rng = np.random.default_rng(0)
+  image = Image.fromarray(rng.integers(0, 256, (300, 400, 3), np.uint8))
+  file = io.BytesIO()
+  image.save(file, 'JPEG', quality=90)
+  with Image.open(file) as opened:
+    expected = np.asarray(opened)
+  np.testing.assert_array_equal(np.asarray(decode(file.getvalue())), expected)
 
 
 def _triangle(size, length):
