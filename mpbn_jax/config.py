@@ -55,7 +55,9 @@ def check_config(config: Mapping) -> None:
   flat = flatten(config)
   for key, value in flat.items():
     if isinstance(value, float) and not math.isfinite(value):
-      raise InputError(f'{key} must be a finite number, got {value}')
+      raise InputError(
+        f'{key} must be a finite number, got {value}: set --config.{key} to one'
+      )
   at_least = {
     'num_epochs': 1,
     'data.batch_size': 1,
@@ -79,26 +81,40 @@ def check_config(config: Mapping) -> None:
   }
   for key, least in at_least.items():
     if not flat[key] >= least:
-      raise InputError(f'{key} must be at least {least}, got {flat[key]}')
+      raise InputError(
+        f'{key} must be at least {least}, got {flat[key]}: set '
+        f'--config.{key}={least} or more'
+      )
   if flat['seed'] >= 2**32:  # JAX would drop the higher bits, in silence
-    raise InputError(f'seed must be less than 2**32, got {flat["seed"]}')
+    raise InputError(
+      f'seed must be less than 2**32, got {flat["seed"]}: set --config.seed to '
+      'a smaller one'
+    )
   for key in ('optimizer.learning_rate', 'model.eps', 'model.v_th'):
     if not flat[key] > 0:
-      raise InputError(f'{key} must be positive, got {flat[key]}')
+      raise InputError(
+        f'{key} must be positive, got {flat[key]}: set --config.{key} to more '
+        'than 0'
+      )
   for key in ('optimizer.momentum', 'loss.label_smoothing'):
     if not 0 <= flat[key] < 1:
-      raise InputError(f'{key} must lie in [0, 1), got {flat[key]}')
+      raise InputError(
+        f'{key} must lie in [0, 1), got {flat[key]}: set --config.{key}=0, '
+        'for example'
+      )
   if flat['optimizer.warmup_epochs'] >= flat['num_epochs']:
     raise InputError(
       'optimizer.warmup_epochs must be less than num_epochs = '
-      f'{flat["num_epochs"]}, got {flat["optimizer.warmup_epochs"]}'
+      f'{flat["num_epochs"]}, got {flat["optimizer.warmup_epochs"]}: set '
+      '--config.optimizer.warmup_epochs=0, for example'
     )
   if flat['evaluation.fold_convolutions']:
     _check_kernels_fold(flat['model.current_norm'], flat['model.spike_norm'])
   if flat['evaluation.checkpoint'] not in ('latest', 'best'):
     raise InputError(
       "evaluation.checkpoint must be 'latest' or 'best', got "
-      f'{flat["evaluation.checkpoint"]!r}'
+      f'{flat["evaluation.checkpoint"]!r}: set '
+      '--config.evaluation.checkpoint=latest, for example'
     )
 
 

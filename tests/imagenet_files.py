@@ -67,11 +67,11 @@ def write_tree(root: pathlib.Path) -> None:
   (train / 'readme.txt').write_text('')
 
 
-def write_records(root: pathlib.Path) -> None:
+def write_records(root: pathlib.Path, *, num_shards: int | None = None) -> None:
   """Prepares what tensorflow_datasets does, from the same images."""
   import tensorflow_datasets as tfds
 
-  class Imagenet2012(tfds.core.GeneratorBasedBuilder):
+  class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """tensorflow_datasets' builder but for the archives that it reads."""
 
     VERSION = tfds.core.Version('5.1.0')
@@ -101,4 +101,5 @@ def write_records(root: pathlib.Path) -> None:
 
   # The encoder takes bytes as they are, those of PNGs too.
   builder = Imagenet2012(data_dir=root, file_format='array_record')
-  builder.download_and_prepare()
+  config = tfds.download.DownloadConfig(num_shards=num_shards)
+  builder.download_and_prepare(download_config=config)

@@ -126,6 +126,30 @@ def test_probability_above_one_is_refused():
     _erasing(1.5)
 
 
+def _asked(dataset, **data):
+  return augmentations({**get_config().data, **data}, spec=get_spec(dataset))
+
+
+@pytest.mark.parametrize(
+  ('key', 'most'), [('shift', 31), ('roll', 31), ('cutout', 32)]
+)
+def test_change_as_large_as_the_image_is_refused(key, most):
+  assert [each.name for each in _asked('cifar10', **{key: most})] == [key]
+  with pytest.raises(InputError) as caught:
+    _asked('cifar10', **{key: most + 1})
+  assert str(caught.value) == (
+    f"data.{key} must be at most {most} pixels, of the 32 x 32 of 'cifar10', "
+    f'got {most + 1}: set --config.data.{key} to a smaller number'
+  )
+
+
+def test_mixup_of_counts_of_events_is_refused():
+  # It would round single events to none.
+  with pytest.raises(InputError, match="0.2 for the counts .*'cifar10_dvs'"):
+    _asked('cifar10_dvs', mixup=0.2)
+  _asked('cifar10_dvs', mixup=0.0)
+
+
 def test_mixup_draws_a_permutation_and_beta_weights():
   draw = functools.partial(augment.draw_mixup, np.random.default_rng(0), 20000)
   for alpha in (0.2, 1.0):

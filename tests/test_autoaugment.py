@@ -1,6 +1,5 @@
 """Is AutoAugment's policy the published one, with Pillow's operations?"""
 
-import collections
 import functools
 
 import numpy as np
@@ -155,34 +154,76 @@ def test_policy_equals_pillow_image_by_image():
   np.testing.assert_array_equal(ours, _one_by_one(images, drawn))
 
 
-def test_policy_has_25_pairs_of_known_operations():
-  assert len(POLICY) == 25
-  for pair in POLICY:
-    assert len(pair) == 2
-    for name, probability, level in pair:
-      assert name in OPERATIONS
-      assert 0 <= probability <= 1
-      assert level in range(10)
+# Table 7 of arXiv:1805.09501, typed anew: operation, tenths of the
+# probability, level; a sub-policy a line.
+TABLE = """
+Invert       1 7  Contrast     2 6
+Rotate       7 2  TranslateX   3 9
+Sharpness    8 1  Sharpness    9 3
+ShearY       5 8  TranslateY   7 9
+AutoContrast 5 8  Equalize     9 2
+ShearY       2 7  Posterize    3 7
+Color        4 3  Brightness   6 7
+Sharpness    3 9  Brightness   7 9
+Equalize     6 5  Equalize     5 1
+Contrast     6 7  Sharpness    6 5
+Color        7 7  TranslateX   5 8
+Equalize     3 7  AutoContrast 4 8
+TranslateY   4 3  Sharpness    2 6
+Brightness   9 6  Color        2 8
+Solarize     5 2  Invert       0 3
+Equalize     2 0  AutoContrast 6 0
+Equalize     2 8  Equalize     6 4
+Color        9 9  Equalize     6 6
+AutoContrast 8 4  Solarize     2 8
+Brightness   1 3  Color        7 0
+Solarize     4 5  AutoContrast 9 3
+TranslateY   9 9  TranslateY   7 9
+AutoContrast 9 2  Solarize     8 3
+Equalize     8 8  Invert       1 3
+TranslateY   7 9  AutoContrast 9 1
+"""
 
 
-def test_policy_uses_each_operation_as_often_as_published():
-  # Counted in torchvision's AutoAugmentPolicy.CIFAR10.
-  counts = collections.Counter(name for pair in POLICY for name, _, _ in pair)
-  assert counts == {
-    'Equalize': 9,
-    'AutoContrast': 7,
-    'TranslateY': 5,
-    'Color': 5,
-    'Sharpness': 5,
-    'Brightness': 4,
-    'Solarize': 4,
-    'Invert': 3,
-    'Contrast': 2,
-    'TranslateX': 2,
-    'ShearY': 2,
-    'Rotate': 1,
-    'Posterize': 1,
+def test_policy_is_the_published_one():
+  ours = [
+    [str(value) for name, p, level in pair for value in (name, p, level)]
+    for pair in POLICY
+  ]
+  theirs = [line.split() for line in TABLE.strip().splitlines()]
+  for row in theirs:
+    row[1], row[4] = (str(int(row[i]) / 10) for i in (1, 4))
+  assert ours == theirs
+  assert len(ours) == 25
+
+
+def test_signed_operations_are_those_of_torchvision():
+  unsigned = {'Posterize', 'Solarize', 'AutoContrast', 'Equalize', 'Invert'}
+  assert set(SIGNED) == set(OPERATIONS) - unsigned
+
+
+@pytest.mark.parametrize('level', [1, 4, 8])
+def test_magnitudes_between_the_ends_are_torchvisions(level):
+  share = level / 9
+  expected = {
+    'ShearX': 0.3 * share,
+    'ShearY': 0.3 * share,
+    'TranslateX': 150 / 331 * share,
+    'TranslateY': 150 / 331 * share,
+    'Rotate': 30 * share,
+    'Brightness': 0.9 * share,
+    'Color': 0.9 * share,
+    'Contrast': 0.9 * share,
+    'Sharpness': 0.9 * share,
+    'Posterize': 8 - round(4 * share),
+    'Solarize': 255 * (1 - share),
+    'AutoContrast': 0,
+    'Equalize': 0,
+    'Invert': 0,
   }
+  assert {name: m[level] for name, m in MAGNITUDES.items()} == pytest.approx(
+    expected
+  )
 
 
 def test_every_operation_has_magnitudes_and_a_reference():

@@ -1,4 +1,4 @@
-"""Can the experiment of every file in configs/ be trained?"""
+"""Can every file in configs/ be trained, and is a bad value refused?"""
 
 import importlib
 import pathlib
@@ -7,7 +7,9 @@ import jax
 import pytest
 import runs
 
-from mpbn_jax import sharding, train
+from configs.default import get_config
+from mpbn_jax import InputError, sharding, train
+from mpbn_jax.config import check_config
 
 # paper.py holds many experiments: tests/test_paper_training.py.
 FILES = sorted(
@@ -28,3 +30,27 @@ def test_every_config_can_be_trained_as_its_docstring_says(name):
   experiment = train.build(config, mesh=mesh)
   # Raises what the first step would raise.
   train.check_trainable(experiment, train.make_train_step(experiment))
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  {
+    'optimizer.learning_rate': float('inf'),
+    'optimizer.weight_decay': -1.0,
+    'data.prefetch': 0,
+    'seed': 2**32,
+    'model.eps': 0.0,
+    'loss.label_smoothing': 1.0,
+    'optimizer.warmup_epochs': 1e9,
+    'evaluation.checkpoint': 'first',
+  }.items(),
+)
+def test_refused_value_is_named_with_what_to_set(key, value):
+  config = get_config()
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(InputError) as caught:
+    check_config(config)
+  message = str(caught.value)
+  assert message.startswith(f'{key} must ')
+  assert f'got {value!r}' in message
+  assert f': set --config.{key}' in message

@@ -384,5 +384,8 @@ def test_unknown_dataset_lists_the_known_ones():
 
 @pytest.mark.parametrize('batch_size', [0, 1079])
 def test_batch_larger_than_the_split_is_refused(batch_size):
-  with pytest.raises(InputError, match=f'1 and the 1078 .* got {batch_size}'):
+  with pytest.raises(
+    InputError,
+    match=f'1 and the 1078 .* got {batch_size}: set .*batch_size=1078 or less',
+  ):
     _batches(batch_size=batch_size)

@@ -1,8 +1,11 @@
 """Are ImageNet's images found, decoded and cropped, wherever they lie?"""
 
 import dataclasses
+import errno
+import io
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -20,12 +23,18 @@ from imagenet_files import (
   write_records,
   write_tree,
 )
+from PIL import Image
 
 from configs.default import get_config
 from mpbn_jax import InputError, report
-from mpbn_jax.datasets import get_spec, imagenet, load_dataset
+from mpbn_jax.datasets import (
+  get_spec,
+  imagenet,
+  imagenet_sources,
+  load_dataset,
+)
 from mpbn_jax.datasets.batches import TrainingBatches, evaluation_batches
-from mpbn_jax.datasets.encoded import decode
+from mpbn_jax.datasets.encoded import centre, decode
 
 KEY = '--config.'
 
@@ -135,6 +144,16 @@ def test_every_kind_of_file_is_decoded_to_its_colours(seed):
   assert np.abs(decoded - np.asarray(expected)).mean() < 4  # of 255
 
 
+def test_jpeg_is_decoded_in_its_full_resolution():
+  rng = np.random.default_rng(0)
+  image = Image.fromarray(rng.integers(0, 256, (300, 400, 3), np.uint8))
+  file = io.BytesIO()
+  image.save(file, 'JPEG', quality=90)
+  with Image.open(file) as opened:
+    expected = np.asarray(opened)
+  np.testing.assert_array_equal(np.asarray(decode(file.getvalue())), expected)
+
+
 def _triangle(size, length):
   """Returns the weights [size, length] of bilinear resizing, antialiased."""
   scale = max(length / size, 1)
@@ -167,6 +186,41 @@ def test_evaluation_takes_the_centre_224_of_256(width, height, tmp_path):
   expected = resized[top : top + 224, left : left + 224]
   # Pillow rounds after each of the two directions.
   np.testing.assert_allclose(found, expected, atol=1.01)
+
+
+@pytest.mark.parametrize(('width', 'height'), [(6, 150), (170, 7), (1, 90)])
+def test_centre_of_a_long_image_is_that_of_the_whole(width, height):
+  image = pixels(0, width, height)
+  short = min(width, height)
+  shape = 36 * width // short, 36 * height // short  # 36 for 32, as 256 for 224
+  left, top = (round((side - 32) / 2) for side in shape)
+  whole = image.resize(shape, Image.Resampling.BILINEAR)
+  expected = whole.crop((left, top, left + 32, top + 32))
+  np.testing.assert_allclose(
+    np.asarray(centre(image, size=(32, 32)), int), expected, atol=1
+  )
+
+
+@pytest.mark.parametrize('size', [(1, 65000), (65000, 1)])
+def test_centre_of_a_thin_image_needs_little_memory(size, monkeypatch):
+  resize = Image.Image.resize
+
+  def noted(self, shape, *args, **options):
+    assert math.prod(shape) < 1e6
+    return resize(self, shape, *args, **options)
+
+  monkeypatch.setattr(Image.Image, 'resize', noted)
+  found = centre(Image.new('RGB', size, (1, 2, 3)), size=(224, 224))
+  assert found.size == (224, 224)
+  assert found.getcolors() == [(224 * 224, (1, 2, 3))]
+
+
+def test_image_that_cannot_be_resized_is_a_bad_one(tree, monkeypatch, caplog):
+  monkeypatch.setattr(Image.Image, 'resize', _raise(ValueError('no size')))
+  images, labels = _read(_load(tree, on_bad_image='skip')['test'])
+  assert not images.any()
+  assert (labels == -1).all()
+  assert 'cannot be decoded (no size): skipped' in caplog.text
 
 
 def test_crops_are_of_the_seed_epoch_and_example_alone(tree, small):
@@ -208,6 +262,29 @@ def test_validation_is_held_out_of_records(records, small):
     np.testing.assert_array_equal(np.bincount(labels), count // 3)
 
 
+def _open_shards():
+  links = [f'/proc/self/fd/{fd}' for fd in os.listdir('/proc/self/fd')]
+  targets = [os.readlink(link) for link in links if os.path.lexists(link)]
+  return sum('array_record' in target for target in targets)
+
+
+def test_shards_are_read_with_few_files_open(records, tmp_path, monkeypatch):
+  write_records(tmp_path / 'sharded', num_shards=5)
+  monkeypatch.setattr(imagenet_sources, '_OPEN', 3)
+  before = _open_shards()
+  few, many = (_load(root)['train'] for root in (records, tmp_path / 'sharded'))
+  assert len(few) == len(many) == 12
+  for _ in range(2):
+    found = _read(many)
+    np.testing.assert_array_equal(_sorted(*found), _sorted(*_read(few)))
+    np.testing.assert_array_equal(found[1], many.labels)
+  assert _open_shards() - before <= 1 + 3
+
+
+def test_both_splits_need_fewer_files_than_any_system_allows():
+  assert 2 * imagenet_sources._OPEN < 256 - 100  # macOS; 100 for all else
+
+
 def test_labels_of_records_are_kept_until_the_files_change(records):
   expected = _load(records)['train'].labels
   (kept,) = records.glob('mpbn_jax/imagenet2012-train-*.npy')
@@ -216,6 +293,32 @@ def test_labels_of_records_are_kept_until_the_files_change(records):
   (shard,) = records.glob('imagenet2012/*/imagenet2012-train.array_record-*')
   os.utime(shard, (0, 0))
   np.testing.assert_array_equal(_load(records)['train'].labels, expected)
+
+
+@pytest.mark.parametrize('damage', ['empty', 'truncated', 'junk', 'others'])
+def test_damaged_labels_are_read_anew(damage, records):
+  expected = _load(records)['train'].labels
+  (kept,) = records.glob('mpbn_jax/imagenet2012-train-*.npy')
+  whole = kept.read_bytes()
+  if damage == 'others':
+    np.save(kept, expected[:-1])
+  else:
+    parts = {'empty': b'', 'truncated': whole[:-4], 'junk': b'junkjunk'}
+    kept.write_bytes(parts[damage])
+  np.testing.assert_array_equal(_load(records)['train'].labels, expected)
+  assert kept.read_bytes() == whole
+
+
+@pytest.mark.parametrize('size', [0, 1000, 2**16])  # a block: read as empty
+def test_truncated_shard_is_named_while_labels_are_read(size, records):
+  (shard,) = records.glob('imagenet2012/*/imagenet2012-train.array_record-*')
+  assert shard.stat().st_size > size
+  os.truncate(shard, size)
+  with pytest.raises(InputError) as caught:
+    _ = _load(records)['train'].labels
+  message = str(caught.value)
+  assert f'record 0 of {records}/imagenet2012/5.1.0, split' in message
+  assert '\n' not in message
 
 
 def test_labels_need_no_place_to_be_kept(records):
@@ -238,7 +341,6 @@ DAMAGE = {
   'truncated': (_truncate, 'truncated'),
   'empty': (lambda path: path.write_bytes(b''), 'neither JPEG nor PNG'),
   'text': (lambda path: path.write_text('no'), 'neither JPEG nor PNG'),
-  'missing': (pathlib.Path.unlink, 'No such file'),
 }
 
 
@@ -275,19 +377,59 @@ def test_skipped_image_is_black_has_no_label_and_is_named_once(
   assert list(split.unreadable) == [str(_bad(tree))]
 
 
+def _not_read(split):
+  with pytest.raises(InputError) as caught:
+    _read(split)
+  message = str(caught.value)
+  assert '\n' not in message
+  assert 'mend that or restore the data' in message
+  assert 'on_bad_image' not in message
+  return message
+
+
 @pytest.mark.parametrize('mode', ['stop', 'skip'])
-def test_bad_record_is_named(mode, records, caplog):
+def test_missing_image_is_never_skipped(mode, tree):
+  split = _load(tree, on_bad_image=mode)['test']
+  _bad(tree).unlink()
+  assert f'to read {_bad(tree)}, got No such file' in _not_read(split)
+
+
+def _raise(error):
+  def function(*_, **__):
+    raise error
+
+  return function
+
+
+# No fault of an image: (what raises it, the error, what the message says).
+CAUSES = {
+  'files': (pathlib.Path, 'read_bytes', OSError(errno.EMFILE, 'Too many open')),
+  'disk': (pathlib.Path, 'read_bytes', OSError(errno.EIO, 'Input/output')),
+  'memory': (Image, 'open', MemoryError()),
+  'modules': (Image, 'open', OSError(errno.EMFILE, 'Too many open')),
+}
+
+
+@pytest.mark.parametrize('cause', CAUSES)
+def test_what_is_no_fault_of_an_image_is_never_skipped(
+  cause, tree, monkeypatch
+):
+  split = _load(tree, on_bad_image='skip', workers=1)['test']
+  *place, error = CAUSES[cause]
+  monkeypatch.setattr(*place, _raise(error))
+  message = _not_read(split)
+  reason = getattr(error, 'strerror', None) or 'MemoryError'
+  assert f'{CLASSES[0]}_0.JPEG, got {reason}:' in message
+
+
+@pytest.mark.parametrize('mode', ['stop', 'skip'])
+def test_bad_record_is_named_and_never_skipped(mode, records):
   (shard,) = records.glob('imagenet2012/*/*-validation.array_record-*')
   content = bytearray(shard.read_bytes())
   content[100:140] = bytes(40)
   shard.write_bytes(content)
   split = _load(records, on_bad_image=mode)['test']
-  if mode == 'stop':
-    with pytest.raises(InputError, match="record 0 of .*5.1.0, split 'valid"):
-      _read(split)
-    return
-  assert (_read(split)[1] == -1).any()
-  assert f'record 0 of {records}/imagenet2012/5.1.0' in caplog.text
+  assert f'record 0 of {records}/imagenet2012/5.1.0, split' in _not_read(split)
 
 
 def test_skipped_image_of_the_test_set_counts_as_wrong(tree, small, caplog):
@@ -382,6 +524,16 @@ def test_interrupted_preparation_is_not_taken_for_prepared(tree, records):
   prepared = tree / 'imagenet2012' / '5.1.0'
   prepared.rename(prepared.with_name('incomplete.AB12_5.1.0'))
   assert 'val' in _load(tree)['test']._source.name(0)  # of the tree
+
+
+@pytest.mark.parametrize('file_format', ['tfrecord', 'array_record'])
+def test_records_that_cannot_be_read_do_not_hide_the_tree(
+  file_format, tree, records
+):
+  _change_info(records, lambda info: info.update(fileFormat=file_format))
+  (records / 'imagenet2012').rename(tree / 'imagenet2012')
+  of_the_tree = 'val' in _load(tree)['test']._source.name(0).split('/')
+  assert of_the_tree == (file_format == 'tfrecord')
 
 
 def test_newest_version_is_read(records):

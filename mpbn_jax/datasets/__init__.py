@@ -45,8 +45,9 @@ def augmentations(
   All but mixup, which comes last.
 
   Raises:
-    InputError: they do not fit the images of `spec`.
+    InputError: they, or mixup, do not fit the images of `spec`.
   """
+  augment.check(config, spec=spec)
   asked = []
   if config['resized_crop']:
     from mpbn_jax.datasets import resized_crop  # needs Pillow

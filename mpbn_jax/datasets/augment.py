@@ -7,9 +7,12 @@ before normalization.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+
+from mpbn_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,32 @@ class Augmentation:
   draw: Callable[[np.random.Generator, int], np.ndarray]
   apply: Callable[[np.ndarray, np.ndarray], np.ndarray]
   at_read: bool = False
+
+
+def check(config: Mapping, *, spec: Any) -> None:
+  """Refuses what leaves next to nothing of the images.
+
+  Args:
+    config: shift, roll, cutout and mixup are read.
+    spec: `base.Spec` of the images.
+
+  Raises:
+    InputError: one of them is too large, or mixes counts of events.
+  """
+  side = min(spec.image_shape[:2])
+  for key, most in (('shift', side - 1), ('roll', side - 1), ('cutout', side)):
+    if config[key] > most:
+      raise InputError(
+        f'data.{key} must be at most {most} pixels, of the '
+        f'{" x ".join(map(str, spec.image_shape[:2]))} of {spec.name!r}, got '
+        f'{config[key]}: set --config.data.{key} to a smaller number'
+      )
+  if config['mixup'] and spec.frames:
+    # A single event, mixed with a weight below 1/2, would be rounded to none.
+    raise InputError(
+      f'data.mixup mixes images, got {config["mixup"]} for the counts of '
+      f'events of {spec.name!r}: set --config.data.mixup=0'
+    )
 
 
 def random_shift(pixels: int) -> Augmentation:

@@ -24,7 +24,8 @@ class Examples(Protocol):
   Attributes:
     labels: int32 [N]. May be slow to find out; `read` does not need it.
     shape: of an example, (H, W, C) or (T, H, W, C).
-    unreadable: names of the images that could not be decoded so far.
+    unreadable: names of the images that could not be decoded so far, of those
+      that this host reads.
   """
 
   labels: np.ndarray
@@ -172,7 +173,7 @@ class Dataset:
 
   @property
   def unreadable(self) -> set[str]:
-    """Names of the images that could not be decoded so far."""
+    """Names of the images that this host could not decode so far."""
     return set().union(*(s.unreadable for s in self.splits.values()))
 
 

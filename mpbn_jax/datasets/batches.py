@@ -45,7 +45,8 @@ class TrainingBatches:
     if not 1 <= batch_size <= count:
       raise InputError(
         f'data.batch_size must be between 1 and the {count} training '
-        f'examples of {dataset.spec.name!r}, got {batch_size}'
+        f'examples of {dataset.spec.name!r}, got {batch_size}: set '
+        f'--config.data.batch_size={count} or less'
       )
     self._part = _part('data.batch_size', batch_size, host)
     self.steps_per_epoch = count // batch_size

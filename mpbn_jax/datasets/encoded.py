@@ -23,6 +23,9 @@ _log = logging.getLogger(__name__)
 # No prediction equals it: right is nothing that is said about such an image.
 BAD_LABEL = -1
 
+# Times the shorter side: of longer images, only the centre is made smaller.
+_LONG = 16
+
 
 class Source(Protocol):
   """Where encoded images lie.
@@ -50,7 +53,8 @@ class EncodedImages:
   `on_bad_image='skip'`, is black and has the label -1: batches keep their
   size; in evaluation it counts as wrong and adds nothing to the sum of the
   losses; in training it adds nothing to the loss (with label smoothing: only
-  the smoothed part). Each is named in a warning, once.
+  the smoothed part). Each is named in a warning, once. What is no fault of an
+  image's bytes (no such file, no memory, too many open files) always stops.
 
   Args:
     source: where they lie.
@@ -93,7 +97,8 @@ class EncodedImages:
     """See `base.Examples`.
 
     Raises:
-      InputError: an image cannot be decoded, and that shall stop (names it).
+      InputError: an image cannot be read, or cannot be decoded and that shall
+        stop (names it).
     """
     images = np.empty((len(indices), *self.shape), np.uint8)
     labels = np.empty(len(indices), np.int32)
@@ -107,17 +112,22 @@ class EncodedImages:
     return images, labels
 
   def _read_one(self, index, key):
+    encoded, label = fetch(self._source, index)
     try:
-      encoded, label = self._source.read(index)
-      image = decode(encoded)
-    except Exception as error:  # whatever damaged files may raise
+      return np.asarray(self._view(decode(encoded), key)), label
+    except Exception as error:  # whatever damaged images may raise
+      # Pillow's own OSError, of a truncated image, has no number.
+      if isinstance(error, MemoryError) or getattr(error, 'errno', None):
+        raise _not_read(self._source.name(index), error) from error
       self._note(index, error)
       return 0, BAD_LABEL
+
+  def _view(self, image, key):
     size = self.shape[:2]
     if key is None:
-      return np.asarray(centre(image, size=size)), label
+      return centre(image, size=size)
     box = resized_crop.rectangle(key, height=image.height, width=image.width)
-    return np.asarray(resized_crop.crop(image, box, size=size)), label
+    return resized_crop.crop(image, box, size=size)
 
   def _note(self, index, error):
     name = self._source.name(index)
@@ -137,6 +147,27 @@ class EncodedImages:
       _log.warning('%s cannot be decoded (%s): skipped', name, reason)
 
 
+def fetch(source: Source, index: int) -> tuple[bytes, int]:
+  """Returns what `source.read` does.
+
+  Raises:
+    InputError: it cannot be read (names it and the cause).
+  """
+  try:
+    return source.read(index)
+  except Exception as error:  # whatever files and their readers may raise
+    raise _not_read(source.name(index), error) from error
+
+
+def _not_read(name, error):
+  reason = getattr(error, 'strerror', None) or str(error)
+  reason = ' '.join(reason.split()) or type(error).__name__
+  return InputError(
+    f'expected to read {name}, got {reason}: mend that or restore the data '
+    '(only images that cannot be decoded are ever skipped)'
+  )
+
+
 def decode(encoded: bytes) -> Image.Image:
   """Returns the RGB image of a JPEG or PNG, whatever its colours are."""
   # Of the true ImageNet, 22 are CMYK, and one is a PNG named .JPEG.
@@ -154,9 +185,14 @@ def centre(image: Image.Image, *, size: tuple[int, int]) -> Image.Image:
   width, height = image.size
   longer = int(short * max(width, height) / min(width, height))
   shape = (short, longer) if width <= height else (longer, short)
-  smaller = image.resize(shape, Image.Resampling.BILINEAR)
   top, left = (
     round((whole - part) / 2)
     for whole, part in zip(shape[::-1], size, strict=True)
   )
-  return smaller.crop((left, top, left + size[1], top + size[0]))
+  box = (left, top, left + size[1], top + size[0])
+  if longer <= _LONG * short:
+    return image.resize(shape, Image.Resampling.BILINEAR).crop(box)
+  # The same but for rounding: the whole might need gigabytes.
+  scale = (width / shape[0], height / shape[1]) * 2
+  box = tuple(edge * by for edge, by in zip(box, scale, strict=True))
+  return image.resize(size[::-1], Image.Resampling.BILINEAR, box=box)

@@ -12,21 +12,26 @@ Below `data.dir`, the first of
 import concurrent.futures
 import contextlib
 import functools
+import json
 import os
 import pathlib
 import sys
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tqdm
 
-from mpbn_jax.datasets.encoded import Source
+from mpbn_jax.datasets.encoded import Source, fetch
 from mpbn_jax.errors import InputError
 
 _SUFFIXES = ('.jpeg', '.jpg', '.png')
 _RECORDS = 1000  # whose labels are read in one call
+# Shards that are open at once, of each split. ImageNet has 1024, as many files
+# as most systems let a process open. To open one again takes 0.2 ms, to decode
+# an image some 10 ms.
+_OPEN = 64
 
 
 def find(
@@ -50,12 +55,15 @@ def find(
     for path in root.glob('imagenet2012/*/dataset_info.json')
     if 'incomplete' not in path.parent.name
   ]
-  if prepared:
-    newest = max(prepared, key=lambda path: _version(path.name))
-    return _records(newest, class_names, pool, cache=root / 'mpbn_jax')
   tree = root / 'imagenet'
   parts = {'train': tree / 'train', 'test': tree / 'val'}
-  if not all(part.is_dir() for part in parts.values()):
+  complete = all(part.is_dir() for part in parts.values())
+  if prepared:
+    newest = max(prepared, key=lambda path: _version(path.name))
+    # What cannot be read hides no tree, and is refused where there is none.
+    if _is_array_record(newest) or not complete:
+      return _records(newest, class_names, pool, cache=root / 'mpbn_jax')
+  if not complete:
     raise InputError(
       f'expected ImageNet, found neither {root}/imagenet2012/<version>/'
       f'dataset_info.json (tensorflow_datasets, array_record) nor {tree}/train '
@@ -65,6 +73,14 @@ def find(
     name: FolderTree(part, class_names, pool=pool)
     for name, part in parts.items()
   }
+
+
+def _is_array_record(directory):
+  try:
+    info = json.loads((directory / 'dataset_info.json').read_text())
+    return info.get('fileFormat') == 'array_record'
+  except (OSError, ValueError):
+    return False
 
 
 def _version(name):
@@ -161,7 +177,8 @@ class Records:
   """Records of tensorflow_datasets, in the order of its shards.
 
   Args:
-    source: random access to examples, the image encoded.
+    shards: its files and how many records each has.
+    parse: makes an example of a record's bytes, the image encoded.
     place: what a message calls them all.
     pool: threads that read labels.
     cache: file that keeps the labels.
@@ -169,23 +186,31 @@ class Records:
 
   def __init__(
     self,
-    source: Any,
+    shards: Mapping[pathlib.Path, int],
     *,
+    parse: Callable[[bytes], Mapping[str, Any]],
     place: str,
     pool: concurrent.futures.Executor,
     cache: pathlib.Path,
   ):
-    self._source = source
+    self._shards = tuple(shards.items())
+    self._starts = np.cumsum([0, *shards.values()])
+    self._parse = parse
     self._place = place
     self._pool = pool
     self._cache = cache
+    # What it drops is closed when the last thread that reads there is done.
+    self._reader = functools.lru_cache(_OPEN)(_reader)
 
   def __len__(self) -> int:
-    return len(self._source)
+    return int(self._starts[-1])
 
   def read(self, index: int) -> tuple[bytes, int]:
     """See `encoded.Source`."""
-    example = self._source[index]
+    shard = np.searchsorted(self._starts, index, side='right') - 1
+    reader = self._reader(*self._shards[shard])
+    (record,) = reader.read([int(index - self._starts[shard])])
+    example = self._parse(record)
     return example['image'], example['label']
 
   def name(self, index: int) -> str:
@@ -194,15 +219,19 @@ class Records:
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
-    """int32 [N]; the first time, every record is read for it."""
-    if self._cache.exists():
-      return np.load(self._cache)
+    """int32 [N]; the first time, every record is read for it.
+
+    Raises:
+      InputError: a record cannot be read (names it).
+    """
+    kept = _kept(self._cache, len(self))
+    if kept is not None:
+      return kept
     starts = range(0, len(self), _RECORDS)
 
     def read(start):
       end = min(start + _RECORDS, len(self))
-      examples = self._source.__getitems__(range(start, end))
-      return [example['label'] for example in examples]
+      return [fetch(self, index)[1] for index in range(start, end)]
 
     text = f'reading the labels of {self._place}'
     parts = list(_progress(self._pool.map(read, starts), len(starts), text))
@@ -211,12 +240,41 @@ class Records:
     return labels
 
 
+def _reader(path, count):
+  from array_record.python import array_record_module
+
+  reader = array_record_module.ArrayRecordReader(
+    str(path),
+    # Of their manual, for random access.
+    options='readahead_buffer_size:0,max_parallelism:0',
+    file_reader_buffer_size=32768,
+  )
+  # A file that ends between two blocks is read as empty records.
+  found = reader.num_records()
+  if found != count:
+    raise ValueError(f'{found} records in {path.name} instead of {count}')
+  return reader
+
+
+def _kept(path, count):
+  """Returns labels of `_keep`; None where they are not there, or damaged."""
+  try:
+    labels = np.load(path)
+  except Exception:  # whatever damaged files may raise
+    return None
+  whole = labels.shape == (count,) and labels.dtype == np.int32
+  return labels if whole else None
+
+
 def _keep(path, labels):
   """Writes a file, whole or not at all; it only saves time."""
   temporary = path.with_name(f'{path.name}.{os.getpid()}.npy')
   try:
     path.parent.mkdir(exist_ok=True)
-    np.save(temporary, labels)
+    with temporary.open('wb') as file:
+      np.save(file, labels)
+      file.flush()
+      os.fsync(file.fileno())
     os.replace(temporary, path)
   except OSError:
     with contextlib.suppress(OSError):
@@ -256,11 +314,13 @@ def _records(directory, class_names, pool, *, cache):
         f'expected {place}, got only {", ".join(splits)}: prepare it again '
         'with both archives'
       )
-    shards = [pathlib.Path(file) for file in splits[theirs].filepaths]
-    fingerprint = _fingerprint(shards)  # before they are opened
+    files = [pathlib.Path(file) for file in splits[theirs].filepaths]
+    fingerprint = _fingerprint(files)
     sources[name] = Records(
-      builder.as_data_source(
-        theirs, decoders={'image': tfds.decode.SkipDecoding()}
+      dict(zip(files, splits[theirs].shard_lengths, strict=True)),
+      parse=functools.partial(
+        features.deserialize_example_np,
+        decoders={'image': tfds.decode.SkipDecoding()},
       ),
       place=place,
       pool=pool,
