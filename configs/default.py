@@ -85,7 +85,8 @@ def get_config() -> ml_collections.ConfigDict:
   data.auto_augment = False  # AutoAugment's policy for CIFAR-10
   data.cutout = 0  # side of the square that is blackened, in pixels
   data.random_erasing = 0.0  # probability that a random rectangle is erased
-  data.mixup = 0.0  # alpha of the Beta distribution of mixing; 0 mixes nothing
+  # Alpha of the Beta distribution of mixing; 0 mixes nothing. Images only.
+  data.mixup = 0.0
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
   optimizer.learning_rate = 0.1  # at its peak
