@@ -47,7 +47,8 @@ def options(directory, name='cifar10'):
 
 
 def prepare(directory, **config):
-  config = {'name': 'cifar10', 'dir': str(directory), 'fake': 0, **config}
+  parsed = runs.program.command_line.parse(list(options(directory)))
+  config = {**parsed.config.data, **config}
   datasets.prepare_dataset(config, num_steps=1)
 
 
@@ -105,6 +106,25 @@ def test_what_needs_no_preparation_says_so(arguments, capsys):
   out, err = capsys.readouterr()
   assert err == ''
   assert re.fullmatch(r'\w+ needs no preparation: train with it .*\n', out)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'said'),
+  [
+    ('data.workers', -1, 'data.workers must be at least 0, got -1'),
+    ('data.on_bad_image', 'x', "unknown data.on_bad_image 'x'"),
+    ('model.num_steps', 0, 'num_steps must be an integer >= 1, got 0'),
+    ('model.num_steps', -2, 'num_steps must be an integer >= 1, got -2'),
+  ],
+)
+@pytest.mark.parametrize('name', ['cifar10', 'imagenet', 'nmnist'])
+def test_unusable_configuration_is_refused_before_anything_is_written(
+  name, key, value, said, tmp_path, capsys
+):
+  arguments = [*options(tmp_path, name), f'--config.{key}={value}']
+  assert main(['--mode=prepare', *arguments]) == 2
+  assert said in the_error(capsys.readouterr())
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_directory_with_blanks_is_quoted_in_the_command(tmp_path):

@@ -106,9 +106,7 @@ def load_dataset(config: Mapping, *, num_steps: int) -> Dataset:
   Raises:
     InputError: unknown name (lists the known ones); not to be had here.
   """
-  spec = get_spec(config['name'])
-  if config['on_bad_image'] not in ON_BAD_IMAGE:
-    raise unknown('data.on_bad_image', config['on_bad_image'], ON_BAD_IMAGE)
+  spec = _checked_spec(config)
   asked = augmentations(config, spec=spec)
   splits = base.divide(
     _read(spec, config, num_steps),
@@ -117,6 +115,12 @@ def load_dataset(config: Mapping, *, num_steps: int) -> Dataset:
     train_size=config['train_size'],
   )
   return Dataset(spec, splits, asked, mixup=config['mixup'])
+
+
+def _checked_spec(config):
+  if config['on_bad_image'] not in ON_BAD_IMAGE:
+    raise unknown('data.on_bad_image', config['on_bad_image'], ON_BAD_IMAGE)
+  return get_spec(config['name'])
 
 
 def _read(spec, config, num_steps):
@@ -137,7 +141,7 @@ def prepare_dataset(config: Mapping, *, num_steps: int) -> None:
   Raises:
     InputError: unknown name (lists the known ones); cannot be prepared here.
   """
-  spec = get_spec(config['name'])
+  spec = _checked_spec(config)
   module = importlib.import_module(DATASETS[spec.name][0])
   if config['fake'] or not hasattr(module, 'prepare'):
     print(f'{spec.name} needs no preparation: train with it at once')
