@@ -13,7 +13,7 @@ import pytest
 
 from mpbn_jax import InputError
 from mpbn_jax.datasets import (
-  event_archives,
+  downloads,
   preparation,
   tonic_readers,
 )
@@ -28,9 +28,7 @@ KINDS = {
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch):
   fakes.expect_few(monkeypatch)
-  monkeypatch.setattr(
-    event_archives, 'download', lambda url, path: 'no connection'
-  )
+  monkeypatch.setattr(downloads, 'download', lambda url, path: 'no connection')
 
 
 def _zip(folders, root):
@@ -161,9 +159,11 @@ def test_archive_that_is_downloaded_is_checked_and_unpacked(
     content = (server / path.name.removesuffix('.part')).read_bytes()
     path.write_bytes(content if len(asked) > 1 else content[:100])
 
-  monkeypatch.setattr(event_archives, 'download', download)
-  with pytest.raises(InputError, match='part with the md5 checksum'):
+  monkeypatch.setattr(downloads, 'download', download)
+  with pytest.raises(InputError) as caught:
     fakes.prepare(here, name)
+  assert f'expected {asked[0]} with the md5 checksum ' in str(caught.value)
+  assert f'put it into {here / KINDS[name]}, then the' in str(caught.value)
   assert not list(here.glob('[!s]*/*'))
   fakes.prepare(here, name)
   assert fakes.files(there) <= fakes.files(here)
