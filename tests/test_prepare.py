@@ -180,14 +180,18 @@ def test_progress_is_one_bar_where_somebody_looks(tmp_path):
 class Server(http.server.BaseHTTPRequestHandler):
   """Serves one content; fewer bytes, or slower, than it announces."""
 
-  def __init__(self, *args, content, cut=0, seconds=0, status=200):
+  def __init__(
+    self, *args, content, cut=0, seconds=0, status=200, encoding=None
+  ):
     self.content, self.cut, self.seconds = content, cut, seconds
-    self.status = status
+    self.status, self.encoding = status, encoding
     super().__init__(*args)
 
   def do_GET(self):  # noqa: N802
     self.send_response(self.status)
     self.send_header('Content-Length', str(len(self.content)))
+    if self.encoding:
+      self.send_header('Content-Encoding', self.encoding)
     self.end_headers()
     end = len(self.content) - self.cut
     with contextlib.suppress(ConnectionError):
@@ -214,8 +218,11 @@ def serving(content, **how):
       thread.join()
 
 
-def test_download_is_kept_where_a_user_would_lay_it(tmp_path, monkeypatch):
-  with serving(fake_cifar.packed(BINARY)) as folder:
+@pytest.mark.parametrize('encoding', [None, 'x-gzip'])
+def test_download_is_kept_where_a_user_would_lay_it(
+  encoding, tmp_path, monkeypatch
+):
+  with serving(fake_cifar.packed(BINARY), encoding=encoding) as folder:
     publish(monkeypatch, folder=folder)
     prepare(tmp_path)
   manual = tmp_path / 'downloads' / 'manual'

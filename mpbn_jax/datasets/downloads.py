@@ -57,11 +57,16 @@ def download(url: str, path: pathlib.Path) -> str | None:
   try:
     with (
       requests.get(
-        url, stream=True, timeout=(_NO_ANSWER, _NO_BYTES)
+        url,
+        headers={'Accept-Encoding': 'identity'},
+        stream=True,
+        timeout=(_NO_ANSWER, _NO_BYTES),
       ) as response,
       path.open('wb') as file,
     ):
       response.raise_for_status()
+      # As the file lies there: some servers call a .gz encoded.
+      response.raw.headers.pop('Content-Encoding', None)
       size = response.headers.get('Content-Length')
       with tqdm(
         total=int(size) if size else None,
