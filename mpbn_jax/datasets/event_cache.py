@@ -120,7 +120,7 @@ def place(spec: Spec, config: Mapping, *, num_steps: int) -> pathlib.Path:
   check_framing(config['framing'])
   height, width, _ = spec.image_shape
   return (
-    pathlib.Path(config['dir']).expanduser()
+    pathlib.Path(config['dir'])
     / 'event_frames'
     / (
       f'{spec.name}-{num_steps}-{config["framing"]}-{height}x{width}-v{VERSION}'

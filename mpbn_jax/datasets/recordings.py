@@ -98,7 +98,7 @@ def open_reader(source: Source, directory: str | os.PathLike) -> Any:
   try:
     return kind(save_to=os.fspath(directory), **source.options)
   except (KeyError, ValueError, IndexError) as error:
-    where = pathlib.Path(directory).expanduser() / source.kind
+    where = pathlib.Path(directory) / source.kind
     raise InputError(
       f'expected the folders of {source.kind} and no others in {where}, got '
       f'one that is unknown ({error}): move it elsewhere'
