@@ -338,9 +338,9 @@ def prepared(tmp_path_factory):
   return directory
 
 
-def check_damaged(directory):
+def check_damaged(directory, use=load):
   with pytest.raises(InputError) as caught:
-    load(directory)
+    use(directory)
   message = str(caught.value)
   assert '\n' not in message
   assert re.fullmatch(
@@ -371,6 +371,7 @@ def test_damaged_file_says_how_to_prepare_anew(name, kept, prepared, tmp_path):
   else:
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
   check_damaged(directory)
+  check_damaged(directory, use=prepare)
   # And it does help.
   shutil.rmtree(home(directory))
   prepare(directory)

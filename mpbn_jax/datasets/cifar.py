@@ -77,7 +77,8 @@ def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
   """Downloads the official archive, converts it, says where it is.
 
   Raises:
-    InputError: no archive to be had, a wrong one, no place to write.
+    InputError: no archive to be had, a wrong one, no place to write; what is
+      prepared is damaged.
   """
   del num_steps
   root = pathlib.Path(config['dir'])
@@ -92,6 +93,7 @@ def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
         _convert(place, spec, root / 'downloads' / 'manual')
         _say(place, spec, f'prepared in {time.monotonic() - start:.1f} s')
         return
+  _read(place, spec)  # or it is damaged
   _say(place, spec, 'is prepared already')
 
 
