@@ -214,9 +214,9 @@ def test_other_parameters_make_other_frames(dvs):
   other = fakes.load(dvs, 'cifar10_dvs', num_steps=5)
   assert other.example_shape == (5, 48, 48, 2)
   assert {path.name for path in (dvs / FRAMES).glob('[!.]*')} == {
-    'cifar10_dvs-3-count-48x48-v1',
-    'cifar10_dvs-3-time-48x48-v1',
-    'cifar10_dvs-5-count-48x48-v1',
+    'cifar10_dvs-3-count-48x48-v2',
+    'cifar10_dvs-3-time-48x48-v2',
+    'cifar10_dvs-5-count-48x48-v2',
   }
 
 
@@ -443,6 +443,16 @@ def test_npy_that_cannot_be_read_is_named(tmp_path):
   path.write_bytes(path.read_bytes()[:-9])
   with pytest.raises(InputError, match=f'got {path}, which cannot be read'):
     fakes.load(tmp_path, 'dvs_gesture')
+
+
+@pytest.mark.parametrize('size', [1, 2, 5 * 7 - 1])
+def test_truncated_bin_is_named(size, tmp_path):
+  fakes.write(tmp_path, 'nmnist')
+  path = tmp_path / fakes.path_of('nmnist', 'Test', 2, 3)
+  path.write_bytes(path.read_bytes()[:size])
+  message = f'got {path}, which cannot be read .it is truncated: {size} bytes'
+  with pytest.raises(InputError, match=message):
+    fakes.load(tmp_path, 'nmnist')
 
 
 @pytest.mark.parametrize('name', fakes.NAMES)

@@ -46,7 +46,7 @@ from mpbn_jax.datasets.recordings import (
 )
 from mpbn_jax.errors import InputError
 
-VERSION = 1  # of the frames: rule of framing, order of recordings, split
+VERSION = 2  # of the frames: rule of framing, order of recordings, split
 PARTS = ('train', 'test')
 # Recordings for which a further process pays: it takes seconds to start.
 _WORTH_A_PROCESS = 1000

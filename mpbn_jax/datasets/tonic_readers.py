@@ -13,6 +13,7 @@ import numpy as np
 import tonic.datasets
 
 _AEDAT4 = b'#!AER-DAT4.0\r\n'
+_NMNIST_EVENT = 5  # bytes
 
 
 class _Unlisted:
@@ -66,6 +67,14 @@ class NMNIST(_Unlisted, tonic.datasets.NMNIST):
   def label(self, path: pathlib.PurePath) -> int:
     """As `CIFAR10DVS.label`."""
     return int(path.parent.name)
+
+  def __getitem__(self, index):
+    size = os.path.getsize(self.data[index])
+    if size % _NMNIST_EVENT:
+      raise ValueError(
+        f'it is truncated: {size} bytes are not events of {_NMNIST_EVENT}'
+      )
+    return super().__getitem__(index)
 
 
 def check_aedat4(path: str) -> None:
