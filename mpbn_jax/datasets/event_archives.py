@@ -52,7 +52,7 @@ def _archive(reader, location):
     reader.url,
     path,
     difference=functools.partial(_difference, reader=reader),
-    mend=f'put it into {location}, then the same command again',
+    mend=f'put {path.name} into {location}, then the same command again',
   )
   return path
 
