@@ -149,6 +149,17 @@ def test_absent_archive_without_internet_says_where_to_put_it(archived):
   assert fakes.files(here) == set()
 
 
+@pytest.mark.parametrize('name', ['dvs_gesture', 'nmnist'])
+def test_half_of_the_recordings_is_told_before_a_download(
+  name, tmp_path, monkeypatch
+):
+  fakes.write(tmp_path, name)
+  (tmp_path / fakes.path_of(name, 'Train', 3, 4)).unlink()
+  monkeypatch.setattr(downloads, 'download', None)
+  with pytest.raises(InputError, match='got (99|109): remove that incomplete'):
+    fakes.prepare(tmp_path, name)
+
+
 def test_archive_that_is_downloaded_is_checked_and_unpacked(
   archived, monkeypatch
 ):

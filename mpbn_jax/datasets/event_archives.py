@@ -34,7 +34,9 @@ def obtain(source: Source, directory: str | os.PathLike) -> None:
   location = pathlib.Path(open_reader(source, directory).location_on_system)
   with exclusive(location, what=f'the recordings of {source.kind}'):
     reader = open_reader(source, directory)
-    if len(reader) < source.count:
+    # What is there stays: half of the folder is the user's to remove.
+    half = len(reader) > 0 and reader.folder_name
+    if len(reader) < source.count and not half:
       _unpack(_archive(reader, location), location)
 
 
