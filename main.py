@@ -100,8 +100,12 @@ def _run(command, start):
 
 
 def _prepare(config):
+  from mpbn_jax.config import check_config
   from mpbn_jax.datasets import prepare_dataset
+  from mpbn_jax.models import build_model
 
+  check_config(config)
+  build_model(config.model)  # checks T
   try:
     prepare_dataset(config.data, num_steps=config.model.num_steps)
   except KeyboardInterrupt as stop:

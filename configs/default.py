@@ -61,7 +61,9 @@ def get_config() -> ml_collections.ConfigDict:
   # cifar10_dvs | dvs_gesture | nmnist
   data.name = 'digits'
   data.batch_size = 128  # of all devices together
-  # Where prepared data sets lie; archives in <dir>/downloads/manual.
+  # Where prepared data sets lie. Archives of CIFAR that you bring belong into
+  # <dir>/downloads/manual, those of events into <dir>/CIFAR10DVS, DVSGesture
+  # or NMNIST.
   data.dir = '~/tensorflow_datasets'
   # Random examples of the true shape in place of the data set, so many in each
   # split; 0 reads the data set.

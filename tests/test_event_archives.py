@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import resource
 import tarfile
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from mpbn_jax import InputError
 from mpbn_jax.datasets import (
-  event_archives,
+  downloads,
   preparation,
   tonic_readers,
 )
@@ -28,9 +29,7 @@ KINDS = {
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch):
   fakes.expect_few(monkeypatch)
-  monkeypatch.setattr(
-    event_archives, 'download', lambda url, path: 'no connection'
-  )
+  monkeypatch.setattr(downloads, 'download', lambda url, path: 'no connection')
 
 
 def _zip(folders, root):
@@ -143,9 +142,22 @@ def test_absent_archive_without_internet_says_where_to_put_it(archived):
     path.unlink()
   with pytest.raises(InputError) as caught:
     fakes.prepare(here, name)
-  assert '(no connection): put it into ' in str(caught.value)
-  assert str(here / KINDS[name]) in str(caught.value)
+  assert re.search(
+    rf'\(no connection\): put \S*(zip|gz) into {here / KINDS[name]}, then',
+    str(caught.value),
+  )
   assert fakes.files(here) == set()
+
+
+@pytest.mark.parametrize('name', ['dvs_gesture', 'nmnist'])
+def test_half_of_the_recordings_is_told_before_a_download(
+  name, tmp_path, monkeypatch
+):
+  fakes.write(tmp_path, name)
+  (tmp_path / fakes.path_of(name, 'Train', 3, 4)).unlink()
+  monkeypatch.setattr(downloads, 'download', None)
+  with pytest.raises(InputError, match='got (99|109): remove that incomplete'):
+    fakes.prepare(tmp_path, name)
 
 
 def test_archive_that_is_downloaded_is_checked_and_unpacked(
@@ -161,9 +173,13 @@ def test_archive_that_is_downloaded_is_checked_and_unpacked(
     content = (server / path.name.removesuffix('.part')).read_bytes()
     path.write_bytes(content if len(asked) > 1 else content[:100])
 
-  monkeypatch.setattr(event_archives, 'download', download)
-  with pytest.raises(InputError, match='part with the md5 checksum'):
+  monkeypatch.setattr(downloads, 'download', download)
+  with pytest.raises(InputError) as caught:
     fakes.prepare(here, name)
+  assert f'expected {asked[0]} with the md5 checksum ' in str(caught.value)
+  assert re.search(
+    rf'put \S*(zip|gz) into {here / KINDS[name]}, then the', str(caught.value)
+  )
   assert not list(here.glob('[!s]*/*'))
   fakes.prepare(here, name)
   assert fakes.files(there) <= fakes.files(here)

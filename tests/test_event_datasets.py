@@ -1,5 +1,6 @@
 """Do recordings on the disk become the frames that a network trains on?"""
 
+import dataclasses
 import errno
 import functools
 import importlib
@@ -7,6 +8,7 @@ import os
 import pathlib
 import re
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -19,7 +21,13 @@ import pytest
 import runs
 
 from mpbn_jax import InputError
-from mpbn_jax.datasets import cifar10_dvs, event_cache, get_spec, preparation
+from mpbn_jax.datasets import (
+  cifar10_dvs,
+  downloads,
+  event_cache,
+  get_spec,
+  preparation,
+)
 from mpbn_jax.datasets.batches import TrainingBatches, evaluation_batches
 from mpbn_jax.datasets.events import to_frames
 from mpbn_jax.datasets.recordings import Recordings
@@ -27,6 +35,11 @@ from mpbn_jax.train import build_network
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FRAMES = 'event_frames'
+COUNTS = {
+  name: {part: source.count for part, source in module.SOURCES.items()}
+  for name in fakes.NAMES
+  if (module := importlib.import_module(f'mpbn_jax.datasets.{name}'))
+}
 
 
 @pytest.fixture(autouse=True)
@@ -139,12 +152,25 @@ def test_batches_come_from_the_disk(name, tmp_path):
     assert batch['image'].shape == (7, *shape)
 
 
-def test_a_file_that_is_no_recording_is_left_out(dvs):
-  expected = fakes.load(dvs, 'cifar10_dvs').splits['train'].images
-  hidden = dvs / 'CIFAR10DVS' / 'bird' / '._cifar10_bird_1.aedat4'
-  hidden.write_bytes(b'of a Macintosh')
-  again = fakes.load(dvs, 'cifar10_dvs', num_steps=2).splits['train'].images
-  assert len(again) == len(expected)
+@pytest.mark.parametrize('name', fakes.NAMES)
+def test_hidden_files_are_no_recordings(name, tmp_path):
+  fakes.write(tmp_path, name)
+  expected = fakes.load(tmp_path, name).splits['train'].labels
+  path = tmp_path / fakes.path_of(name, 'Train', 3, 4)
+  (path.parent / '.DS_Store').write_bytes(b'of a Macintosh')
+  path.with_name(f'._{path.name}').write_bytes(b'of a Macintosh')
+  (path.parent / '.hidden').mkdir()
+  (path.parent / '.hidden' / path.name).write_bytes(b'of a Macintosh')
+  again = fakes.load(tmp_path, name, num_steps=2).splits['train'].labels
+  np.testing.assert_array_equal(again, expected)
+
+
+def test_data_sets_have_as_many_recordings_as_their_archives():
+  assert COUNTS == {
+    'cifar10_dvs': {'all': 10_000},
+    'dvs_gesture': {'train': 1077, 'test': 264},
+    'nmnist': {'train': 60_000, 'test': 10_000},
+  }
 
 
 @pytest.mark.parametrize('name', [*fakes.NAMES, 'event_digits'])
@@ -188,9 +214,9 @@ def test_other_parameters_make_other_frames(dvs):
   other = fakes.load(dvs, 'cifar10_dvs', num_steps=5)
   assert other.example_shape == (5, 48, 48, 2)
   assert {path.name for path in (dvs / FRAMES).glob('[!.]*')} == {
-    'cifar10_dvs-3-count-48x48-v1',
-    'cifar10_dvs-3-time-48x48-v1',
-    'cifar10_dvs-5-count-48x48-v1',
+    'cifar10_dvs-3-count-48x48-v2',
+    'cifar10_dvs-3-time-48x48-v2',
+    'cifar10_dvs-5-count-48x48-v2',
   }
 
 
@@ -224,12 +250,46 @@ def test_truncated_frames_are_made_anew(size, dvs, caplog):
     np.testing.assert_array_equal(split.images, expected[part])
 
 
-def test_damaged_frames_without_recordings_are_an_error(dvs):
+def test_damaged_frames_without_recordings_are_an_error(dvs, monkeypatch):
   fakes.load(dvs, 'cifar10_dvs')
   (path,) = (dvs / FRAMES).glob('*/test_labels.npy')
   path.unlink()
   fakes.remove_recordings(dvs)
-  with pytest.raises(InputError, match="100 recordings of 'cifar10_dvs' in"):
+  with pytest.raises(
+    InputError,
+    match=f"{path.parent} is damaged; expected 100 recordings of 'cifar10_dvs'",
+  ):
+    fakes.load(dvs, 'cifar10_dvs')
+  message = f'{path.parent} is damaged; expected CIFAR10DVS.zip, got no down'
+  monkeypatch.setattr(downloads, 'download', lambda url, path: 'no connection')
+  with pytest.raises(InputError, match=message):
+    fakes.prepare(dvs, 'cifar10_dvs')
+
+
+def test_frames_of_other_recordings_are_made_anew(tmp_path, caplog):
+  fakes.write(tmp_path, 'dvs_gesture')
+  first = len(fakes.load(tmp_path, 'dvs_gesture').splits['train'])
+  user = tmp_path / 'DVSGesture' / 'ibmGestureTrain' / 'user01_led'
+  shutil.copytree(user, user.with_name('user11_led'))
+  again = len(fakes.load(tmp_path, 'dvs_gesture').splits['train'])
+  assert (first, again) == (110, 121)
+  (message,) = caplog.messages
+  (path,) = (tmp_path / FRAMES).glob('[!.]*')
+  assert message == (
+    f'{path} is of 220 recordings, not 231: its frames are made anew'
+  )
+  # They stay where recordings are removed, one by one or all.
+  shutil.rmtree(user)
+  shutil.rmtree(user.with_name('user11_led'))
+  assert len(fakes.load(tmp_path, 'dvs_gesture').splits['train']) == 121
+
+
+def test_frames_of_too_few_recordings_are_refused(dvs, monkeypatch):
+  fakes.load(dvs, 'cifar10_dvs')
+  fakes.remove_recordings(dvs)
+  more = dataclasses.replace(cifar10_dvs.SOURCES['all'], count=101)
+  monkeypatch.setitem(cifar10_dvs.SOURCES, 'all', more)
+  with pytest.raises(InputError, match='is of 100 recordings, not 101; expec'):
     fakes.load(dvs, 'cifar10_dvs')
 
 
@@ -290,8 +350,11 @@ def test_absent_recordings_say_what_to_do_at_once(name, tmp_path):
     fakes.load(tmp_path, name)
   message = str(caught.value)
   assert f'recordings of {name!r}' in message
-  assert f'main.py --mode=prepare --config=configs/{name}.py' in message
-  assert f'--config.data.dir={tmp_path}' in message
+  assert (
+    f'run python main.py --mode=prepare --config.data.name={name} '
+    f'--config.data.dir={tmp_path} --config.model.num_steps=3 '
+    '--config.data.framing=count (without'
+  ) in message
   assert f'into {tmp_path}' in message
   assert '\n' not in message
   assert fakes.files(tmp_path) == set()
@@ -303,10 +366,45 @@ def test_incomplete_recordings_are_not_taken_for_the_data_set(dvs):
     fakes.load(dvs, 'cifar10_dvs')
 
 
-def test_folder_that_is_no_class_is_named(dvs):
-  (dvs / 'CIFAR10DVS' / 'bird').rename(dvs / 'CIFAR10DVS' / 'birds')
-  with pytest.raises(InputError, match="unknown \\('birds'\\): move it"):
-    fakes.load(dvs, 'cifar10_dvs')
+@pytest.mark.parametrize(
+  ('name', 'old', 'new'),
+  [
+    ('cifar10_dvs', 'bird', 'birds'),
+    ('nmnist', 'Train/3', 'Train/x'),
+    ('nmnist', 'Test/9', 'Test/10'),
+    ('dvs_gesture', 'ibmGestureTrain/user03_led/10.npy', '{}/11.npy'),
+    ('dvs_gesture', 'ibmGestureTest/user01_led/3.npy', '{}/-1.npy'),
+    ('dvs_gesture', 'ibmGestureTest/user01_led/3.npy', '{}/copy.npy'),
+  ],
+)
+def test_recording_of_no_class_is_named(name, old, new, tmp_path):
+  fakes.write(tmp_path, name)
+  (root,) = tmp_path.iterdir()
+  new = root / new.format(old.rpartition('/')[0])
+  (root / old).rename(new)
+  with pytest.raises(InputError) as caught:
+    fakes.load(tmp_path, name)
+  assert re.search(
+    rf'of the 1[01] classes of .*, got {new}\S*, which is of another: move it',
+    str(caught.value),
+  )
+
+
+def test_directory_that_may_not_be_read_is_not_taken_for_an_empty_one(
+  tmp_path, monkeypatch
+):
+  fakes.write(tmp_path, 'nmnist')
+  secret = str(tmp_path / 'NMNIST' / 'Train' / '3')
+  scandir = os.scandir
+
+  def forbidden(path):  # who runs the tests may be allowed everything
+    if os.fspath(path) == secret:
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), secret)
+    return scandir(path)
+
+  monkeypatch.setattr(os, 'scandir', forbidden)
+  with pytest.raises(InputError, match=rf'got {secret} \(Permission denied\)'):
+    fakes.load(tmp_path, 'nmnist')
 
 
 def _with_broken_text(content):
@@ -345,6 +443,16 @@ def test_npy_that_cannot_be_read_is_named(tmp_path):
   path.write_bytes(path.read_bytes()[:-9])
   with pytest.raises(InputError, match=f'got {path}, which cannot be read'):
     fakes.load(tmp_path, 'dvs_gesture')
+
+
+@pytest.mark.parametrize('size', [1, 2, 5 * 7 - 1])
+def test_truncated_bin_is_named(size, tmp_path):
+  fakes.write(tmp_path, 'nmnist')
+  path = tmp_path / fakes.path_of('nmnist', 'Test', 2, 3)
+  path.write_bytes(path.read_bytes()[:size])
+  message = f'got {path}, which cannot be read .it is truncated: {size} bytes'
+  with pytest.raises(InputError, match=message):
+    fakes.load(tmp_path, 'nmnist')
 
 
 @pytest.mark.parametrize('name', fakes.NAMES)

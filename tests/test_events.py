@@ -111,6 +111,34 @@ def test_frames_of_equal_time_hold_the_events_of_that_time():
 
 
 @pytest.mark.parametrize('framing', FRAMINGS)
+def test_order_of_the_events_in_the_file_changes_nothing(framing):
+  events = random_events(200)
+  events['t'] = np.arange(200)
+  shuffled = np.random.default_rng(0).permutation(events)
+  np.testing.assert_array_equal(
+    frames_of(shuffled, framing=framing), frames_of(events, framing=framing)
+  )
+
+
+def test_events_of_one_moment_keep_the_order_of_the_file():
+  events = random_events(4)
+  events['t'] = [5, 9, 9, 1]
+  events['x'], events['y'], events['p'] = [1, 2, 3, 0], 0, 0
+  frames = frames_of(events, num_steps=4)
+  assert frames[:, 0, :4, 0].argmax(1).tolist() == [0, 1, 2, 3]
+
+
+def test_time_that_cannot_be_is_named():
+  events = random_events(9, dtype=tonic.datasets.CIFAR10DVS.dtype)
+  events['t'][-1] = 2**63 + 5
+  with pytest.raises(
+    InputError, match=f' apart, got .* and {2**63 + 5} in one.bin: the file'
+  ):
+    frames_of(events, framing='time')
+  assert frames_of(events, framing='count').sum() == 9
+
+
+@pytest.mark.parametrize('framing', FRAMINGS)
 def test_events_of_one_moment_are_all_there(framing):
   events = random_events(6)
   events['t'] = 7

@@ -47,7 +47,8 @@ def options(directory, name='cifar10'):
 
 
 def prepare(directory, **config):
-  config = {'name': 'cifar10', 'dir': str(directory), 'fake': 0, **config}
+  parsed = runs.program.command_line.parse(list(options(directory)))
+  config = {**parsed.config.data, **config}
   datasets.prepare_dataset(config, num_steps=1)
 
 
@@ -107,6 +108,25 @@ def test_what_needs_no_preparation_says_so(arguments, capsys):
   assert re.fullmatch(r'\w+ needs no preparation: train with it .*\n', out)
 
 
+@pytest.mark.parametrize(
+  ('key', 'value', 'said'),
+  [
+    ('data.workers', -1, 'data.workers must be at least 0, got -1'),
+    ('data.on_bad_image', 'x', "unknown data.on_bad_image 'x'"),
+    ('model.num_steps', 0, 'num_steps must be an integer >= 1, got 0'),
+    ('model.num_steps', -2, 'num_steps must be an integer >= 1, got -2'),
+  ],
+)
+@pytest.mark.parametrize('name', ['cifar10', 'imagenet', 'nmnist'])
+def test_unusable_configuration_is_refused_before_anything_is_written(
+  name, key, value, said, tmp_path, capsys
+):
+  arguments = [*options(tmp_path, name), f'--config.{key}={value}']
+  assert main(['--mode=prepare', *arguments]) == 2
+  assert said in the_error(capsys.readouterr())
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_directory_with_blanks_is_quoted_in_the_command(tmp_path):
   directory = tmp_path / 'my data'
   text = str(preparation.not_prepared('cifar10', directory))
@@ -160,14 +180,18 @@ def test_progress_is_one_bar_where_somebody_looks(tmp_path):
 class Server(http.server.BaseHTTPRequestHandler):
   """Serves one content; fewer bytes, or slower, than it announces."""
 
-  def __init__(self, *args, content, cut=0, seconds=0, status=200):
+  def __init__(
+    self, *args, content, cut=0, seconds=0, status=200, encoding=None
+  ):
     self.content, self.cut, self.seconds = content, cut, seconds
-    self.status = status
+    self.status, self.encoding = status, encoding
     super().__init__(*args)
 
   def do_GET(self):  # noqa: N802
     self.send_response(self.status)
     self.send_header('Content-Length', str(len(self.content)))
+    if self.encoding:
+      self.send_header('Content-Encoding', self.encoding)
     self.end_headers()
     end = len(self.content) - self.cut
     with contextlib.suppress(ConnectionError):
@@ -194,8 +218,11 @@ def serving(content, **how):
       thread.join()
 
 
-def test_download_is_kept_where_a_user_would_lay_it(tmp_path, monkeypatch):
-  with serving(fake_cifar.packed(BINARY)) as folder:
+@pytest.mark.parametrize('encoding', [None, 'x-gzip'])
+def test_download_is_kept_where_a_user_would_lay_it(
+  encoding, tmp_path, monkeypatch
+):
+  with serving(fake_cifar.packed(BINARY), encoding=encoding) as folder:
     publish(monkeypatch, folder=folder)
     prepare(tmp_path)
   manual = tmp_path / 'downloads' / 'manual'
@@ -250,7 +277,10 @@ def test_server_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
   ('content', 'said'),
   [
     (fake_cifar.packed(BINARY)[:-1] + b'x', 'the sha256 checksum .*, got '),
-    (b'<html>Please log in</html>', r'bytes, got 26, it is truncated'),
+    (
+      b'<html>Please log in</html>',
+      r'bytes, got 26, it is truncated or another file',
+    ),
   ],
 )
 def test_download_of_something_else_is_not_kept(

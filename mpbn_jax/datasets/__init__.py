@@ -1,7 +1,9 @@
 """Which data sets are there, and how is one loaded from a configuration?"""
 
+import contextlib
 import importlib
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Iterator, Mapping
 
 from mpbn_jax.datasets import augment, base
 from mpbn_jax.datasets.base import Dataset, Spec
@@ -107,9 +109,7 @@ def load_dataset(config: Mapping, *, num_steps: int) -> Dataset:
   Raises:
     InputError: unknown name (lists the known ones); not to be had here.
   """
-  spec = get_spec(config['name'])
-  if config['on_bad_image'] not in ON_BAD_IMAGE:
-    raise unknown('data.on_bad_image', config['on_bad_image'], ON_BAD_IMAGE)
+  spec = _checked_spec(config)
   asked = augmentations(config, spec=spec)
   splits = base.divide(
     _read(spec, config, num_steps),
@@ -120,12 +120,45 @@ def load_dataset(config: Mapping, *, num_steps: int) -> Dataset:
   return Dataset(spec, splits, asked, mixup=config['mixup'])
 
 
+def _checked_spec(config):
+  if config['on_bad_image'] not in ON_BAD_IMAGE:
+    raise unknown('data.on_bad_image', config['on_bad_image'], ON_BAD_IMAGE)
+  return get_spec(config['name'])
+
+
 def _read(spec, config, num_steps):
   """Returns the splits as the data set has them."""
   if config['fake']:
     return base.fake(spec, num_steps=num_steps, count=config['fake'])
   module = importlib.import_module(DATASETS[spec.name][0])
-  return module.load(spec, config, num_steps=num_steps)
+  with _readable():
+    return module.load(spec, _in_home(config), num_steps=num_steps)
+
+
+def _in_home(config):
+  """Returns `config.data` with the home directory in place of a '~'."""
+  try:
+    directory = pathlib.Path(config['dir']).expanduser()
+  except RuntimeError as error:
+    raise InputError(
+      f'expected the home directory of a user, got {config["dir"]!r}: give '
+      'another --config.data.dir'
+    ) from error
+  return {**config, 'dir': str(directory)}
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+  """Makes one line of it when the system does not let its body read a file."""
+  try:
+    yield
+  except OSError as error:
+    if error.filename is None:
+      raise
+    raise InputError(
+      f'expected files and directories that can be read, got {error.filename} '
+      f'({error.strerror}): mend that, or give another --config.data.dir'
+    ) from error
 
 
 def prepare_dataset(config: Mapping, *, num_steps: int) -> None:
@@ -138,9 +171,10 @@ def prepare_dataset(config: Mapping, *, num_steps: int) -> None:
   Raises:
     InputError: unknown name (lists the known ones); cannot be prepared here.
   """
-  spec = get_spec(config['name'])
+  spec = _checked_spec(config)
   module = importlib.import_module(DATASETS[spec.name][0])
   if config['fake'] or not hasattr(module, 'prepare'):
     print(f'{spec.name} needs no preparation: train with it at once')
     return
-  module.prepare(spec, config, num_steps=num_steps)
+  with _readable():
+    module.prepare(spec, _in_home(config), num_steps=num_steps)

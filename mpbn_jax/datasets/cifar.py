@@ -66,7 +66,7 @@ def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
     InputError: not prepared, or damaged.
   """
   del num_steps  # images
-  root = _root(config)
+  root = pathlib.Path(config['dir'])
   place = _prepared(root, spec)
   if place is None:
     raise preparation.not_prepared(spec.name, root)
@@ -77,10 +77,11 @@ def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
   """Downloads the official archive, converts it, says where it is.
 
   Raises:
-    InputError: no archive to be had, a wrong one, no place to write.
+    InputError: no archive to be had, a wrong one, no place to write; what is
+      prepared is damaged.
   """
   del num_steps
-  root = _root(config)
+  root = pathlib.Path(config['dir'])
   start = time.monotonic()
   place = _prepared(root, spec)
   if place is None:
@@ -92,11 +93,8 @@ def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
         _convert(place, spec, root / 'downloads' / 'manual')
         _say(place, spec, f'prepared in {time.monotonic() - start:.1f} s')
         return
+  _read(place, spec)  # or it is damaged
   _say(place, spec, 'is prepared already')
-
-
-def _root(config):
-  return pathlib.Path(config['dir']).expanduser()
 
 
 def _home(root, spec):
@@ -113,7 +111,7 @@ def _prepared(root, spec):
   theirs = root / spec.name / '3.0.2'
   try:
     info = json.loads((theirs / _INFO).read_text())
-  except (OSError, ValueError):
+  except (FileNotFoundError, NotADirectoryError, ValueError):
     return None
   return theirs if info.get('fileFormat') == 'array_record' else None
 

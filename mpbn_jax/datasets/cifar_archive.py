@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from mpbn_jax.datasets import downloads
 from mpbn_jax.datasets.base import Split
-from mpbn_jax.datasets.downloads import download
-from mpbn_jax.datasets.preparation import writing
 from mpbn_jax.errors import InputError
 
 _PIXELS = 3 * 32 * 32  # of an image: channels, rows, columns
@@ -179,35 +178,25 @@ def obtain(
       return archive, path
   archive = source.archives[0]
   path = folder / archive.name
-  part = path.with_name(f'{path.name}.part')
   names = ' or '.join(archive.name for archive in source.archives)
-  mend = f'lay {names} into {folder} and run the same command again'
-  try:
-    # tensorflow-datasets' download manager would try for minutes on a machine
-    # without internet, and go on after Ctrl-C until it has the file.
-    with writing(path):
-      folder.mkdir(parents=True, exist_ok=True)
-      reason = download(archive.url, part)
-    if reason:
-      raise InputError(
-        f'expected {archive.name}, got no download of {archive.url} '
-        f'({reason}): {mend}'
-      )
-    if problem := _difference(part, archive):
-      raise InputError(f'expected {archive.url} with {problem}: {mend}')
-    part.rename(path)
-  finally:
-    part.unlink(missing_ok=True)
+  # tensorflow-datasets' download manager would try for minutes on a machine
+  # without internet, and go on after Ctrl-C until it has the file.
+  downloads.obtain(
+    archive.url,
+    path,
+    difference=functools.partial(_difference, archive=archive),
+    mend=f'lay {names} into {folder} and run the same command again',
+  )
   return archive, path
 
 
 def _difference(path, archive):
   """Returns what was expected and got; None if it is the official archive."""
-  size = path.stat().st_size
-  if size != archive.size:
-    what = 'truncated' if size < archive.size else 'another file'
-    return f'{archive.size:,} bytes, got {size:,}, it is {what}'
   with path.open('rb') as file:
+    size = os.fstat(file.fileno()).st_size
+    if size != archive.size:
+      what = 'truncated or ' * (size < archive.size) + 'another file'
+      return f'{archive.size:,} bytes, got {size:,}, it is {what}'
     sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
   if sha256 != archive.sha256:
     return f'the sha256 checksum {archive.sha256}, got {sha256}'

@@ -12,9 +12,9 @@ from mpbn_jax.datasets.base import Spec
 from mpbn_jax.datasets.recordings import Source
 
 SOURCES = {
-  # As many as tonic itself asks for.
-  'train': Source('DVSGesture', count=100, options={'train': True}),
-  'test': Source('DVSGesture', count=100, options={'train': False}),
+  # As many as tonic's archives hold.
+  'train': Source('DVSGesture', count=1077, options={'train': True}),
+  'test': Source('DVSGesture', count=264, options={'train': False}),
 }
 SPEC = Spec(
   name='dvs_gesture',

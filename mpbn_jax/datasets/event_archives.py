@@ -4,6 +4,7 @@ The archives and their checksums are tonic's. They are unpacked beside their
 place and moved into it, so that no half of a folder is taken for the whole.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -11,7 +12,7 @@ import shutil
 import tarfile
 import zipfile
 
-from mpbn_jax.datasets.downloads import download
+from mpbn_jax.datasets import downloads
 from mpbn_jax.datasets.preparation import exclusive, room_for, writing
 from mpbn_jax.datasets.recordings import Source, open_reader
 from mpbn_jax.errors import InputError
@@ -33,7 +34,9 @@ def obtain(source: Source, directory: str | os.PathLike) -> None:
   location = pathlib.Path(open_reader(source, directory).location_on_system)
   with exclusive(location, what=f'the recordings of {source.kind}'):
     reader = open_reader(source, directory)
-    if len(reader) < source.count:
+    # What is there stays: half of the folder is the user's to remove.
+    half = len(reader) > 0 and reader.folder_name
+    if len(reader) < source.count and not half:
       _unpack(_archive(reader, location), location)
 
 
@@ -41,34 +44,31 @@ def _archive(reader, location):
   """Returns the path of the archive, downloaded if need be."""
   path = location / reader.filename
   if path.exists():
-    _check(path, reader)
-    return path
-  part = path.with_name(f'{path.name}.part')
-  try:
-    with writing(part):
-      location.mkdir(exist_ok=True)
-      reason = download(reader.url, part)
-    if reason:
+    if problem := _difference(path, reader):
       raise InputError(
-        f'expected {path.name}, got no download of {reader.url} ({reason}): '
-        f'put it into {location}, then the same command again'
+        f'expected {path} with {problem}: remove it and download it again '
+        f'from {reader.url}'
       )
-    _check(part, reader)
-    part.rename(path)
-  finally:
-    part.unlink(missing_ok=True)
+    return path
+  downloads.obtain(
+    reader.url,
+    path,
+    difference=functools.partial(_difference, reader=reader),
+    mend=f'put {path.name} into {location}, then the same command again',
+  )
   return path
 
 
-def _check(path, reader):
+def _difference(path, reader):
+  """Returns what was expected and got; None if it is tonic's archive."""
   with path.open('rb') as file:
     md5 = hashlib.file_digest(file, 'md5').hexdigest()
-  if md5 != reader.file_md5:
-    raise InputError(
-      f'expected {path} with the md5 checksum {reader.file_md5}, got {md5}, it '
-      f'is truncated or another file: remove it and download it again from '
-      f'{reader.url}'
-    )
+  if md5 == reader.file_md5:
+    return None
+  return (
+    f'the md5 checksum {reader.file_md5}, got {md5}, it is truncated or '
+    'another file'
+  )
 
 
 def _unpack(archive, location):

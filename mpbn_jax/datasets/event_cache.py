@@ -7,7 +7,8 @@ As arrays that are mapped into memory and never read as a whole, in
         train_labels.npy  int32 [N]
         test_images.npy, test_labels.npy
 
-The name holds everything that the frames depend on. The directory appears
+The name holds what the frames depend on, but for the recordings themselves:
+frames of more or fewer than there are now are made anew. The directory appears
 when it is complete.
 """
 
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from mpbn_jax.datasets import preparation
 from mpbn_jax.datasets.base import Spec, Split
 from mpbn_jax.datasets.event_archives import obtain
 from mpbn_jax.datasets.events import check_framing, to_frames
@@ -36,10 +38,15 @@ from mpbn_jax.datasets.preparation import (
   megabytes,
   room_for,
 )
-from mpbn_jax.datasets.recordings import Recordings, Source, open_recordings
+from mpbn_jax.datasets.recordings import (
+  Recordings,
+  Source,
+  open_reader,
+  open_recordings,
+)
 from mpbn_jax.errors import InputError
 
-VERSION = 1  # of the frames: rule of framing, order of recordings, split
+VERSION = 2  # of the frames: rule of framing, order of recordings, split
 PARTS = ('train', 'test')
 # Recordings for which a further process pays: it takes seconds to start.
 _WORTH_A_PROCESS = 1000
@@ -73,23 +80,34 @@ def load(
       read or used; no room.
   """
   path = place(spec, config, num_steps=num_steps)
-  splits = _read(path, spec.example_shape(num_steps))
+  shape = spec.example_shape(num_steps)
+  splits, problem = _read(path, shape, config['dir'], sources)
   if splits is not None:
     return splits
-  recordings = split(
-    {
-      name: open_recordings(source, config['dir'], name=spec.name)
-      for name, source in sources.items()
-    }
+  command = preparation.command(
+    spec.name,
+    config['dir'],
+    model__num_steps=num_steps,
+    data__framing=config['framing'],
   )
+  with _because(problem):
+    recordings = split(
+      {
+        name: open_recordings(
+          source, config['dir'], name=spec.name, command=command
+        )
+        for name, source in sources.items()
+      }
+    )
   with exclusive(path, what=f'the frames of {spec.name!r}'):
-    splits = _read(path, spec.example_shape(num_steps))  # of who was waited for
+    # Of who was waited for.
+    splits, problem = _read(path, shape, config['dir'], sources)
     if splits is None:
-      if path.exists():
-        _log.warning('%s is damaged: its frames are made anew', path)
+      if problem:
+        _log.warning('%s: its frames are made anew', problem)
         shutil.rmtree(path)
       _write(path, recordings, spec=spec, config=config, num_steps=num_steps)
-      splits = _read(path, spec.example_shape(num_steps))
+      splits, _ = _read(path, shape, config['dir'], sources)
   return splits
 
 
@@ -104,10 +122,14 @@ def prepare(
   """Gets the recordings if need be, does as `load`, says what is where."""
   path = place(spec, config, num_steps=num_steps)
   start = time.monotonic()
-  done = _read(path, spec.example_shape(num_steps)) is not None
+  splits, problem = _read(
+    path, spec.example_shape(num_steps), config['dir'], sources
+  )
+  done = splits is not None
   if not done:
-    for source in sources.values():
-      obtain(source, config['dir'])
+    with _because(problem):
+      for source in sources.values():
+        obtain(source, config['dir'])
   splits = load(spec, config, num_steps=num_steps, sources=sources, split=split)
   seconds = time.monotonic() - start
   what = 'is prepared already' if done else f'prepared in {seconds:.1f} s'
@@ -120,7 +142,7 @@ def place(spec: Spec, config: Mapping, *, num_steps: int) -> pathlib.Path:
   check_framing(config['framing'])
   height, width, _ = spec.image_shape
   return (
-    pathlib.Path(config['dir']).expanduser()
+    pathlib.Path(config['dir'])
     / 'event_frames'
     / (
       f'{spec.name}-{num_steps}-{config["framing"]}-{height}x{width}-v{VERSION}'
@@ -128,14 +150,34 @@ def place(spec: Spec, config: Mapping, *, num_steps: int) -> pathlib.Path:
   )
 
 
-def _read(path, example_shape):
-  """Returns the splits; None where they are not there, or damaged."""
-  if not path.is_dir():
-    return None
+@contextlib.contextmanager
+def _because(problem):
+  """Says first, in the message of what its body raises, what led to it."""
   try:
-    return {part: _read_part(path, part, example_shape) for part in PARTS}
+    yield
+  except InputError as error:
+    if not problem:
+      raise
+    raise InputError(f'{problem}; {error}') from error
+
+
+def _read(path, example_shape, directory, sources):
+  """Returns (splits or None, what is wrong with the frames that are there)."""
+  if not path.is_dir():
+    return None, ''
+  try:
+    splits = {part: _read_part(path, part, example_shape) for part in PARTS}
   except (ValueError, EOFError, FileNotFoundError):
-    return None
+    return None, f'{path} is damaged'
+  made = sum(len(split) for split in splits.values())
+  there = sum(
+    len(open_reader(source, directory)) for source in sources.values()
+  )
+  least = sum(source.count for source in sources.values())
+  # Of recordings that have since been removed, or some of them.
+  if made == there or there < least <= made:
+    return splits, ''
+  return None, f'{path} is of {made:,} recordings, not {max(there, least):,}'
 
 
 def _read_part(path, part, example_shape):

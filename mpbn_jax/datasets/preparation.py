@@ -26,11 +26,18 @@ _FORBIDDEN = (
 )
 
 
-def command(name: str, directory: pathlib.Path) -> str:
-  """Returns what to type to prepare a data set in a directory."""
-  return (
-    f'python main.py --mode=prepare --config.data.name={name} '
-    f'--config.data.dir={shlex.quote(str(directory))}'
+def command(name: str, directory: str | os.PathLike, **settings: object) -> str:
+  """Returns what to type to prepare a data set in a directory.
+
+  Args:
+    name: of the data set.
+    directory: `data.dir`.
+    **settings: further keys of the configuration, `__` for the dot.
+  """
+  keys = {'data.name': name, 'data.dir': os.fspath(directory)}
+  keys |= {key.replace('__', '.'): value for key, value in settings.items()}
+  return 'python main.py --mode=prepare ' + ' '.join(
+    f'--config.{key}={shlex.quote(str(value))}' for key, value in keys.items()
   )
 
 

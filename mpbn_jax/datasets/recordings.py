@@ -4,7 +4,6 @@ import dataclasses
 import os
 import pathlib
 import re
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,67 +84,84 @@ class Recordings:
 def open_reader(source: Source, directory: str | os.PathLike) -> Any:
   """Returns tonic's data set of the files that are there; downloads nothing.
 
+  Sorted by label, then by the last number in the name of the file, then by
+  path: one order on every machine. Hidden files are no recordings.
+
   Args:
     source: what is read.
     directory: `data.dir`.
 
   Raises:
-    InputError: files or folders among them that are no part of it.
+    InputError: a recording among them is of no class.
+    OSError: a directory cannot be read.
   """
   from mpbn_jax.datasets import tonic_readers
 
-  kind = getattr(tonic_readers, source.kind)
-  try:
-    return kind(save_to=os.fspath(directory), **source.options)
-  except (KeyError, ValueError, IndexError) as error:
-    where = pathlib.Path(directory).expanduser() / source.kind
-    raise InputError(
-      f'expected the folders of {source.kind} and no others in {where}, got '
-      f'one that is unknown ({error}): move it elsewhere'
-    ) from error
+  reader = getattr(tonic_readers, source.kind)(**source.options)
+  reader.location_on_system = os.path.join(directory, source.kind)
+  root = pathlib.Path(reader.location_on_system, reader.folder_name)
+  keys = []
+  for path in _files(root, reader.suffix):
+    try:
+      label = reader.label(path)
+    except (KeyError, ValueError):
+      label = -1
+    if not 0 <= label < len(reader.classes):
+      raise InputError(
+        f'expected recordings of the {len(reader.classes)} classes of '
+        f'{source.kind} in {root}, got {path}, which is of another: move it '
+        'elsewhere, or give it back its name'
+      )
+    number = int((re.findall(r'\d+', path.stem) or ['-1'])[-1])
+    keys.append((label, number, str(path)))
+  keys.sort()
+  reader.targets = [label for label, _, _ in keys]
+  reader.data = [path for _, _, path in keys]
+  return reader
+
+
+def _files(root, suffix):
+  """Yields the paths below `root`, but for hidden ones."""
+
+  def stop(error):
+    if not isinstance(error, FileNotFoundError):
+      raise error
+
+  for folder, folders, names in os.walk(root, onerror=stop):
+    folders[:] = sorted(name for name in folders if name[0] != '.')
+    for name in sorted(names):
+      if name[0] != '.' and name.endswith(suffix):
+        yield pathlib.Path(folder, name)
 
 
 def open_recordings(
-  source: Source, directory: str | os.PathLike, *, name: str
+  source: Source, directory: str | os.PathLike, *, name: str, command: str
 ) -> Recordings:
-  """Returns the recordings of a source, in one order on every machine.
-
-  Sorted by label, then by the last number in the name of the file, then by
-  path: tonic leaves them in the order of the file system.
+  """Returns the recordings of a source, in the order of `open_reader`.
 
   Args:
     source: what is read.
     directory: `data.dir`.
     name: of the data set, for messages.
+    command: what to type to prepare it.
 
   Raises:
-    InputError: they are not there, or not all.
+    InputError: they are not there, or not all; as `open_reader`.
+    OSError: a directory cannot be read.
   """
   reader = open_reader(source, directory)
-  location = pathlib.Path(reader.location_on_system)
-  keys = []
-  for position, (file, label) in enumerate(
-    zip(reader.data, reader.targets, strict=True)
-  ):
-    path = pathlib.PurePath(file).relative_to(location)
-    if not any(part.startswith('.') for part in path.parts):
-      number = int((re.findall(r'\d+', path.stem) or ['-1'])[-1])
-      keys.append((label, number, str(path), position))
-  if len(keys) < source.count:
+  if len(reader) < source.count:
+    location = pathlib.Path(reader.location_on_system)
     folder = location / reader.folder_name
-    got = f'{len(keys):,}' if keys else 'none'
-    command = (
-      f'run python main.py --mode=prepare --config=configs/{name}.py '
-      f'--config.data.dir={shlex.quote(os.fspath(directory))}'
-    )
+    got = f'{len(reader):,}' if len(reader) else 'none'
     todo = (
-      f'remove that incomplete copy, then {command}'
-      if keys
-      else f'{command} (without internet, first put {reader.filename}, or the '
-      f'folders in it, into {location})'
+      f'remove that incomplete copy, then run {command}'
+      if len(reader)
+      else f'run {command} (without internet, first put {reader.filename}, or '
+      f'the folders in it, into {location})'
     )
     raise InputError(
       f'expected {source.count:,} recordings of {name!r} in {folder}, got '
       f'{got}: {todo}'
     )
-  return Recordings(reader, np.array([key[-1] for key in sorted(keys)]))
+  return Recordings(reader, np.arange(len(reader)))

@@ -1,27 +1,42 @@
 """Which classes of tonic read the recordings of event cameras?
 
-tonic's own, with two changes: they never download, and each says what is
-wrong with a file. The names stay: tonic names the folder of a data set after
-its class. To import this module takes a second; see `recordings.py`.
+tonic's own, with two changes: they neither download nor list files, which
+`recordings.py` does, and each says what is wrong with a file. To import this
+module takes a second.
 """
 
+import os
+import pathlib
 import struct
 
 import numpy as np
 import tonic.datasets
 
 _AEDAT4 = b'#!AER-DAT4.0\r\n'
+_NMNIST_EVENT = 5  # bytes
 
 
-class _Present:
-  """Takes the files that are there for all there are."""
+class _Unlisted:
+  """Holds no recordings at first.
+
+  tonic's own lists stop at hidden files, and lack what may not be read.
+  """
+
+  def __init__(self, **options):
+    super().__init__(save_to=os.devnull, **options)
 
   def _check_exists(self):
     return True
 
 
-class CIFAR10DVS(_Present, tonic.datasets.CIFAR10DVS):
+class CIFAR10DVS(_Unlisted, tonic.datasets.CIFAR10DVS):
   """<class>/*.aedat4."""
+
+  suffix = '.aedat4'
+
+  def label(self, path: pathlib.PurePath) -> int:
+    """Returns the class of a file; KeyError or ValueError if it has none."""
+    return self.classes[path.parent.name]
 
   def __getitem__(self, index):
     check_aedat4(self.data[index])
@@ -34,12 +49,32 @@ class CIFAR10DVS(_Present, tonic.datasets.CIFAR10DVS):
       raise
 
 
-class DVSGesture(_Present, tonic.datasets.DVSGesture):
+class DVSGesture(_Unlisted, tonic.datasets.DVSGesture):
   """ibmGestureTrain/user*_*/<label>.npy, and likewise ibmGestureTest."""
 
+  suffix = '.npy'
 
-class NMNIST(_Present, tonic.datasets.NMNIST):
+  def label(self, path: pathlib.PurePath) -> int:
+    """As `CIFAR10DVS.label`."""
+    return int(path.stem)
+
+
+class NMNIST(_Unlisted, tonic.datasets.NMNIST):
   """Train/<digit>/*.bin, and likewise Test."""
+
+  suffix = '.bin'
+
+  def label(self, path: pathlib.PurePath) -> int:
+    """As `CIFAR10DVS.label`."""
+    return int(path.parent.name)
+
+  def __getitem__(self, index):
+    size = os.path.getsize(self.data[index])
+    if size % _NMNIST_EVENT:
+      raise ValueError(
+        f'it is truncated: {size} bytes are not events of {_NMNIST_EVENT}'
+      )
+    return super().__getitem__(index)
 
 
 def check_aedat4(path: str) -> None:
