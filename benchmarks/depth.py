@@ -38,6 +38,7 @@ def experiment(norms, *, depth, epochs=1):
   config.model.depth = depth
   for place, norm in zip(('current', 'membrane', 'spike'), norms, strict=True):
     config.model[f'{place}_norm'] = norm
+  config.evaluation.fold_convolutions = False  # there may be none to fold
   config.num_epochs = max(epochs, 2)
   config.optimizer.warmup_epochs = min(config.optimizer.warmup_epochs, 1.0)
   return build(config)
