@@ -295,17 +295,19 @@ def test_labels_of_records_are_kept_until_the_files_change(records):
   np.testing.assert_array_equal(_load(records)['train'].labels, expected)
 
 
-@pytest.mark.parametrize('damage', ['empty', 'truncated', 'junk', 'others'])
-def test_damaged_labels_are_read_anew(damage, records):
+@pytest.mark.parametrize('damage', ['empty', 'truncated', 'junk', 'zip', 'others'])
+def test_damaged_labels_are_named_and_read_anew(damage, records, caplog):
   expected = _load(records)['train'].labels
   (kept,) = records.glob('mpbn_jax/imagenet2012-train-*.npy')
   whole = kept.read_bytes()
   if damage == 'others':
     np.save(kept, expected[:-1])
   else:
-    parts = {'empty': b'', 'truncated': whole[:-4], 'junk': b'junkjunk'}
+    parts = {'empty': b'', 'truncated': whole[:-4]}
+    parts |= {'junk': b'junkjunk', 'zip': b'PK\3\4'}
     kept.write_bytes(parts[damage])
   np.testing.assert_array_equal(_load(records)['train'].labels, expected)
+  assert f'{kept} is damaged (' in caplog.text
   assert kept.read_bytes() == whole
 
 

@@ -13,6 +13,7 @@ import concurrent.futures
 import contextlib
 import functools
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -25,6 +26,8 @@ import tqdm
 
 from mpbn_jax.datasets.encoded import Source, fetch
 from mpbn_jax.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 _SUFFIXES = ('.jpeg', '.jpg', '.png')
 _RECORDS = 1000  # whose labels are read in one call
@@ -259,11 +262,16 @@ def _reader(path, count):
 def _kept(path, count):
   """Returns labels of `_keep`; None where they are not there, or damaged."""
   try:
-    labels = np.load(path)
-  except Exception:  # whatever damaged files may raise
+    with path.open('rb') as file:
+      labels = np.lib.format.read_array(file)
+    if labels.shape != (count,) or labels.dtype != np.int32:
+      raise ValueError(f'it is not int32 [{count}]')
+  except (FileNotFoundError, NotADirectoryError):
     return None
-  whole = labels.shape == (count,) and labels.dtype == np.int32
-  return labels if whole else None
+  except Exception as error:  # whatever damaged files may raise
+    _log.warning('%s is damaged (%s): labels are read anew', path, error)
+    return None
+  return labels
 
 
 def _keep(path, labels):
