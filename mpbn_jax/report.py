@@ -80,12 +80,8 @@ def fold_network(experiment: Any, variables: Mapping) -> dict:
   config = experiment.config
   options = dict(v_th=config.model.v_th, eps=config.model.eps)
   if not config.evaluation.fold_convolutions:
-    if config.model.membrane_norm == norm.NONE:
-      raise InputError(
-        "nothing to fold into thresholds, model.membrane_norm is 'none': set "
-        '--config.evaluation.fold_convolutions=true to fold the other norms '
-        'into kernels'
-      )
+    if why_not := _why_not_folded(config):
+      raise InputError(f'nothing to fold into thresholds: {why_not}')
     return strip(fold(variables, **options))
   x = jax.ShapeDtypeStruct((1, *experiment.dataset.example_shape), np.float32)
   readers = readers_of_spikes(experiment.model, variables, x)
@@ -169,12 +165,10 @@ def _why_not_folded(config):
     return None
   name = config.model.membrane_norm
   if name == norm.NONE:
-    others = (config.model.current_norm, config.model.spike_norm)
-    folds = any(
-      other != norm.NONE and norm.NORMS[other].fold for other in others
-    )
-    mend = '; evaluation.fold_convolutions=true folds the other norms'
-    return 'membrane_norm is none' + mend * folds
+    others = {config.model.current_norm, config.model.spike_norm} - {norm.NONE}
+    folds = others and all(norm.NORMS[other].fold for other in others)
+    mend = '; --config.evaluation.fold_convolutions=true folds the other norms'
+    return 'membrane_norm is none' + mend * bool(folds)
   return None if norm.NORMS[name].fold else norm.NORMS[name].why_not
 
 

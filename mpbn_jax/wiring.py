@@ -172,11 +172,11 @@ def _in_place(flow, shape):
 
 def _moved(flow, equation, flows):
   """Returns a flow after an operation that is not a program of its own."""
+  if flow.lost:
+    return flow
   operation = equation.primitive.name
   linear = {'mul': not all(flows), 'div': not flows[-1]}.get(operation, True)
   axes = moved(flow.axes, equation)
-  if flow.lost:
-    return flow
   if not linear or axes is None:
     return Flow(flow.source, (), f'the operation {operation!r}')
   return flow._replace(axes=axes)

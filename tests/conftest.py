@@ -55,7 +55,7 @@ def _has_emitters():
 
 
 def _without_emitters(*args, env_options_overrides=None, **kwargs):
-  """Returns options with the older code of fused loops: a third less to do."""
+  """Returns options with the older code of fused loops: half as much to do."""
   overrides = {**(env_options_overrides or {})}
   overrides['xla_cpu_use_fusion_emitters'] = False
   return _compile_options(*args, env_options_overrides=overrides, **kwargs)

@@ -125,8 +125,8 @@ def test_without_membrane_norm_trains_and_refuses_to_fold(tmp_path, capsys):
   norm = KEY + 'model.membrane_norm=none'
   assert runs.run(workdir, norm, KEY + 'num_epochs=1') == 0
   assert (
-    'no thresholds: membrane_norm is none; evaluation.fold_convolutions=true '
-    'folds the other norms\n'
+    'no thresholds: membrane_norm is none; '
+    '--config.evaluation.fold_convolutions=true folds the other norms\n'
   ) in capsys.readouterr().out
   summary = report.read_summary(workdir)
   assert summary.keys() >= SUMMARY_KEYS
