@@ -295,7 +295,9 @@ def test_labels_of_records_are_kept_until_the_files_change(records):
   np.testing.assert_array_equal(_load(records)['train'].labels, expected)
 
 
-@pytest.mark.parametrize('damage', ['empty', 'truncated', 'junk', 'zip', 'others'])
+@pytest.mark.parametrize(
+  'damage', ['empty', 'truncated', 'junk', 'zip', 'others']
+)
 def test_damaged_labels_are_named_and_read_anew(damage, records, caplog):
   expected = _load(records)['train'].labels
   (kept,) = records.glob('mpbn_jax/imagenet2012-train-*.npy')
