@@ -1,8 +1,9 @@
 """How do trained variables become those of a network without normalization?
 
 Pure functions on the tree of variables. The tree says itself what is where: a
-layer's normalization stands under its name (`layers/`), so no model is
-needed and nothing can disagree with it.
+layer's normalization stands under its name (`layers/`), beside the constants
+that it computes with. So no model and no setting is needed, and nothing can
+disagree with them.
 """
 
 import functools
@@ -17,12 +18,7 @@ from mpbn_jax.errors import InputError
 Variables = dict
 
 
-def fold(
-  variables: Mapping,
-  *,
-  v_th: jax.Array | float = 0.5,
-  eps: float = norms.EPS,
-) -> Variables:
+def fold(variables: Mapping) -> Variables:
   """Returns the variables with every membrane norm folded into thresholds.
 
       theta = (v_th - bias) * sqrt(var + eps) / scale + mean   (Eq. 10, 13)
@@ -42,20 +38,18 @@ def fold(
 
   Args:
     variables: {'params', 'batch_stats', ...} of a network, as from
-      `model.init` or a checkpoint.
-    v_th: firing threshold, `config.model.v_th`; layers that learned theirs
-      have it in their variables.
-    eps: added to variances, `config.model.eps`.
+      `model.init` or a checkpoint. They hold v_th and eps.
 
   Returns:
-    `variables` and {'threshold': {<layer>: {'threshold', 'polarity'}}}, [C]
-    channel-wise or [H, W, C] element-wise.
+    `variables` and {'threshold': {<layer>: {'threshold', 'polarity', 'v_th'}}},
+    [C] channel-wise or [H, W, C] element-wise. v_th, a scalar, is what a soft
+    reset subtracts; a learned one stays where it is, in the params.
 
   Raises:
     InputError: no membrane norm in the variables, or no running statistics.
 
   Example:
-    >>> folded = fold(variables, v_th=0.5)
+    >>> folded = fold(variables)
     >>> logits = model.apply(strip(folded), x, train=False)
   """
   if not _has_norm(variables, 'membrane'):
@@ -71,25 +65,24 @@ def fold(
     )
 
   def fold_neurons(path, name, params, stats, layer):
-    del path
-
-    def function(params, stats, v_th):
-      return norms.NORMS[name].fold(params, stats, v_th=v_th, eps=eps)
-
-    own = layer.get('v_th')
-    if own is None:
-      return function(params, stats, v_th)
-    for _ in range(own.ndim - 1):  # blocks, stacked
-      function = jax.vmap(function)
-    return function(params, stats, own)
+    constant, learned = stats.get('v_th'), layer.get('v_th')
+    if (constant is None) == (learned is None):
+      raise InputError(
+        f'expected one v_th, batch_stats/{"/".join((*path, name))}/v_th or a '
+        f'learned params/{"/".join((*path, "v_th"))}, got '
+        f'{"none" if learned is None else "both"}: take the variables as '
+        '`init` and training made them'
+      )
+    function = _over_blocks(norms.NORMS[name].fold, stats)
+    if learned is not None:
+      return function(params, {**stats, 'v_th': learned})
+    return {**function(params, stats), 'v_th': constant}
 
   folded = _collect(variables, 'membrane', fold_neurons)
   return {**variables, 'threshold': folded}
 
 
-def fold_convolutions(
-  variables: Mapping, *, eps: float = norms.EPS
-) -> Variables:
+def fold_convolutions(variables: Mapping) -> Variables:
   """Returns the variables with every current norm folded into its convolution.
 
       kernel' = kernel * g, bias' = (bias - mean) * g + norm_bias,
@@ -104,7 +97,6 @@ def fold_convolutions(
   Args:
     variables: folded otherwise or not; the folds commute. What is folded
       already stays as it is.
-    eps: added to variances, `config.model.eps`.
 
   Returns:
     `variables` and {'folded': {<layer>: {'kernel', 'bias', 'factor'?}}}.
@@ -120,10 +112,7 @@ def fold_convolutions(
     )
 
   def fold_convolution(path, name, params, stats, layer):
-    norm = _foldable(name)
-    function = functools.partial(norm.fold, eps=eps)
-    for _ in range(_stacked(norm, params)):
-      function = jax.vmap(function)
+    function = _over_blocks(_foldable(name).fold, stats)
     kernel = _kernel(variables, path)
     return function(params, stats, kernel, layer.get('bias'))
 
@@ -135,7 +124,6 @@ def fold_spike_norms(
   variables: Mapping,
   *,
   readers: Mapping[str, Sequence[str]],
-  eps: float = norms.EPS,
 ) -> Variables:
   """Returns the variables with every norm of spikes folded into its readers.
 
@@ -151,7 +139,6 @@ def fold_spike_norms(
     variables: folded otherwise or not; the folds commute. What is folded
       already stays as it is.
     readers: {norm: layers}, from `wiring.readers_of_spikes`.
-    eps: added to second moments, `config.model.eps`.
 
   Returns:
     `variables` and {'folded': {<norm's layer>: {'readers'}, <reader>:
@@ -177,11 +164,8 @@ def fold_spike_norms(
         f'expected a layer that reads {"/".join(path)!r}, got none: pass the '
         'readers_of_spikes of this model'
       )
-    stacked = _stacked(norm, params)
-    gain_of = functools.partial(norm.fold, eps=eps)
-    for _ in range(stacked):
-      gain_of = jax.vmap(gain_of)
-    gain = gain_of(params, stats)
+    stacked = jnp.ndim(stats['eps'])
+    gain = _over_blocks(norm.fold, stats)(params, stats)
     for reader in read_by:
       layer = tuple(reader.split('/'))
       kernel = _kernel({**variables, 'folded': folded}, layer)
@@ -193,9 +177,7 @@ def fold_spike_norms(
             f'{"/".join(path)!r}, got a kernel for {kernel.shape[-2]}: pass '
             'the readers_of_spikes of this model'
           )
-        scale_inputs = _scale_inputs
-        for _ in range(stacked):
-          scale_inputs = jax.vmap(scale_inputs)
+        scale_inputs = _over_blocks(_scale_inputs, stats)
         new = {'kernel': scale_inputs(kernel, gain)}
       folded = _merged(folded, _nested(layer, new))
     return {'readers': jnp.full(gain.shape[:stacked], len(read_by), jnp.int32)}
@@ -218,8 +200,6 @@ def fold_all(
   variables: Mapping,
   *,
   readers: Mapping[str, Sequence[str]] | None = None,
-  v_th: jax.Array | float = 0.5,
-  eps: float = norms.EPS,
 ) -> Variables:
   """Returns the variables with every normalization folded that they have.
 
@@ -229,8 +209,6 @@ def fold_all(
   Args:
     variables: of a network.
     readers: from `wiring.readers_of_spikes`; only norms of the spikes need it.
-    v_th: firing threshold, `config.model.v_th`.
-    eps: added to variances, `config.model.eps`.
 
   Raises:
     InputError: a norm that does not fold, with the reason; none at all.
@@ -242,11 +220,11 @@ def fold_all(
       'fold (every norm is none, or folded and stripped already)'
     )
   if 'membrane' in places:
-    variables = fold(variables, v_th=v_th, eps=eps)
+    variables = fold(variables)
   if 'current' in places:
-    variables = fold_convolutions(variables, eps=eps)
+    variables = fold_convolutions(variables)
   if 'spikes' in places:
-    variables = fold_spike_norms(variables, readers=readers or {}, eps=eps)
+    variables = fold_spike_norms(variables, readers=readers or {})
   return variables
 
 
@@ -268,17 +246,22 @@ def strip(variables: Mapping) -> Variables:
     )
 
   folded = variables.get('folded', {})
+  # What says, at a layer's path, that its norm was folded.
+  signs = {
+    'membrane': (variables.get('threshold', {}), 'threshold'),
+    'current': (folded, 'bias'),
+    'spikes': (folded, 'readers'),
+  }
+  gone = {
+    (*path, name)
+    for place, (tree, leaf) in signs.items()
+    for path, name in _norms(variables, place)
+    if _contains(tree, (*path, leaf))
+  }
 
   def keep(path, leaf):
     del leaf
-    *layer, last = path
-    if layer and _is_norm(layer[-1], 'membrane'):
-      return not _contains(variables.get('threshold', {}), layer[:-1])
-    if layer and _is_norm(layer[-1], 'current'):
-      return not _contains(folded, (*layer[:-1], 'bias'))
-    if layer and _is_norm(layer[-1], 'spikes'):
-      return not _contains(folded, (*layer[:-1], 'readers'))
-    return not _contains(folded, path)
+    return path[:-1] not in gone and not _contains(folded, path)
 
   kept = {
     name: _filter(variables.get(name, {}), keep)
@@ -288,21 +271,60 @@ def strip(variables: Mapping) -> Variables:
   return {**{k: v for k, v in kept.items() if v}, **others}
 
 
-def _is_norm(key, place):
-  return key in norms.NORMS and norms.NORMS[key].place == place
+@functools.cache
+def _leaves_of(name):
+  """Returns the names of a norm's (parameters, statistics and constants)."""
+  init = functools.partial(norms.NORMS[name].init, (1, 1, 1), num_steps=1)
+  return [
+    frozenset(leaves)
+    for leaves in jax.eval_shape(lambda: init(eps=1.0, v_th=1.0, gain=1.0))
+  ]
 
 
-def _norms(params, place, path=()) -> Iterator[tuple[tuple[str, ...], str]]:
+def _is_ours(name, params, stats, layer):
+  """Returns whether it is a norm of this package.
+
+  A network may hold a module of another package with the name of one of ours,
+  as flax's BatchNorm named 'bn'. Ours stores its constants.
+
+  Args:
+    name: key in the params.
+    params: what stands there.
+    stats: what stands there in the batch_stats.
+    layer: the params of the layer that it belongs to.
+  """
+  if name not in norms.NORMS or not isinstance(params, Mapping):
+    return False
+  own_params, own_stats = _leaves_of(name)
+  if set(params) != own_params:
+    return False
+  if own_stats <= set(stats or ()) | {'v_th'}:  # it may be learned
+    return True
+  # Statistics that were lost are missed by `_collect`. Only the names of
+  # current norms are common enough for a foreign module to have them too.
+  lost = stats is None and 'kernel' in layer
+  return lost or norms.NORMS[name].place != 'current'
+
+
+def _norms(variables, place) -> Iterator[tuple[tuple[str, ...], str]]:
   """Yields (path of the layer, name of its norm) of every norm at a place."""
-  for key, child in params.items():
-    if _is_norm(key, place):
-      yield path, key
-    elif isinstance(child, Mapping):
-      yield from _norms(child, place, (*path, key))
+
+  def walk(layer, stats, path):
+    for key, child in layer.items():
+      own = stats.get(key) if isinstance(stats, Mapping) else None
+      if _is_ours(key, child, own, layer):
+        if norms.NORMS[key].place == place:
+          yield path, key
+      elif isinstance(child, Mapping):
+        yield from walk(child, own, (*path, key))
+
+  yield from walk(
+    variables.get('params', {}), variables.get('batch_stats', {}), ()
+  )
 
 
 def _has_norm(variables, place):
-  return any(True for _ in _norms(variables.get('params', {}), place))
+  return any(True for _ in _norms(variables, place))
 
 
 def _collect(variables, place, function: Callable, *, done='') -> dict:
@@ -311,25 +333,28 @@ def _collect(variables, place, function: Callable, *, done='') -> dict:
   Without the layers for which `folded` has the leaf `done`.
   """
   result: dict = {}
-  for path, name in _norms(variables['params'], place):
+  for path, name in _norms(variables, place):
     if done and _contains(variables.get('folded', {}), (*path, done)):
       continue
     layer = _at(variables['params'], path)
     stats = _at(variables.get('batch_stats', {}), (*path, name))
-    if stats is None and _foldable(name):
+    missing = _leaves_of(name)[1] - {'v_th', *(stats or ())}
+    if missing and _foldable(name):
       raise InputError(
         f'expected batch_stats/{"/".join((*path, name))} with the running '
-        'statistics, got none: give the params AND the batch_stats'
+        f'statistics and constants, got no {", ".join(sorted(missing))}: give '
+        'the params AND the batch_stats, as `init` and training made them'
       )
     new = function(path, name, layer[name], stats, layer)
     result = _merged(result, _nested(path, new))
   return result
 
 
-def _stacked(norm, params):
-  """Returns how many first axes of a norm's variables count blocks."""
-  own = 2 if norm.per_step == 'scale' else 1
-  return params['scale'].ndim - own
+def _over_blocks(function, stats):
+  """Returns function mapped over the first axes that count blocks."""
+  for _ in range(jnp.ndim(stats['eps'])):  # a scalar of every block
+    function = jax.vmap(function)
+  return function
 
 
 def _foldable(name):

@@ -78,14 +78,13 @@ def fold_network(experiment: Any, variables: Mapping) -> dict:
   Into thresholds; with `evaluation.fold_convolutions` into kernels as well.
   """
   config = experiment.config
-  options = dict(v_th=config.model.v_th, eps=config.model.eps)
   if not config.evaluation.fold_convolutions:
     if why_not := _why_not_folded(config):
       raise InputError(f'nothing to fold into thresholds: {why_not}')
-    return strip(fold(variables, **options))
+    return strip(fold(variables))
   x = jax.ShapeDtypeStruct((1, *experiment.dataset.example_shape), np.float32)
   readers = readers_of_spikes(experiment.model, variables, x)
-  return strip(fold_all(variables, readers=readers, **options))
+  return strip(fold_all(variables, readers=readers))
 
 
 def write_folded(experiment: Any, state: Any, *, workdir: pathlib.Path) -> dict:

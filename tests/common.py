@@ -9,6 +9,7 @@ import numpy as np
 
 from mpbn_jax import NORMS, build_model
 from mpbn_jax.interop.torch import from_reference
+from mpbn_jax.norm import CONSTANTS
 
 # Square images that are large enough for a network.
 SIDES = {
@@ -45,7 +46,7 @@ def random_norms(variables, *, seed=0, adversarial=False):
   def leaf(path, value):
     name, shape = path[-1].key, value.shape
     norm = NORMS.get(path[-2].key)
-    if norm is None or name == 'gain':  # no norm's, or a constant
+    if norm is None or name in CONSTANTS:
       return value
     if name == 'scale' and adversarial and norm.place == 'membrane':
       hard = [1, -1, 0.7, -0.7, 0, 1e-6, -1e-6, 1e3, -1e3]
@@ -67,46 +68,48 @@ def random_norms(variables, *, seed=0, adversarial=False):
   )
 
 
+def moving(stats):
+  """Returns the statistics of a norm that training moves: no constants."""
+  return {k: v for k, v in stats.items() if k not in CONSTANTS}
+
+
 def random_variables(model, x):
   """Returns the variables of a model: random kernels, norms as if trained.
 
   From their shapes, in NumPy: `model.init` would compile a random generator
   for every shape, which takes longer than most tests.
   """
-  init = functools.partial(model.init, train=False)
-  shapes = jax.eval_shape(init, jax.random.key(0), x)
-  rng = np.random.default_rng(0)
+  shapes = {}
 
-  def leaf(path, value):
+  @jax.jit
+  def settings():
+    """Returns the leaves that are settings; all else is dead code."""
+    variables = model.init(jax.random.key(0), x, train=False)
+    shapes.update(jax.tree.map(lambda leaf: leaf.shape, variables))
+    return _settings(variables)
+
+  values, rng = settings(), np.random.default_rng(0)
+
+  def leaf(path, shape):
     if path[-1].key != 'kernel':
-      return np.zeros(value.shape, np.float32)
-    *_, side, fan_in, fan_out = (1, *value.shape)
-    head = value.ndim == 2
+      return values.get(jax.tree_util.keystr(path), np.zeros(shape, np.float32))
+    *_, side, fan_in, fan_out = (1, *shape)
+    head = len(shape) == 2
     deviation = 1 / fan_in if head else (2 / (side**2 * fan_out)) ** 0.5
-    return jnp.asarray(rng.normal(0, deviation, value.shape), jnp.float32)
+    return jnp.asarray(rng.normal(0, deviation, shape), jnp.float32)
 
-  variables = jax.tree_util.tree_map_with_path(leaf, shapes)
-  return random_norms(_with_constants(variables, init, x))
-
-
-def _with_constants(variables, init, x):
-  """Returns variables with the leaves that `init` sets to settings."""
-
-  def constants(variables):
-    return {
-      path: leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
-      if path[-1].key in ('gain', 'tau_logit', 'v_th')
-    }
-
-  if not constants(variables):
-    return variables
-  # All else is dead code, and not compiled.
-  values = jax.jit(lambda: list(constants(init(jax.random.key(0), x)).values()))
-  found = dict(zip(constants(variables), values(), strict=True))
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: found.get(path, leaf), variables
+  variables = jax.tree_util.tree_map_with_path(
+    leaf, shapes, is_leaf=lambda shape: isinstance(shape, tuple)
   )
+  return random_norms(variables)
+
+
+def _settings(variables):
+  return {
+    jax.tree_util.keystr(path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    if path[-1].key in (*CONSTANTS, 'tau_logit')
+  }
 
 
 @functools.cache

@@ -22,21 +22,20 @@ def bn(params, stats, x, *, train):
     momentum=MOMENTUM,
     eps=EPS,
   )
-  return y, {'mean': mean, 'var': var}
+  return y, {**stats, 'mean': mean, 'var': var}
 
 
 def mpbn_element(params, stats, u, *, train):
   # Statistics over B alone: every element is a channel of a map of 1x1.
   flat = {k: np.ravel(v) for k, v in {**params, **stats}.items()}
   y, new = bn(flat, flat, u.reshape(len(u), -1), train=train)
-  new = {k: v.reshape(u.shape[1:]) for k, v in new.items()}
-  return y.reshape(u.shape), new
+  new = {k: new[k].reshape(u.shape[1:]) for k in ('mean', 'var')}
+  return y.reshape(u.shape), {**stats, **new}
 
 
 def tdbn(params, stats, x, *, train):
   params = {**params, 'scale': params['scale'] * stats['gain']}
-  y, new = bn(params, stats, x, train=train)
-  return y, {**new, 'gain': stats['gain']}
+  return bn(params, stats, x, train=train)
 
 
 def bntt(params, stats, x, *, train):
@@ -44,14 +43,14 @@ def bntt(params, stats, x, *, train):
   for t in range(x.shape[1]):
     y, new = bn(
       {'scale': params['scale'][t], 'bias': np.zeros(x.shape[-1])},
-      {k: v[t] for k, v in stats.items()},
+      {k: stats[k][t] for k in ('mean', 'var')},
       x[:, t],
       train=train,
     )
     steps.append(y)
     news.append(new)
   new = {k: np.stack([n[k] for n in news]) for k in news[0]}
-  return np.stack(steps, 1), new
+  return np.stack(steps, 1), {**stats, **new}
 
 
 def tebn(params, stats, x, *, train):
@@ -68,11 +67,8 @@ def psp_bn(params, stats, a, *, train):
     )
     y[..., c] = params['scale'][c] * a[..., c] / np.sqrt(moment + EPS)
     moments.append(moment)
-  return y, _moved_moment(stats['moment'], np.array(moments))
-
-
-def _moved_moment(running, moment):
-  return {'moment': (1 - MOMENTUM) * running + MOMENTUM * moment}
+  moment = (1 - MOMENTUM) * stats['moment'] + MOMENTUM * np.array(moments)
+  return y, {**stats, 'moment': moment}
 
 
 def psp_bn_step(params, stats, a, *, train):
@@ -83,7 +79,7 @@ def psp_bn_step(params, stats, a, *, train):
     )
     steps.append(y)
     news.append(new['moment'])
-  return np.stack(steps, 1), {'moment': np.stack(news)}
+  return np.stack(steps, 1), {**stats, 'moment': np.stack(news)}
 
 
 def psp_ln(params, stats, a, *, train):
@@ -92,7 +88,7 @@ def psp_ln(params, stats, a, *, train):
     for t in range(a.shape[1]):
       moment = np.mean(np.float64(a[b, t]) ** 2)
       y[b, t] = params['scale'] * a[b, t] / np.sqrt(moment + EPS)
-  return y, {}
+  return y, stats
 
 
 def neunorm(params, stats, s, *, train, k0=0.9):

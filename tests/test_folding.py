@@ -9,6 +9,7 @@ the largest finite values, it decides alike everywhere.
 import functools
 
 import common
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +18,17 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpbn_jax import LIF, NORMS, InputError, fold, fold_convolutions, strip
+from mpbn_jax import (
+  LIF,
+  NORMS,
+  InputError,
+  fold,
+  fold_all,
+  fold_convolutions,
+  strip,
+)
 from mpbn_jax.evaluate import compare_layers, recorded
+from mpbn_jax.layers import ConvNorm
 from mpbn_jax.norm import EPS
 
 FOLDABLE = [
@@ -26,6 +36,7 @@ FOLDABLE = [
   for name, norm in NORMS.items()
   if norm.place == 'membrane' and norm.fold is not None
 ]
+CONSTANTS = {'eps': jnp.float32(EPS), 'v_th': jnp.float32(0.5)}
 LARGEST = np.finfo(np.float32).max
 
 
@@ -171,14 +182,18 @@ def test_no_decision_of_a_hundred_million_differs_near_the_threshold(name):
 def _closed_form(variables, name):
   leaves = {
     **variables['params'][name],
-    **variables['batch_stats'][name],
+    **common.moving(variables['batch_stats'][name]),
   }
   theta, polarity = reference.fold_closed_form(
     **{k: np.asarray(v, np.float64) for k, v in leaves.items()},
     v_th=0.5,
     eps=EPS,
   )
-  leaf = {'threshold': jnp.float32(theta), 'polarity': jnp.float32(polarity)}
+  leaf = {
+    **fold(variables)['threshold'],
+    'threshold': jnp.float32(theta),
+    'polarity': jnp.float32(polarity),
+  }
   return {'threshold': leaf}
 
 
@@ -228,7 +243,7 @@ def test_textbook_expression_changes_with_its_parameters_closed_over():
     constants = jax.jit(lambda u: function(params, stats, u))(u)
     return int((arguments != constants).sum())
 
-  exact = functools.partial(NORMS['mpbn_channel'].fires, v_th=0.5, eps=EPS)
+  exact = NORMS['mpbn_channel'].fires
   assert differing(_textbook) > 0
   assert differing(exact) == 0
 
@@ -296,9 +311,10 @@ def test_fold_leaves_its_argument_and_its_leaves_alone():
     assert folded[name] is variables[name]
 
 
-def test_fold_uses_the_threshold_it_is_given():
-  layer, variables = _neurons('mpbn_channel', v_th=1.25)
-  folded = strip(fold(variables, v_th=1.25))
+@pytest.mark.parametrize('reset', ['hard', 'soft'])
+def test_fold_and_reset_take_v_th_and_eps_of_the_variables(reset):
+  layer, variables = _neurons('mpbn_channel', v_th=1.25, eps=0.1, reset=reset)
+  folded = strip(fold(variables))
   currents = common.images(16, 4, 64)[:, None]
   np.testing.assert_array_equal(
     layer.apply(variables, currents, train=False),
@@ -336,6 +352,7 @@ def test_threshold_separates_for_any_parameters(scale, bias, mean, var):
     'params': {'mpbn_channel': {k: leaves[k] for k in names[:2]}},
     'batch_stats': {'mpbn_channel': {k: leaves[k] for k in names[2:]}},
   }
+  variables['batch_stats']['mpbn_channel'] |= CONSTANTS
   _unfolded_decides_as_folded(variables, fold(variables), 'mpbn_channel')
 
 
@@ -400,6 +417,63 @@ def test_folded_golden_network_fires_the_same_spikes(file):
     )
 
 
+@pytest.mark.parametrize('learn_v_th', [False, True])
+def test_stacked_blocks_fold_as_each_of_them_alone(learn_v_th):
+  _, variables = common.small(
+    'preact_resnet', depth=16, learn_v_th=learn_v_th, current_norm='tdbn'
+  )
+  if learn_v_th:
+    variables = _with_learned(variables)
+  folded = fold_convolutions(fold(variables))
+  blocks = {k: v['stage1_blocks'] for k, v in folded.items()}
+
+  def of(block):
+    return jax.tree.map(lambda leaf: leaf[block], blocks)
+
+  for block in range(2):
+    alone = {k: of(block)[k] for k in ('params', 'batch_stats')}
+    jax.tree.map(
+      lambda one, all_: np.testing.assert_allclose(one, all_, rtol=1e-6),
+      fold_convolutions(fold(alone)),
+      of(block),
+    )
+
+
+def _with_learned(variables):
+  rng = np.random.default_rng(0)
+
+  def leaf(path, value):
+    if path[-1].key != 'v_th':
+      return value
+    return jnp.asarray(rng.uniform(-1, 1, value.shape), jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(leaf, variables)
+
+
+class _Foreign(nn.Module):
+  """Norms of flax that have the name of one of ours, beside one of ours."""
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    x = nn.BatchNorm(use_running_average=not train, name='bn')(x)
+    x = nn.LayerNorm(name='tdbn')(x)
+    x = ConvNorm(3, name='conv')(x, train=train)
+    return LIF(norm='mpbn_channel', name='lif')(x, train=train)
+
+
+@pytest.mark.parametrize('function', [fold, fold_convolutions, fold_all])
+def test_norm_of_another_package_is_left_alone(function):
+  net, x = _Foreign(), common.images(4, 3, 3)[:, None]
+  variables = net.init(jax.random.key(0), x, train=False)
+  folded = strip(function(variables))
+  for collection in ('params', 'batch_stats'):
+    assert folded[collection]['bn'] == variables[collection]['bn']
+  assert folded['params']['tdbn'] == variables['params']['tdbn']
+  np.testing.assert_allclose(
+    net.apply(folded, x, train=False), net.apply(variables, x, train=False)
+  )
+
+
 # ---- errors
 
 
@@ -419,6 +493,27 @@ def test_folding_without_statistics_says_which_are_missing():
   _, variables = common.small()
   with pytest.raises(InputError, match='batch_stats/lif1/mpbn_channel'):
     fold({'params': variables['params']})
+
+
+@pytest.mark.parametrize(
+  ('function', 'layer', 'norm'),
+  [(fold, 'lif1', 'mpbn_channel'), (fold_convolutions, 'conv1', 'bn')],
+)
+def test_folding_with_one_layers_statistics_lost_says_which(
+  function, layer, norm
+):
+  _, variables = common.small()
+  stats = {k: v for k, v in variables['batch_stats'].items() if k != layer}
+  with pytest.raises(InputError, match=f'{layer}/{norm} .* no eps, mean, var'):
+    function({**variables, 'batch_stats': stats})
+
+
+def test_folding_without_v_th_says_so():
+  _, variables = common.small()
+  variables = jax.tree.map(lambda leaf: leaf, variables)
+  del variables['batch_stats']['lif1']['mpbn_channel']['v_th']
+  with pytest.raises(InputError, match='expected one v_th, .*lif1.* got none'):
+    fold(variables)
 
 
 def test_stripping_unfolded_variables_says_so():

@@ -40,6 +40,8 @@ def _layer(arrays):
   )
   params = {'scale': state['weight'], 'bias': state['bias']}
   stats = {'mean': state['running_mean'], 'var': state['running_var']}
+  for name in ('eps', 'v_th'):
+    stats[name] = jnp.float32(arrays[name])
   return layer, {
     'params': {'mpbn_channel': params},
     'batch_stats': {'mpbn_channel': stats},
@@ -86,7 +88,7 @@ def test_carrying_the_normalized_potential_is_a_different_network(lif_mpbn):
   wrong, _, _ = reference.lif_mpbn(
     currents,
     **variables['params']['mpbn_channel'],
-    **variables['batch_stats']['mpbn_channel'],
+    **common.moving(variables['batch_stats']['mpbn_channel']),
     tau=0.25,
     v_th=0.5,
     train=False,

@@ -30,9 +30,13 @@ def _case(name, membrane_norm='mpbn_channel', channels=3):
     )
   )
   rng = np.random.default_rng(0)
-  return config, jax.tree.map(
-    lambda leaf: jnp.asarray(rng.normal(0, 1, leaf.shape), jnp.float32), shapes
-  )
+  constants = {'eps': jnp.float32(1e-5), 'v_th': jnp.float32(0.5)}
+
+  def leaf(path, shape):
+    drawn = jnp.asarray(rng.normal(0, 1, shape.shape), jnp.float32)
+    return constants.get(path[-1].key, drawn)
+
+  return config, jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 @pytest.mark.parametrize('channels', [2, 3])

@@ -10,7 +10,8 @@ import pytest
 import reference
 
 from mpbn_jax import LIF, NORMS, InputError, fold, strip
-from mpbn_jax.layers import ConvNorm, average_pool
+from mpbn_jax.layers import ConvNorm, SpikeNorm, average_pool
+from mpbn_jax.norm import CONSTANTS
 
 MEMBRANE = ['none'] + [k for k, n in NORMS.items() if n.place == 'membrane']
 
@@ -48,7 +49,7 @@ def test_spikes_and_statistics_are_the_references(norm, train, reset):
   expected, mean, var = reference.lif_mpbn(
     np.moveaxis(np.asarray(currents), 1, 0),
     **variables['params'][norm],
-    **stats,
+    **common.moving(stats),
     tau=0.25,
     v_th=0.5,
     train=train,
@@ -112,7 +113,7 @@ def test_one_step_is_batch_normalization_and_a_threshold():
   n, _, _ = reference.batch_norm(
     np.asarray(one),
     **variables['params']['mpbn_channel'],
-    **variables['batch_stats']['mpbn_channel'],
+    **common.moving(variables['batch_stats']['mpbn_channel']),
     train=True,
     momentum=0.1,
     eps=1e-5,
@@ -156,10 +157,10 @@ def test_learned_tau_and_v_th_start_as_the_fixed_ones(norm, reset):
   layer, variables, currents = _lif(
     norm, learn_tau=True, learn_v_th=True, reset=reset
   )
-  fixed = LIF(norm=norm, reset=reset)
+  fixed, fixed_variables, _ = _lif(norm, reset=reset)
   spikes = layer.apply(variables, currents, train=False)
   np.testing.assert_array_equal(
-    spikes, fixed.apply(variables, currents, train=False)
+    spikes, fixed.apply(fixed_variables, currents, train=False)
   )
   assert variables['params']['v_th'].shape == (6,)
   assert variables['params']['tau_logit'].shape == ()
@@ -234,6 +235,91 @@ def test_initial_statistics_do_not_move_with_the_initial_pass():
   assert (stats['var'] == 1).all()
 
 
+# ---- constants
+
+
+LAYERS = {'current': ConvNorm, 'membrane': LIF, 'spikes': SpikeNorm}
+# A norm, one of its constants, and the constant's name in the layer.
+STORED = [
+  (name, constant)
+  for name, norm in NORMS.items()
+  for constant in norm.init((1, 1, 3), eps=1, v_th=1, gain=1, num_steps=2)[1]
+  if constant in CONSTANTS
+]
+
+
+def _made(name, **settings):
+  """Returns (layer, variables, x) of a norm with settings of its own."""
+  kind = LAYERS[NORMS[name].place]
+  if kind is ConvNorm:
+    settings = {'features': 3, **settings}
+  layer = kind(norm=name, **settings)
+  x = common.images(4, 3, 3).reshape((2, 2, 3, 3, 3))
+  return layer, layer.init(jax.random.key(0), x, train=False), x
+
+
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize(('name', 'constant'), STORED)
+def test_stored_constant_counts_and_another_is_refused(name, constant, train):
+  _, variables, x = _made(name, **{constant: 1.75})
+  assert variables['batch_stats'][name][constant] == 1.75
+  assert variables['batch_stats'][name][constant].dtype == jnp.float32
+  layer, *_ = _made(name)
+
+  def run(variables):
+    return layer.apply(variables, x, train=train, mutable=['batch_stats'])
+
+  message = f"expected '{type(layer).__name__}' with the {constant} = 1.75 .*"
+  with pytest.raises(InputError, match=message + f'got .* {constant} = '):
+    run(variables)
+  # Not known while it is compiled: then it is what the layer computes with.
+  compiled, updates = jax.jit(run)(variables)
+  np.testing.assert_allclose(
+    compiled,
+    _made(name, **{constant: 1.75})[0].apply(
+      variables, x, train=train, mutable=['batch_stats']
+    )[0],
+    rtol=1e-5,
+    atol=1e-6,
+  )
+  assert updates['batch_stats'][name][constant] == 1.75
+
+
+@pytest.mark.parametrize(('name', 'constant'), STORED)
+def test_variables_without_a_constant_are_refused(name, constant):
+  layer, variables, x = _made(name)
+  del variables['batch_stats'][name][constant]
+  with pytest.raises(InputError, match=f'batch_stats/{name}/{constant}, the'):
+    layer.apply(variables, x, train=False)
+
+
+def test_folded_neuron_refuses_another_v_th_than_was_folded():
+  _, variables, x = _made('mpbn_channel', v_th=1.75)
+  with pytest.raises(InputError, match=r'v_th = 1\.75 .* got .* v_th = 0\.5'):
+    LIF(norm='mpbn_channel').apply(strip(fold(variables)), x, train=False)
+
+
+@pytest.mark.parametrize(
+  ('learns', 'leaf'), [('learn_tau', 'tau_logit'), ('learn_v_th', 'v_th')]
+)
+def test_learned_leaf_that_would_not_be_read_is_refused(learns, leaf):
+  _, variables, currents = _lif('none', **{learns: True})
+  with pytest.raises(InputError, match=f'no params/{leaf} with {learns}=False'):
+    LIF().apply(variables, currents, train=False)
+
+
+def test_constant_beside_a_learned_v_th_is_refused():
+  layer, variables, currents = _lif('mpbn_channel', learn_v_th=True)
+  variables['batch_stats']['mpbn_channel']['v_th'] = jnp.float32(0.5)
+  with pytest.raises(InputError, match='v_th beside a learned v_th, got one'):
+    layer.apply(variables, currents, train=False)
+  with pytest.raises(InputError, match='expected one v_th, .* got both'):
+    fold(variables)
+
+
+# ---- convolutions
+
+
 @pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize(
   ('kernel_size', 'stride', 'padding'), [(3, 1, 1), (3, 2, 1), (1, 2, 0)]
@@ -267,7 +353,7 @@ def test_convolution_with_norm_is_the_reference(
   expected, mean, _ = reference.batch_norm(
     convolved + np.asarray(variables['params']['bias']),
     **variables['params']['bn'],
-    **variables['batch_stats']['bn'],
+    **common.moving(variables['batch_stats']['bn']),
     train=train,
     momentum=0.1,
     eps=1e-5,

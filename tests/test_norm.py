@@ -10,6 +10,7 @@ from mpbn_jax import NORMS, InputError
 from mpbn_jax.norm import PLACES, check_norm, moments, synaptic_filter
 
 B, T, H, W, C = 5, 3, 4, 3, 6
+CONSTANTS = {'eps': 1e-5, 'v_th': 0.7, 'gain': 0.35}
 
 
 def _input(place, seed=1):
@@ -19,7 +20,7 @@ def _input(place, seed=1):
 
 
 def _init(name, shape=(H, W, C), num_steps=T):
-  return NORMS[name].init(shape, num_steps=num_steps, gain=0.35)
+  return NORMS[name].init(shape, num_steps=num_steps, **CONSTANTS)
 
 
 def _case(name, seed=0):
@@ -29,7 +30,7 @@ def _case(name, seed=0):
   def leaf(path, value):
     draw = {
       'var': lambda: rng.uniform(0.1, 2, value.shape),
-      'gain': lambda: value,
+      **{name: lambda: value for name in CONSTANTS},
       'scale': lambda: rng.normal(1, 0.5, value.shape),
       'moment': lambda: rng.uniform(0.1, 2, value.shape),
       'factor': lambda: rng.normal(1, 0.5, value.shape),
@@ -61,14 +62,14 @@ def test_initial_variables_are_the_identity(name):
   identity |= {'moment': 1, 'weight': 1}
   params, stats = _init(name)
   for leaf, value in {**params, **stats}.items():
-    if leaf != 'gain':
+    if leaf not in CONSTANTS:
       assert (value == identity[leaf]).all(), leaf
 
 
 @pytest.mark.parametrize('name', NORMS)
 def test_training_agrees_with_the_reference(name):
   params, stats, x = _case(name)
-  y, new = NORMS[name].train(params, stats, x, momentum=0.1, eps=1e-5)
+  y, new = NORMS[name].train(params, stats, x, momentum=0.1)
   expected, new_expected = REFERENCES[name](params, stats, x, train=True)
   # A mean of some hundred float32 values, and the square root of one.
   np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-5)
@@ -82,7 +83,7 @@ def test_training_agrees_with_the_reference(name):
 @pytest.mark.parametrize('name', NORMS)
 def test_evaluation_agrees_with_the_reference(name):
   params, stats, x = _case(name)
-  y = NORMS[name].evaluate(params, stats, x, eps=1e-5)
+  y = NORMS[name].evaluate(params, stats, x)
   expected, _ = REFERENCES[name](params, stats, x, train=False)
   np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
@@ -135,7 +136,7 @@ def test_gradients_agree_with_autodiff_of_a_plain_version(name):
   cotangent = np.random.default_rng(2).normal(0, 1, x.shape)
 
   def ours(params, x):
-    y, _ = NORMS[name].train(params, stats, x, momentum=0.1, eps=1e-5)
+    y, _ = NORMS[name].train(params, stats, x, momentum=0.1)
     return (y * cotangent).sum()
 
   def plain(params, x):
@@ -155,7 +156,7 @@ def test_running_statistics_pass_no_gradient(name):
   params, stats, x = _case(name)
 
   def moved(x):
-    _, new = NORMS[name].train(params, stats, x, momentum=0.1, eps=1e-5)
+    _, new = NORMS[name].train(params, stats, x, momentum=0.1)
     return sum(leaf.sum() for leaf in jax.tree.leaves(new))
 
   assert (jax.grad(moved)(x) == 0).all()
@@ -165,7 +166,7 @@ def test_running_statistics_pass_no_gradient(name):
 def test_statistics_are_float32_whatever_the_input_is(name):
   params, stats, x = _case(name)
   y, new = NORMS[name].train(
-    params, stats, jnp.asarray(x, jnp.bfloat16), momentum=0.1, eps=1e-5
+    params, stats, jnp.asarray(x, jnp.bfloat16), momentum=0.1
   )
   assert y.dtype == jnp.bfloat16
   assert {leaf.dtype for leaf in new.values()} <= {jnp.dtype('float32')}
@@ -178,19 +179,15 @@ def test_one_value_per_statistic_is_refused(name):
   shape = (1, 1, 1, C) if NORMS[name].place == 'membrane' else (1, 1, 1, 1, C)
   params, stats = _init(name, (1, 1, C), num_steps=1)
   with pytest.raises(InputError, match='at least 2 values per statistic, got'):
-    NORMS[name].train(params, stats, jnp.zeros(shape), momentum=0.1, eps=1e-5)
+    NORMS[name].train(params, stats, jnp.zeros(shape), momentum=0.1)
 
 
 def test_copies_count_in_the_unbiased_variance_only():
   params, stats, x = _case('bn')
   x = x[:, :1]
   repeated = np.repeat(x, T, axis=1)
-  once, new_once = NORMS['bn'].train(
-    params, stats, x, momentum=0.1, eps=1e-5, copies=T
-  )
-  all_, new_all = NORMS['bn'].train(
-    params, stats, repeated, momentum=0.1, eps=1e-5
-  )
+  once, new_once = NORMS['bn'].train(params, stats, x, momentum=0.1, copies=T)
+  all_, new_all = NORMS['bn'].train(params, stats, repeated, momentum=0.1)
   np.testing.assert_allclose(once, all_[:, :1], rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(new_once['var'], new_all['var'], rtol=1e-5)
 

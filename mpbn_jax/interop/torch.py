@@ -15,6 +15,7 @@ import numpy as np
 
 from mpbn_jax.errors import InputError, unknown
 from mpbn_jax.models import build_model
+from mpbn_jax.norm import CONSTANTS
 
 # What the reference calls our layers: (convolution or linear layer, norm).
 Prefixes = tuple[str | None, str | None]
@@ -119,20 +120,34 @@ def _check(config):
 
 
 def _expected(config, channels, side):
-  """Returns {path: (their name, our shape)} of the model's own variables."""
+  """Returns ({path: (their name, our shape)}, {path: constant}) of a model."""
   model = build_model(config)
-  variables = jax.eval_shape(
-    lambda: model.init(
+  shapes = {}
+
+  @jax.jit
+  def constants():
+    variables = model.init(
       jax.random.key(0), jnp.zeros((1, side, side, channels)), train=False
     )
-  )
-  paths = {
-    tuple(key.key for key in path): leaf.shape
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
-  }
-  return {
+    leaves = _by_path(variables)
+    shapes.update({path: leaf.shape for path, leaf in leaves.items()})
+    # All else is dead code, and not compiled.
+    return [leaves[path] for path in leaves if path[-1] in CONSTANTS]
+
+  values = constants()
+  names = {
     path: (_their_name(config['name'], path), shape)
-    for path, shape in paths.items()
+    for path, shape in shapes.items()
+    if path[-1] not in CONSTANTS
+  }
+  paths = [path for path in shapes if path not in names]
+  return names, dict(zip(paths, values, strict=True))
+
+
+def _by_path(variables):
+  return {
+    tuple(key.key for key in path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
   }
 
 
@@ -155,7 +170,8 @@ def from_reference(state: Mapping, config: Mapping) -> dict:
     config: `config.model` of the network that it holds.
 
   Returns:
-    {'params', 'batch_stats'} of float32 arrays.
+    {'params', 'batch_stats'} of float32 arrays. The constants v_th and eps,
+    which the reference keeps in its code, are those of `config`.
 
   Raises:
     InputError: an architecture that the reference has not; missing, extra and
@@ -175,10 +191,10 @@ def from_reference(state: Mapping, config: Mapping) -> dict:
   first = 'conv1' if config['name'] == 'vgg16' else 'stem_conv1'
   kernel, _ = ARCHITECTURES[config['name']](first)
   shape = np.shape(state.get(f'{kernel}.weight', np.zeros((1, 3))))
-  expected = _expected(config, shape[1], _side(config, state, first))
+  expected, constants = _expected(config, shape[1], _side(config, state, first))
 
   problems = []
-  variables: dict = {}
+  ours = dict(constants)
   for path, (name, shape) in expected.items():
     if name not in state:
       problems.append(f'missing {name}')
@@ -189,11 +205,7 @@ def from_reference(state: Mapping, config: Mapping) -> dict:
     if theirs.shape != want:
       problems.append(f'{name} has shape {theirs.shape}, expected {want}')
       continue
-    *parents, leaf = path
-    node = variables
-    for key in parents:
-      node = node.setdefault(key, {})
-    node[leaf] = jnp.asarray(theirs.transpose(np.argsort(axes)), jnp.float32)
+    ours[path] = jnp.asarray(theirs.transpose(np.argsort(axes)), jnp.float32)
   names = {name for name, _ in expected.values()}
   problems += [f'extra {name}' for name in sorted(state.keys() - names)]
   if problems:
@@ -201,6 +213,13 @@ def from_reference(state: Mapping, config: Mapping) -> dict:
       f'the checkpoint is not one of {config["name"]!r} with this '
       f'config.model (width, num_classes, norms): {"; ".join(problems)}'
     )
+  variables: dict = {}
+  for path, leaf in ours.items():
+    *parents, last = path
+    node = variables
+    for key in parents:
+      node = node.setdefault(key, {})
+    node[last] = leaf
   return variables
 
 
@@ -208,7 +227,7 @@ def to_reference(variables: Mapping, config: Mapping) -> dict[str, np.ndarray]:
   """Returns the reference's `state_dict` of our variables, as NumPy arrays.
 
   The inverse of `from_reference`; without `num_batches_tracked`, which the
-  reference does not read.
+  reference does not read, and without v_th and eps, which it keeps in its code.
 
   Args:
     variables: {'params', 'batch_stats'}, unfolded.
@@ -225,7 +244,9 @@ def to_reference(variables: Mapping, config: Mapping) -> dict[str, np.ndarray]:
       f'collections {", ".join(variables)}: the reference knows no folding'
     )
   state = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-    name = _their_name(config['name'], tuple(key.key for key in path))
+  for path, leaf in _by_path(variables).items():
+    if path[-1] in CONSTANTS:
+      continue
+    name = _their_name(config['name'], path)
     state[name] = np.asarray(leaf).transpose(_their_axes(leaf.ndim))
   return state

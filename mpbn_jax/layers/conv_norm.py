@@ -36,7 +36,8 @@ class ConvNorm(nn.Module):
     gain: what `tdbn` scales the normalized currents by, alpha * v_th.
     kernel_init: initializer of the kernel.
     momentum: weight of the new value in running statistics.
-    eps: added to variances.
+    eps: added to variances. It and the gain are what the layer starts with;
+      they are stored with the variables, and the stored values count.
   """
 
   features: int
@@ -129,16 +130,16 @@ class ConvNorm(nn.Module):
       y.shape[2:],
       num_steps=y.shape[1],
       gain=self.gain,
+      eps=self.eps,
       scale_init=self.scale_init,
     )
     if not train:
-      return norm.evaluate(own.params, own.stats, y, eps=self.eps)
+      return norm.evaluate(own.params, own.stats, y)
     y, stats = norm.train(
       own.params,
       own.stats,
       y,
       momentum=self.momentum,
-      eps=self.eps,
       **options,
     )
     own.advance(stats)

@@ -21,15 +21,21 @@ class LIF(nn.Module):
 
   Variables: params/<norm>/{scale, bias} and batch_stats/<norm>/{mean, var},
   [C] channel-wise or [H, W, C] element-wise; params/tau_logit, a scalar, and
-  params/v_th [C], where they are learned. A `threshold` collection with
-  {threshold, polarity} at this path takes the norm's place (`fold`): then a
-  neuron fires where polarity * u > polarity * threshold, and the norm's
-  variables are not read. The variables say whether a network is folded; no
-  flag can disagree with them.
+  params/v_th [C], where they are learned. The constants eps and v_th (where it
+  is not learned) stand in batch_stats/<norm> too, scalars, and these stored
+  values are what the layer computes with.
+
+  A `threshold` collection with {threshold, polarity} at this path takes the
+  norm's place (`fold`): then a neuron fires where
+  polarity * u > polarity * threshold, and the norm's variables are not read.
+  The variables say whether a network is folded; no flag can disagree with
+  them.
 
   Attributes:
     tau: kept fraction of the membrane potential, in [0, 1).
-    v_th: firing threshold, and what a soft reset subtracts.
+    v_th: firing threshold, and what a soft reset subtracts. With a norm: what
+      the layer starts with; it is stored with the variables, and the stored
+      value is what counts.
     learn_tau: whether tau is learned, one of the layer, through a sigmoid and
       starting at `tau` (PLIF, Fang et al. 2021, 2007.05785).
     learn_v_th: whether v_th is learned, one of each channel, starting at
@@ -40,7 +46,8 @@ class LIF(nn.Module):
     reset: 'hard' or 'soft'.
     detach_reset: whether the gradient ignores the spikes in the reset.
     momentum: weight of the new value in running statistics.
-    eps: added to variances.
+    eps: added to variances: what the layer starts with; it is stored with the
+      variables, and the stored value is what counts.
     unroll: whether the steps are unrolled in the compiled program (faster,
       longer to compile) or looped over.
   """
@@ -65,9 +72,13 @@ class LIF(nn.Module):
     `mutable=['intermediates']` returns both, under 'currents' and 'spikes'.
     A `forced` collection with {spikes} at this path is handed on in place of
     the layer's own spikes: so it can be fed another network's.
+
+    Raises:
+      InputError: a stored constant is not the layer's setting, where it is
+        known; training of what is folded; a learned tau that starts at 0.
     """
     tau, v_th = self._tau_and_v_th(currents.shape[-1])
-    fire, state, write = self._predicate(currents.shape[2:], v_th, train)
+    fire, state, write, v_th = self._predicate(currents.shape[2:], v_th, train)
     spikes, state = lif_scan(
       jnp.moveaxis(currents, 1, 0).astype(jnp.float32),
       tau=tau,
@@ -88,6 +99,16 @@ class LIF(nn.Module):
 
   def _tau_and_v_th(self, channels):
     tau, v_th = self.tau, self.v_th
+    for learns, name in (
+      ('learn_tau', 'tau_logit'),
+      ('learn_v_th', 'v_th'),
+    ):
+      if not getattr(self, learns) and self.has_variable('params', name):
+        at = variables.path_of(self, name)
+        raise InputError(
+          f'expected no params/{at} with {learns}=False, got one that would '
+          f'not be read: build the model with {learns}=True'
+        )
     if self.learn_tau:
       if not 0 < tau < 1:
         raise InputError(
@@ -102,8 +123,10 @@ class LIF(nn.Module):
       v_th = self.param('v_th', nn.initializers.constant(v_th), (channels,))
     return tau, v_th
 
-  def _predicate(self, shape, v_th, train) -> tuple[Fire, Any, Callable]:
-    """Returns (fire, its state, what to do with the last state)."""
+  def _predicate(
+    self, shape, v_th, train
+  ) -> tuple[Fire, Any, Callable, jax.Array | float]:
+    """Returns (fire, its state, what to do with the last state, v_th)."""
     surrogate = dict(
       surrogate=self.surrogate, parameter=self.surrogate_parameter
     )
@@ -115,31 +138,38 @@ class LIF(nn.Module):
       variables.refuse_training(train)
       threshold = self.get_variable('threshold', 'threshold')
       polarity = self.get_variable('threshold', 'polarity')
+      if not self.learn_v_th:  # a soft reset subtracts what was folded
+        v_th = self.get_variable('threshold', 'v_th')
+        at = '/'.join(('threshold', *self.path))
+        leaves = {} if v_th is None else {'v_th': v_th}
+        variables.check_constant(self, at, 'v_th', leaves, self.v_th)
 
       def fire_folded(state, u):
         fired = polarity * u > polarity * threshold
         return state, emit(fired, polarity * (u - threshold), **surrogate)
 
-      return fire_folded, None, forget
+      return fire_folded, None, forget, v_th
 
     if self.norm == norms.NONE:
-      return fire_at(v_th, **surrogate), None, forget
+      return fire_at(v_th, **surrogate), None, forget, v_th
 
     norm = norms.NORMS[self.norm]
-    own = variables.NormVariables(self, shape)
+    own = variables.NormVariables(
+      self, shape, eps=self.eps, v_th=None if self.learn_v_th else self.v_th
+    )
     params, stats = own.params, own.stats
+    # A learned one is a parameter of the layer, not a constant of the norm.
+    v_th = stats.get('v_th', v_th)
 
     def fire_train(state, u):
-      n, state = norm.train(
-        params, state, u, momentum=self.momentum, eps=self.eps
-      )
+      n, state = norm.train(params, state, u, momentum=self.momentum)
       return state, spike(n, v_th, **surrogate)
 
     def fire_evaluate(state, u):
-      fired = norm.fires(params, stats, u, v_th=v_th, eps=self.eps)
-      n = norm.evaluate(params, stats, u, eps=self.eps)
+      fired = norm.fires(params, {**stats, 'v_th': v_th}, u)
+      n = norm.evaluate(params, stats, u)
       return state, emit(fired, n - v_th, **surrogate)
 
     if train:
-      return fire_train, stats, own.advance
-    return fire_evaluate, None, forget
+      return fire_train, stats, own.advance, v_th
+    return fire_evaluate, None, forget, v_th

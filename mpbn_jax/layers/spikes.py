@@ -22,7 +22,8 @@ class SpikeNorm(nn.Module):
     tau_s: kept fraction of the filter, in [0, 1); 0: the spikes themselves.
     scale_init: what the norm's scale starts at.
     momentum: weight of the new value in running statistics.
-    eps: added to second moments.
+    eps: added to second moments: what the layer starts with; it is stored with
+      the variables, and the stored value is what counts.
     unroll: whether the steps are unrolled in the compiled program.
   """
 
@@ -45,13 +46,15 @@ class SpikeNorm(nn.Module):
     variables.check_steps(self, a.shape[1])
     norm = norms.NORMS[self.norm]
     own = variables.NormVariables(
-      self, a.shape[2:], num_steps=a.shape[1], scale_init=self.scale_init
+      self,
+      a.shape[2:],
+      eps=self.eps,
+      num_steps=a.shape[1],
+      scale_init=self.scale_init,
     )
     if not train:
-      return norm.evaluate(own.params, own.stats, a, eps=self.eps)
-    a, stats = norm.train(
-      own.params, own.stats, a, momentum=self.momentum, eps=self.eps
-    )
+      return norm.evaluate(own.params, own.stats, a)
+    a, stats = norm.train(own.params, own.stats, a, momentum=self.momentum)
     own.advance(stats)
     return a
 

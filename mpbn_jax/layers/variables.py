@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
@@ -31,12 +32,20 @@ class NormVariables:
 
   Attributes:
     params: its parameters.
-    stats: its running statistics; {} where it has none.
+    stats: its running statistics, and the constants that it computes with;
+      {} where it has none.
   """
 
-  def __init__(self, module, shape, *, scale_init=1.0, **options):
-    """Declares them; shape: of the normalized, [..., C], without batch axes."""
-    init = functools.partial(norms.NORMS[module.norm].init, **options)
+  def __init__(self, module, shape, *, scale_init=1.0, **settings):
+    """Declares them, and checks the constants that stand there already.
+
+    Args:
+      module: the layer.
+      shape: of what is normalized, [..., C], without batch axes.
+      scale_init: what the norm's scale starts at.
+      **settings: what the norm's `init` takes.
+    """
+    init = functools.partial(norms.NORMS[module.norm].init, **settings)
 
     def init_params(key):
       del key  # constants
@@ -49,10 +58,20 @@ class NormVariables:
     self._module, self._stats = module, None
     self.params = module.param(module.norm, init_params)
     # Without arrays the leaf would be lost in a checkpoint.
-    if jax.eval_shape(lambda: init(shape)[1]):
+    expected = jax.eval_shape(lambda: init(shape)[1])
+    if expected:
       self._stats = module.variable(
         'batch_stats', module.norm, lambda: init(shape)[1]
       )
+    at = f'batch_stats/{path_of(module, module.norm)}'
+    for name in norms.CONSTANTS:
+      if name in expected:
+        check_constant(module, at, name, self.stats, settings[name])
+      elif name in self.stats:
+        raise InputError(
+          f'expected no {at}/{name} beside a learned {name}, got one: take '
+          'the variables of a model with the same settings'
+        )
 
   @property
   def stats(self):
@@ -63,6 +82,45 @@ class NormVariables:
     # `init` runs a forward pass too, but must leave the initial statistics.
     if self._stats is not None and not self._module.is_initializing():
       self._stats.value = stats
+
+
+def path_of(module: nn.Module, *leaf: str) -> str:
+  """Returns where a layer's variables stand, as 'stem/lif1'."""
+  return '/'.join((*module.path, *leaf))
+
+
+def check_constant(
+  module: nn.Module, at: str, name: str, leaves: dict, value: float
+) -> None:
+  """Raises InputError where a stored constant is not the layer's setting.
+
+  Inside a compiled function the stored value is not known; there it counts,
+  whatever the setting is.
+
+  Args:
+    module: the layer.
+    at: where the constant is stored.
+    name: of the constant.
+    leaves: what is stored there.
+    value: the layer's setting.
+  """
+  layer = path_of(module) or type(module).__name__
+  if name not in leaves:
+    raise InputError(
+      f'expected {at}/{name}, the constant that {layer!r} was made with, got '
+      f'{", ".join(sorted(leaves)) or "none"}: variables of `init` have it, '
+      'and `fold` hands it on'
+    )
+  stored = leaves[name]
+  if isinstance(stored, jax.core.Tracer) or isinstance(value, jax.core.Tracer):
+    return
+  if (np.asarray(stored) == np.asarray(value, np.float32)).all():
+    return
+  raise InputError(
+    f'expected {layer!r} with the {name} = {stored} that its variables were '
+    f'made with, got a model with {name} = {value}: build the model with the '
+    'stored value, which is what counts'
+  )
 
 
 def check_steps(module: nn.Module, steps: int) -> None:

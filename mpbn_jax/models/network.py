@@ -32,7 +32,8 @@ class SpikingNetwork(nn.Module):
     num_steps: T.
     width: channels of the first layer; all others scale with it.
     tau: kept fraction of the membrane potential, in [0, 1).
-    v_th: firing threshold.
+    v_th: firing threshold, stored with the variables of every membrane norm:
+      the stored value is what counts.
     learn_tau: whether every neuron layer learns its tau.
     learn_v_th: whether every neuron layer learns v_th per channel.
     surrogate: a name in `surrogate.SURROGATES`.
@@ -44,7 +45,7 @@ class SpikingNetwork(nn.Module):
     spike_norm: after every firing.
     tau_s: kept fraction of the synaptic filter between them, in [0, 1).
     momentum: weight of the new value in running statistics.
-    eps: added to variances.
+    eps: added to variances, and stored with the variables likewise.
     dtype: of activations and products, 'float32' or 'bfloat16'. Potentials,
       statistics, parameters and the readout are float32 in any case.
     unroll: whether the T steps are unrolled in the compiled program.

@@ -6,7 +6,15 @@ modules (`layers/`) only own the variables; `folding.py` only walks the tree.
 """
 
 from mpbn_jax.errors import unknown
-from mpbn_jax.norm.base import EPS, MOMENTUM, PLACES, Norm, along, moments
+from mpbn_jax.norm.base import (
+  CONSTANTS,
+  EPS,
+  MOMENTUM,
+  PLACES,
+  Norm,
+  along,
+  moments,
+)
 from mpbn_jax.norm.current import BN, BNTT, TDBN, TEBN
 from mpbn_jax.norm.membrane import (
   MPBN_CHANNEL,
@@ -50,6 +58,7 @@ def check_norm(name: str, *, place: str) -> None:
 
 
 __all__ = [
+  'CONSTANTS',
   'EPS',
   'MOMENTUM',
   'NONE',

@@ -13,6 +13,10 @@ EPS = 1e-5  # added to the variance; PyTorch's and the paper's code's default
 MOMENTUM = 0.1  # weight of the NEW value (PyTorch's sense; Flax's is 1 - this)
 PLACES = ('current', 'membrane', 'spikes')
 
+# Settings that norms compute with. They stand among the running statistics:
+# what reads the variables needs no settings, which could be the wrong ones.
+CONSTANTS = ('eps', 'v_th', 'gain')
+
 Leaves = dict[str, jax.Array]
 
 
@@ -24,19 +28,22 @@ class Norm:
     place: 'current' (between convolution and neuron), 'membrane' (on a copy
       of the potential, after charging and before firing) or 'spikes' (between
       a neuron and what reads its spikes).
-    init: (shape, *, num_steps, gain) -> (params, stats); shape is the input's
-      without its batch axes, [..., C]; gain is what `tdbn` scales by.
-    train: (params, stats, x, *, momentum, eps) -> (y, stats). A membrane norm
+    init: (shape, *, eps, v_th, num_steps, gain) -> (params, stats); shape is
+      the input's without its batch axes, [..., C]; gain is what `tdbn` scales
+      by. The constants that a norm computes with (`CONSTANTS`) stand among its
+      statistics, so every function below finds them there. A membrane norm
+      leaves out a v_th of None, which is learned and stands elsewhere.
+    train: (params, stats, x, *, momentum) -> (y, stats). A membrane norm
       sees the potential of one step, [B, ..., C], and is called once per step;
       the others see [B, T, ..., C]. Current norms that do not tell the steps
       apart take `copies` too: how many equal steps each one stands for.
-    evaluate: (params, stats, x, *, eps) -> y.
-    fires: membrane norms only; (params, stats, u, *, v_th, eps) -> bool: does
-      the normalized potential exceed v_th, decided exactly.
-    fold: membrane: (params, stats, *, v_th, eps) -> {threshold, polarity};
-      current: (params, stats, kernel, bias, *, eps) -> {kernel, bias} and
-      maybe a factor; spikes: (params, stats, *, eps) -> gain, [C] or [T, C],
-      of every reader's inputs. None where nothing can take it in.
+    evaluate: (params, stats, x) -> y.
+    fires: membrane norms only; (params, stats, u) -> bool: does the normalized
+      potential exceed stats['v_th'], decided exactly.
+    fold: membrane: (params, stats) -> {threshold, polarity}; current:
+      (params, stats, kernel, bias) -> {kernel, bias} and maybe a factor;
+      spikes: (params, stats) -> gain, [C] or [T, C], of every reader's inputs.
+      None where nothing can take it in.
     per_step: of norms that tell the steps apart, the parameter or statistic
       whose first axis is T; '' for all others.
     why_not: the reason, where `fold` is None.
@@ -52,10 +59,16 @@ class Norm:
   why_not: str = ''
 
 
-def init_affine(shape: tuple[int, ...]) -> tuple[Leaves, Leaves]:
-  """Returns scale 1, bias 0; mean 0, var 1."""
+def init_affine(shape: tuple[int, ...], *, eps: float) -> tuple[Leaves, Leaves]:
+  """Returns scale 1, bias 0; mean 0, var 1 and eps."""
   ones, zeros = jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
-  return {'scale': ones, 'bias': zeros}, {'mean': zeros, 'var': ones}
+  stats = {'mean': zeros, 'var': ones, 'eps': constant(eps)}
+  return {'scale': ones, 'bias': zeros}, stats
+
+
+def constant(value: float) -> jax.Array:
+  """Returns a setting as a leaf, float32."""
+  return jnp.asarray(value, jnp.float32)
 
 
 def moments(x: jax.Array, *, axes: tuple[int, ...]):
@@ -128,17 +141,18 @@ def scale_and_shift(params, mean, var, x, *, eps):
   return y.astype(x.dtype)
 
 
-def evaluate(params, stats, x, *, eps):
+def evaluate(params, stats, x):
   """Returns x normalized by the running statistics."""
-  return scale_and_shift(params, stats['mean'], stats['var'], x, eps=eps)
+  mean, var, eps = (stats[name] for name in ('mean', 'var', 'eps'))
+  return scale_and_shift(params, mean, var, x, eps=eps)
 
 
-def train(params, stats, x, *, momentum, eps, axes, copies=1):
+def train(params, stats, x, *, momentum, axes, copies=1):
   """Returns (x normalized by its own statistics, running ones moved)."""
   mean, var = moments(x, axes=axes)
   count = copies * count_over(x, axes)
   stats = advance(stats, mean, var, count=count, momentum=momentum)
-  return scale_and_shift(params, mean, var, x, eps=eps), stats
+  return scale_and_shift(params, mean, var, x, eps=stats['eps']), stats
 
 
 def train_all_but_last(params, stats, x, **options):

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from mpbn_jax.norm import base
 
 
-def _fold_affine(params, stats, kernel, bias, *, eps):
+def _fold_affine(params, stats, kernel, bias):
   """Returns kernel * g and (bias - mean) * g + norm_bias, g per channel."""
-  gain = params['scale'] * jax.lax.rsqrt(stats['var'] + eps)
+  gain = params['scale'] * jax.lax.rsqrt(stats['var'] + stats['eps'])
   bias = 0.0 if bias is None else bias
   bias = (bias - stats['mean']) * gain + params['bias']
   return {'kernel': kernel * gain, 'bias': bias}
@@ -21,7 +21,7 @@ def _fold_affine(params, stats, kernel, bias, *, eps):
 # Plain batch normalization on all steps together.
 BN = base.Norm(
   place='current',
-  init=lambda shape, **_: base.init_affine(shape[-1:]),
+  init=lambda shape, *, eps, **_: base.init_affine(shape[-1:], eps=eps),
   train=base.train_all_but_last,
   evaluate=base.evaluate,
   fold=_fold_affine,
@@ -31,11 +31,9 @@ BN = base.Norm(
 # ---- tdBN: scale * (alpha * v_th * x_hat) + bias
 
 
-def _tdbn_init(shape, *, gain, **_):
-  params, stats = base.init_affine(shape[-1:])
-  # A constant of the layer, kept beside its statistics so that folding needs
-  # the variables alone.
-  return params, {**stats, 'gain': jnp.asarray(gain, jnp.float32)}
+def _tdbn_init(shape, *, gain, eps, **_):
+  params, stats = base.init_affine(shape[-1:], eps=eps)
+  return params, {**stats, 'gain': base.constant(gain)}
 
 
 def _with_gain(params, stats):
@@ -46,13 +44,12 @@ def _tdbn_train(params, stats, x, **options):
   return base.train_all_but_last(_with_gain(params, stats), stats, x, **options)
 
 
-def _tdbn_evaluate(params, stats, x, *, eps):
-  return base.evaluate(_with_gain(params, stats), stats, x, eps=eps)
+def _tdbn_evaluate(params, stats, x):
+  return base.evaluate(_with_gain(params, stats), stats, x)
 
 
-def _tdbn_fold(params, stats, kernel, bias, *, eps):
-  params = _with_gain(params, stats)
-  return _fold_affine(params, stats, kernel, bias, eps=eps)
+def _tdbn_fold(params, stats, kernel, bias):
+  return _fold_affine(_with_gain(params, stats), stats, kernel, bias)
 
 
 # Zheng et al. 2021 (2011.05280): gain = alpha * v_th, alpha = 1, and
@@ -69,8 +66,8 @@ TDBN = base.Norm(
 # ---- BNTT: scale[t] * x_hat[t], no bias
 
 
-def _bntt_init(shape, *, num_steps, **_):
-  params, stats = base.init_affine((num_steps, shape[-1]))
+def _bntt_init(shape, *, num_steps, eps, **_):
+  params, stats = base.init_affine((num_steps, shape[-1]), eps=eps)
   return {'scale': params['scale']}, stats
 
 
@@ -80,21 +77,22 @@ def _bntt_apply(params, mean, var, x, eps):
   return (centred * base.along(gain, x)).astype(x.dtype)
 
 
-def _bntt_train(params, stats, x, *, momentum, eps):
+def _bntt_train(params, stats, x, *, momentum):
   axes = (0, *range(2, x.ndim - 1))
   mean, var = base.moments(x, axes=axes)
   count = base.count_over(x, axes)
   stats = base.advance(stats, mean, var, count=count, momentum=momentum)
-  return _bntt_apply(params, mean, var, x, eps), stats
+  return _bntt_apply(params, mean, var, x, stats['eps']), stats
 
 
-def _bntt_evaluate(params, stats, x, *, eps):
-  return _bntt_apply(params, stats['mean'], stats['var'], x, eps)
+def _bntt_evaluate(params, stats, x):
+  mean, var, eps = (stats[name] for name in ('mean', 'var', 'eps'))
+  return _bntt_apply(params, mean, var, x, eps)
 
 
-def _bntt_fold(params, stats, kernel, bias, *, eps):
+def _bntt_fold(params, stats, kernel, bias):
   """Returns one kernel and bias per step, [T, kh, kw, in, out], [T, out]."""
-  gain = params['scale'] * jax.lax.rsqrt(stats['var'] + eps)
+  gain = params['scale'] * jax.lax.rsqrt(stats['var'] + stats['eps'])
   bias = 0.0 if bias is None else bias
   return {
     'kernel': kernel * gain[:, None, None, None, :],
@@ -116,8 +114,8 @@ BNTT = base.Norm(
 # ---- TEBN: p[t] * (scale * x_hat + bias)
 
 
-def _tebn_init(shape, *, num_steps, **_):
-  params, stats = base.init_affine(shape[-1:])
+def _tebn_init(shape, *, num_steps, eps, **_):
+  params, stats = base.init_affine(shape[-1:], eps=eps)
   return {**params, 'factor': jnp.ones((num_steps,), jnp.float32)}, stats
 
 
@@ -131,14 +129,14 @@ def _tebn_train(params, stats, x, **options):
   return _times_factor(params['factor'], y), stats
 
 
-def _tebn_evaluate(params, stats, x, *, eps):
-  y = base.evaluate(params, stats, x, eps=eps)
+def _tebn_evaluate(params, stats, x):
+  y = base.evaluate(params, stats, x)
   return _times_factor(params['factor'], y)
 
 
-def _tebn_fold(params, stats, kernel, bias, *, eps):
+def _tebn_fold(params, stats, kernel, bias):
   """Returns a kernel and bias for all steps, and a factor per step."""
-  folded = _fold_affine(params, stats, kernel, bias, eps=eps)
+  folded = _fold_affine(params, stats, kernel, bias)
   return {**folded, 'factor': params['factor']}
 
 

@@ -12,7 +12,14 @@ def _train_over_batch(params, stats, u, **options):
   return base.train(params, stats, u, axes=(0,), **options)
 
 
-def _fires(params, stats, u, *, v_th, eps):
+def _init(shape, *, eps, v_th):
+  params, stats = base.init_affine(shape, eps=eps)
+  if v_th is not None:
+    stats = {**stats, 'v_th': base.constant(v_th)}
+  return params, stats
+
+
+def _fires(params, stats, u):
   """Returns where MPBN(u) > v_th, exactly the same in every program.
 
   MPBN(u) > v_th with both sides multiplied by the standard deviation:
@@ -26,9 +33,9 @@ def _fires(params, stats, u, *, v_th, eps):
   what. Both sides are monotone in u: there is one float32 number that
   separates firing from not firing, and `_fold_into_threshold` finds it.
   """
-  deviation = jnp.sqrt(stats['var'] + eps)
+  deviation = jnp.sqrt(stats['var'] + stats['eps'])
   return params['scale'] * (u - stats['mean']) > (
-    (v_th - params['bias']) * deviation
+    (stats['v_th'] - params['bias']) * deviation
   )
 
 
@@ -71,7 +78,7 @@ def separating_threshold(fires: Callable, polarity: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _fold_into_threshold(params, stats, *, v_th, eps):
+def _fold_into_threshold(params, stats):
   """Returns {threshold, polarity} (Eq. 10 and 13 for every sign of the scale).
 
   scale > 0: fire iff u > theta. scale < 0: the inequality turns round, fire
@@ -79,11 +86,9 @@ def _fold_into_threshold(params, stats, *, v_th, eps):
   """
   scale, bias = params['scale'], params['bias']
   polarity = jnp.where(scale < 0, -1.0, 1.0).astype(jnp.float32)
-  threshold = separating_threshold(
-    lambda u: _fires(params, stats, u, v_th=v_th, eps=eps), polarity
-  )
+  threshold = separating_threshold(lambda u: _fires(params, stats, u), polarity)
   # Without arithmetic: 0 * inf is NaN.
-  constant = jnp.where(bias > v_th, -jnp.inf, jnp.inf)
+  constant = jnp.where(bias > stats['v_th'], -jnp.inf, jnp.inf)
   threshold = jnp.where(scale == 0, constant, threshold)
   return {'threshold': threshold, 'polarity': polarity}
 
@@ -91,7 +96,7 @@ def _fold_into_threshold(params, stats, *, v_th, eps):
 # Channel-wise (paper, Eq. 7): statistics over B, H, W of each step.
 MPBN_CHANNEL = base.Norm(
   place='membrane',
-  init=lambda shape, **_: base.init_affine(shape[-1:]),
+  init=lambda shape, *, eps, v_th, **_: _init(shape[-1:], eps=eps, v_th=v_th),
   train=base.train_all_but_last,
   evaluate=base.evaluate,
   fires=_fires,
@@ -101,7 +106,7 @@ MPBN_CHANNEL = base.Norm(
 # Element-wise (paper, Sec. 5.2, Eq. 13): statistics over B alone.
 MPBN_ELEMENT = base.Norm(
   place='membrane',
-  init=lambda shape, **_: base.init_affine(shape),
+  init=lambda shape, *, eps, v_th, **_: _init(shape, eps=eps, v_th=v_th),
   train=_train_over_batch,
   evaluate=base.evaluate,
   fires=_fires,

@@ -64,42 +64,42 @@ def _second_moment(a, axes):
   return jnp.mean(jnp.square(a.astype(jnp.float32)), axes, keepdims=True)
 
 
-def _over_deviation(params, moment, a, eps):
-  gain = params['scale'] * jax.lax.rsqrt(moment + eps)
+def _over_deviation(params, stats, moment, a):
+  gain = params['scale'] * jax.lax.rsqrt(moment + stats['eps'])
   return (a.astype(jnp.float32) * gain).astype(a.dtype)
 
 
-def _psp_bn_train(params, stats, a, *, momentum, eps):
+def _psp_bn_train(params, stats, a, *, momentum):
   running = stats['moment']
   axes = range(a.ndim - 1) if running.ndim == 1 else (0, *range(2, a.ndim - 1))
   moment = _second_moment(a, tuple(axes))
   # A raw moment is its own unbiased estimate: no n / (n - 1).
   moved = (1 - momentum) * running + momentum * moment.reshape(running.shape)
-  moved = {'moment': jax.lax.stop_gradient(moved)}
-  return _over_deviation(params, moment, a, eps), moved
+  moved = {**stats, 'moment': jax.lax.stop_gradient(moved)}
+  return _over_deviation(params, stats, moment, a), moved
 
 
-def _psp_bn_evaluate(params, stats, a, *, eps):
-  return _over_deviation(params, base.along(stats['moment'], a), a, eps)
+def _psp_bn_evaluate(params, stats, a):
+  return _over_deviation(params, stats, base.along(stats['moment'], a), a)
 
 
-def _psp_bn_gain(params, stats, *, eps):
+def _psp_bn_gain(params, stats):
   """Returns what every reader's inputs are multiplied by, [C] or [T, C]."""
-  return params['scale'] * jax.lax.rsqrt(stats['moment'] + eps)
+  return params['scale'] * jax.lax.rsqrt(stats['moment'] + stats['eps'])
 
 
-def _init_psp_bn(shape, num_steps=None):
+def _init_psp_bn(shape, *, eps, num_steps=None):
   scale = jnp.ones(shape[-1:], jnp.float32)
   steps = () if num_steps is None else (num_steps,)
   moment = jnp.ones((*steps, shape[-1]), jnp.float32)
-  return {'scale': scale}, {'moment': moment}
+  return {'scale': scale}, {'moment': moment, 'eps': base.constant(eps)}
 
 
 # Ikegawa et al. 2022 (2203.01544): the second raw moment in the variance's
 # place. Ours: the learned scale per channel, and one moment for all steps.
 PSP_BN = base.Norm(
   place='spikes',
-  init=lambda shape, **_: _init_psp_bn(shape),
+  init=lambda shape, *, eps, **_: _init_psp_bn(shape, eps=eps),
   train=_psp_bn_train,
   evaluate=_psp_bn_evaluate,
   fold=_psp_bn_gain,
@@ -108,7 +108,9 @@ PSP_BN = base.Norm(
 # With a moment of each step, as the MPBN paper cites it (Sec. 2.2).
 PSP_BN_STEP = base.Norm(
   place='spikes',
-  init=lambda shape, *, num_steps, **_: _init_psp_bn(shape, num_steps),
+  init=lambda shape, *, eps, num_steps, **_: _init_psp_bn(
+    shape, eps=eps, num_steps=num_steps
+  ),
   train=_psp_bn_train,
   evaluate=_psp_bn_evaluate,
   fold=_psp_bn_gain,
@@ -119,20 +121,23 @@ PSP_BN_STEP = base.Norm(
 # ---- PSP-LN: the moment over C, H, W of each sample and step
 
 
-def _psp_ln(params, a, eps):
+def _psp_ln(params, stats, a):
   moment = _second_moment(a, tuple(range(2, a.ndim)))
-  return _over_deviation(params, moment, a, eps)
+  return _over_deviation(params, stats, moment, a)
 
 
 # Ikegawa et al. 2022 (2203.01544); the learned scale per channel is ours.
 PSP_LN = base.Norm(
   place='spikes',
-  init=lambda shape, **_: ({'scale': jnp.ones(shape[-1:], jnp.float32)}, {}),
-  train=lambda params, stats, a, *, momentum, eps: (
-    _psp_ln(params, a, eps),
+  init=lambda shape, *, eps, **_: (
+    {'scale': jnp.ones(shape[-1:], jnp.float32)},
+    {'eps': base.constant(eps)},
+  ),
+  train=lambda params, stats, a, *, momentum: (
+    _psp_ln(params, stats, a),
     stats,
   ),
-  evaluate=lambda params, stats, a, *, eps: _psp_ln(params, a, eps),
+  evaluate=_psp_ln,
   why_not='its statistics are those of each sample and step, not constants',
 )
 
@@ -154,10 +159,7 @@ def _neunorm(params, s):
 NEUNORM = base.Norm(
   place='spikes',
   init=lambda shape, **_: ({'weight': jnp.ones(shape[-1:], jnp.float32)}, {}),
-  train=lambda params, stats, s, *, momentum, eps: (
-    _neunorm(params, s),
-    stats,
-  ),
-  evaluate=lambda params, stats, s, *, eps: _neunorm(params, s),
+  train=lambda params, stats, s, *, momentum: (_neunorm(params, s), stats),
+  evaluate=lambda params, stats, s: _neunorm(params, s),
   why_not='it subtracts the activity of all channels and all steps before',
 )
