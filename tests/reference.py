@@ -285,12 +285,29 @@ def average_pool(x, *, window, stride=None, padding=0):
   """[..., H', W', C] for x [..., H, W, C]; padded zeros count in the mean.
 
   stride: the window where it is None, so that windows do not overlap.
+  Windows that would stick out of the far edges are dropped.
   """
   (x,) = _float64(x)
   stride = window if stride is None else stride
   window = (window, window)
   patches = _patches(x, window=window, stride=stride, padding=padding)
   return patches.mean((-3, -2))
+
+
+def average_pool_of_shortcut(x, *, window):
+  """[..., ceil(H / window), ceil(W / window), C] for x [..., H, W, C].
+
+  Windows side by side; one that sticks out of the map averages what lies in it.
+  """
+  (x,) = _float64(x)
+  height, width = (-(-side // window) for side in x.shape[-3:-1])
+  y = np.zeros((*x.shape[:-3], height, width, x.shape[-1]))
+  for i in range(height):
+    for j in range(width):
+      rows = slice(i * window, (i + 1) * window)
+      columns = slice(j * window, (j + 1) * window)
+      y[..., i, j, :] = x[..., rows, columns, :].mean((-3, -2))
+  return y
 
 
 def batch_norm(x, scale, bias, mean, var, *, train, momentum, eps):
@@ -322,7 +339,8 @@ def resnet20(state, x, *, num_steps, train, tau=0.25, v_th=0.5):
     state: name -> array: the golden file's `state/...` entries without that
       prefix, so 'model.conv1.0.pool.weight' and so on, in PyTorch's layout
       (kernels OIHW, linear [out, in]).
-    x: [B, 3, H, W] images, as in the golden file; shown at every step.
+    x: images [B, C, H, W], shown at every step, as in the golden file, or
+      frames [B, T, C, H, W], one a step.
 
   Returns:
     (logits [B, K], new_state, spikes): `state` with the running statistics
@@ -369,13 +387,13 @@ def resnet20(state, x, *, num_steps, train, tau=0.25, v_th=0.5):
     y = bn(y, name + '.bn2')
     if stride != 1:
       # downsample.0 is the pooling, it has no parameters.
-      x = average_pool(x, window=stride)
+      x = average_pool_of_shortcut(x, window=stride)
       x = conv(x, name + '.downsample.1', stride=1, padding=0)
       x = bn(x, name + '.downsample.2')
     return neuron(y + x, name + '.output_act')
 
-  x = np.transpose(x, (0, 2, 3, 1))
-  x = np.stack([x] * num_steps)
+  x = np.moveaxis(x, -3, -1)
+  x = np.stack([x] * num_steps) if x.ndim == 4 else np.moveaxis(x, 1, 0)
   for i in (0, 3, 6):
     x = conv(x, f'model.conv1.{i}', stride=1, padding=1)
     x = bn(x, f'model.conv1.{i + 1}')

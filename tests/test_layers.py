@@ -377,3 +377,28 @@ def test_average_pool_drops_incomplete_windows_and_counts_padding(
     np.asarray(x), window=window, stride=stride, padding=padding
   )
   np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('shape', [(7, 7), (8, 8), (5, 8), (1, 1), (1, 3)])
+def test_incomplete_windows_of_shortcuts_average_what_lies_in_the_map(shape):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, *shape, 3)), jnp.float32)
+
+  def pool(x):
+    return average_pool(x, window=2, ceil_mode=True)
+
+  pooled, pull = jax.vjp(pool, x)
+  expected = reference.average_pool_of_shortcut(np.asarray(x), window=2)
+  np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
+  # Linear: <pool(x), y> = <x, pull(y)> for every y.
+  y = jnp.asarray(rng.normal(size=pooled.shape), jnp.float32)
+  np.testing.assert_allclose(
+    jnp.vdot(pooled, y), jnp.vdot(x, pull(y)[0]), rtol=1e-4, atol=1e-5
+  )
+  assert (pool(x.astype(jnp.bfloat16))).dtype == jnp.bfloat16
+
+
+def test_incomplete_windows_go_with_neither_overlap_nor_padding():
+  x = jnp.zeros((1, 5, 5, 1))
+  with pytest.raises(InputError, match='ceil_mode needs windows side by side'):
+    average_pool(x, window=3, stride=2, ceil_mode=True)

@@ -6,9 +6,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+import reference
 
 from configs import default
-from mpbn_jax import MODELS, InputError, build_model
+from mpbn_jax import (
+  MODELS,
+  InputError,
+  build_model,
+  fold_all,
+  readers_of_spikes,
+  strip,
+)
+from mpbn_jax.interop.torch import to_reference
 from mpbn_jax.layers import LIF
 
 # (settings, input shape) -> parameters; of the paper's implementation, but
@@ -268,11 +277,59 @@ def test_input_of_another_shape_is_refused(shape, message):
     model.apply(variables, jnp.zeros(shape), train=False)
 
 
-def test_maps_that_cannot_be_halved_are_refused():
-  model = build_model({'name': 'resnet20', 'width': 4})
-  x = jax.ShapeDtypeStruct((1, 34, 34, 1), jnp.float32)
-  with pytest.raises(InputError, match='maps of 17x17 by 2, .*32, 48'):
-    jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+# Event frames of 24x24, T = 3. VGG16 halves its maps five times: 24 rows are
+# 1 after four of its pools, which drop rows as the reference's do.
+FRAMES = jax.ShapeDtypeStruct((2, 3, 24, 24, 2), jnp.float32)
+
+
+@pytest.mark.parametrize('name', sorted(set(MODELS) - {'vgg16'}))
+def test_maps_of_odd_sides_pass_every_network(name):
+  model = build_model({'name': name, 'width': 4, 'num_steps': 3})
+  logits = jax.eval_shape(
+    lambda x: model.init_with_output(jax.random.key(0), x, train=False)[0],
+    FRAMES,
+  )
+  assert logits.shape == (2, 10)
+
+
+def test_resnet20_on_odd_maps_is_the_references():
+  model, variables = common.small('resnet20', 24, 2, unroll=False)
+  config = {'name': 'resnet20', 'width': 4}
+  state = to_reference(variables, config)
+  frames = common.images(6, 24, 2).reshape((2, 3, 24, 24, 2))
+  channels_first = np.moveaxis(np.asarray(frames), -1, -3)
+  for train in (False, True):
+    logits, updates = jax.jit(
+      lambda v, x, train=train: model.apply(
+        v, x, train=train, mutable=['batch_stats', 'intermediates']
+      )
+    )(variables, frames)
+    expected, new_state, spikes = reference.resnet20(
+      state, channels_first, num_steps=3, train=train
+    )
+    ours = updates['intermediates']['stage4_block2_lif2']['spikes'][0]
+    assert ours.shape[2:4] == (2, 2)  # of 3x3
+    np.testing.assert_array_equal(
+      np.moveaxis(ours, 1, 0), spikes['model.layer4.1.output_act']
+    )
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+    if train:
+      stats = to_reference({'batch_stats': updates['batch_stats']}, config)
+      for key, value in stats.items():
+        np.testing.assert_allclose(
+          value, new_state[key], rtol=1e-4, atol=1e-4, err_msg=key
+        )
+
+
+def test_norm_of_spikes_folds_through_incomplete_windows():
+  model, variables = common.small(
+    'resnet20', 24, 2, unroll=False, membrane_norm='none', spike_norm='psp_bn'
+  )
+  x = common.images(6, 24, 2).reshape((2, 3, 24, 24, 2))
+  readers = readers_of_spikes(model, variables, x)
+  folded = strip(fold_all(variables, readers=readers))
+  apply = jax.jit(lambda variables: model.apply(variables, x, train=False))
+  np.testing.assert_allclose(apply(folded), apply(variables), atol=1e-5)
 
 
 def test_images_too_small_for_the_network_are_refused():
@@ -280,6 +337,14 @@ def test_images_too_small_for_the_network_are_refused():
   with pytest.raises(InputError, match='maps of 1x1: this network needs larg'):
     jax.eval_shape(
       lambda: model.init(
-        jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False
+        jax.random.key(0), jnp.zeros((1, 1, 1, 1)), train=False
       )
+    )
+
+
+def test_vgg16_refuses_maps_that_its_pools_would_empty():
+  model = build_model({'name': 'vgg16', 'width': 4, 'num_steps': 3})
+  with pytest.raises(InputError, match='maps of 1x1: this network needs larg'):
+    jax.eval_shape(
+      lambda x: model.init(jax.random.key(0), x, train=False), FRAMES
     )

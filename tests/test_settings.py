@@ -1,60 +1,92 @@
 """Does every layer get its network's settings, and are unusable ones named?"""
 
 import dataclasses
+import re
 
 import common
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mpbn_jax import MODELS, InputError, build_model
 from mpbn_jax.layers import LIF, ConvNorm, SpikeNorm
 from mpbn_jax.models.network import SpikingNetwork
 
+PSP_BN = {'current_norm': 'none', 'spike_norm': 'psp_bn'}
 
-@pytest.mark.parametrize(
-  ('name', 'settings', 'leaf', 'expected'),
-  [
-    ('resnet20', {'membrane_norm': 'none'}, 'conv2/bn', 0),
-    ('resnet20', {}, 'conv2/bn', 1),
-    ('resnet20', {'last_scale': 0.5}, 'conv2/bn', 0.5),
-    ('preact_resnet', {}, 'conv2/bn', 0.2),
-    ('preact_resnet', {'last_scale': 0.5}, 'conv2/bn', 0.5),
-    (
-      'preact_resnet',
-      {'current_norm': 'none', 'spike_norm': 'psp_bn'},
-      'lif2_spikes/psp_bn',
-      0.2,
-    ),
-    (
-      'preact_resnet',
-      {'current_norm': 'none', 'spike_norm': 'psp_bn', 'last_scale': 0.5},
-      'lif2_spikes/psp_bn',
-      0.5,
-    ),
-  ],
-)
-def test_only_the_last_scale_of_a_block_starts_otherwise(
-  name, settings, leaf, expected
-):
-  model = build_model({'name': name, 'width': 4, **settings})
 
-  def scales():
-    x = jnp.zeros((1, 16, 16, 1))
-    params = model.init(jax.random.key(0), x, train=False)['params']
+def _initial(leaf, settings):
+  """Returns {layer/norm: the initial leaf of this name} of a network."""
+  model = build_model({'width': 4, 'num_steps': 1, **settings})
+  side = common.SIDES[settings['name']]
+
+  def leaves():
+    x = jnp.zeros((1, side, side, 1))
+    variables = model.init(jax.random.key(0), x, train=False)
     return {
-      jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-      if path[-1].key == 'scale' and path[-2].key != 'mpbn_channel'
+      jax.tree_util.keystr(path[1:-1], simple=True, separator='/'): value
+      for path, value in jax.tree_util.tree_leaves_with_path(variables)
+      if path[-1].key == leaf
     }
 
   # The kernels are dead code, and not compiled.
-  found = jax.jit(scales)()
-  last = [k for k in found if f'{leaf}/scale' in k and 'stem' not in k]
-  assert last
+  return jax.jit(leaves)()
+
+
+@pytest.mark.parametrize(
+  ('name', 'settings', 'last', 'expected'),
+  [
+    # The reference's networks, with and without MPBN: every scale is 1.
+    *(
+      (name, {'membrane_norm': norm}, None, 1)
+      for name in MODELS
+      if name != 'preact_resnet'
+      for norm in ('none', 'mpbn_channel')
+    ),
+    ('resnet20', {'last_scale': 0.5}, r'_block\d_conv2/bn', 0.5),
+    # 1 / n, n blocks a stage: 3 of 22 layers, 17 of 106.
+    ('preact_resnet', {}, '/conv2/bn', 1 / 3),
+    ('preact_resnet', {'depth': 106}, '/conv2/bn', 1 / 17),
+    ('preact_resnet', {'last_scale': 0.5}, '/conv2/bn', 0.5),
+    ('preact_resnet', PSP_BN | {'depth': 10}, '/lif2_spikes/psp_bn', 1),
+    ('preact_resnet', PSP_BN, '/lif2_spikes/psp_bn', 1 / 3),
+    ('preact_resnet', PSP_BN | {'last_scale': 0}, '/lif2_spikes/psp_bn', 0),
+  ],
+)
+def test_scales_start_at_1_but_for_the_last_of_a_block_where_it_is_set(
+  name, settings, last, expected
+):
+  found = _initial('scale', {'name': name, **settings})
+  lasts = [key for key in found if last and re.search(last, key)]
+  assert bool(lasts) == (last is not None)
   for key, scale in found.items():
-    assert (scale == (expected if key in last else 1)).all(), key
+    np.testing.assert_allclose(
+      scale, expected if key in lasts else 1, rtol=1e-6, err_msg=key
+    )
+
+
+@pytest.mark.parametrize(
+  ('name', 'joined', 'layers'),
+  [
+    ('resnet20', r'stage[234]_block1_(conv2|shortcut)', 6),
+    ('resnet19', r'stage[23]_block1_(conv2|shortcut)', 4),
+    ('preact_resnet', r'stage[23]_first/(conv2|shortcut)', 4),
+    ('vgg16', '^$', 0),
+  ],
+)
+def test_tdbn_halves_the_variance_of_two_normed_branches_alone(
+  name, joined, layers
+):
+  settings = {'name': name, 'current_norm': 'tdbn', 'v_th': 0.8}
+  found = _initial('gain', settings)
+  halved = [key for key in found if re.search(joined, key)]
+  assert len(halved) == layers
+  for key, gain in found.items():
+    # Beside an identity shortcut, a branch keeps its variance.
+    expected = 0.8 * (0.5**0.5 if key in halved else 1)
+    np.testing.assert_allclose(gain, expected, rtol=1e-6, err_msg=key)
 
 
 # {setting: (no default, which attribute of which layers it becomes)}

@@ -37,7 +37,8 @@ class LIF(nn.Module):
       the layer starts with; it is stored with the variables, and the stored
       value is what counts.
     learn_tau: whether tau is learned, one of the layer, through a sigmoid and
-      starting at `tau` (PLIF, Fang et al. 2021, 2007.05785).
+      starting at `tau` (PLIF, Fang et al. 2021, 2007.05785; there the input
+      is scaled by the share that leaks, 1 - tau here, and here it is not).
     learn_v_th: whether v_th is learned, one of each channel, starting at
       `v_th` (the paper's Sec. 4.2 and the caption of its Table 6).
     norm: a membrane norm of `norm.NORMS`, or 'none'.

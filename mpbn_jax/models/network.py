@@ -237,7 +237,7 @@ def _finite(value):
 def _conv_norm(
   features: int, *, v_th: float, joins: bool = False, **options
 ) -> ConvNorm:
-  """Returns a `ConvNorm`; joins: a residual sum joins its currents."""
+  """Returns a `ConvNorm`; joins: a sum joins it with another `ConvNorm`."""
   alpha = 0.5**0.5 if joins else 1.0
   return ConvNorm(features, gain=alpha * v_th, **options)
 

@@ -11,9 +11,6 @@ from mpbn_jax.layers import ConvNorm
 from mpbn_jax.models.network import SpikingNetwork
 
 DEPTH = 22
-# Small, so that many random branches add little to the gradient; with 0,
-# kernels would wait for scales, and scales for kernels.
-LAST_SCALE = 0.2
 # Collections with one entry of each block, along their first axis.
 _STACKED = (
   *('params', 'batch_stats', 'intermediates'),
@@ -67,7 +64,10 @@ class PreActBlock(nn.Module):
     y = conv(y, train=train)
     y = self.lif(name='lif2', scale_init=self.spike_scale)(y, train=train)
     conv = self.conv_norm(
-      self.features, scale_init=self.current_scale, joins=True, name='conv2'
+      self.features,
+      scale_init=self.current_scale,
+      joins=self.projects,
+      name='conv2',
     )
     return x + conv(y, train=train)
 
@@ -79,7 +79,8 @@ class SpikingPreActResNet(SpikingNetwork):
   linear layer; n = 17 has 106. Stage i has width * 2^i channels and, from the
   second, half the resolution. Blocks of one shape are one block in the
   compiled program, scanned over variables that are stacked along their first
-  axis: a deep network compiles as fast as a shallow one.
+  axis: a deep network compiles as fast as a shallow one. Where `last_scale` is
+  None, the last scale of every block starts at 1 / n.
 
   PSP-BN carries spikes through more than 100 layers of it (Ikegawa et al.
   2022, 2203.01544).
@@ -130,7 +131,11 @@ class SpikingPreActResNet(SpikingNetwork):
 
   def _block(self, stage, *, projects, name, train):
     has_current_norm = self.current_norm != norms.NONE
-    last_scale = LAST_SCALE if self.last_scale is None else self.last_scale
+    last_scale = self.last_scale
+    if last_scale is None:
+      # The branches of a stage add up: to as much at every depth. With 0,
+      # kernels would wait for scales, and scales for kernels.
+      last_scale = 6 / (self._depth() - 4)
     block = nn.remat(PreActBlock) if self.remat else PreActBlock
     return block(
       conv_norm=self.conv_norm,

@@ -5,7 +5,6 @@ import functools
 import jax
 
 from mpbn_jax import norm as norms
-from mpbn_jax.errors import InputError
 from mpbn_jax.layers import ConvNorm, Identity, average_pool, over_time
 from mpbn_jax.models.network import SpikingNetwork
 
@@ -22,11 +21,9 @@ class SpikingResNet(SpikingNetwork):
     stem: 'triple', three [conv3x3 - norm - LIF] and a 2x2 average pool;
       'single', conv3x3 - norm - LIF; 'imagenet', conv7x7 of stride 2 - norm -
       LIF and a 3x3 average pool of stride 2.
-    shortcut: 'pool', average pool - conv1x1 - norm; 'stride', conv1x1 with
-      the stride - norm.
-    own_last_scale: what `last_scale` is where it is None and the membrane has
-      no norm; with 0 a block starts as its shortcut. With a membrane norm it
-      is then 1 (`_start_of_last_scale`).
+    shortcut: 'pool', average pool - conv1x1 - norm, where windows at the far
+      edge of an odd map are incomplete and count; 'stride', conv1x1 with the
+      stride - norm.
   """
 
   block_settings = ('last_scale',)
@@ -34,7 +31,6 @@ class SpikingResNet(SpikingNetwork):
   stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
   stem: str = 'triple'
   shortcut: str = 'pool'
-  own_last_scale: float = 1.0
 
   def check_blocks(self) -> None:
     super().check_blocks()
@@ -70,41 +66,26 @@ class SpikingResNet(SpikingNetwork):
     return x
 
   def _block(self, x, features, *, stride, name, train):
+    projects = stride != 1 or x.shape[-1] != features
     conv1 = self.conv_norm(features, stride=stride, name=f'{name}_conv1')
     conv2 = self.conv_norm(
       features,
-      scale_init=self._start_of_last_scale(),
-      joins=True,
+      scale_init=1.0 if self.last_scale is None else self.last_scale,
+      joins=projects,
       name=f'{name}_conv2',
     )
     y = self.lif(name=f'{name}_lif1')(conv1(x, train=train), train=train)
     y = conv2(y, train=train)
-    if stride != 1 or x.shape[-1] != features:
+    if projects:
       x = self._shortcut(x, features, stride, f'{name}_shortcut', train)
     else:
       x = Identity(name=f'{name}_shortcut')(x)
     return self.lif(name=f'{name}_lif2')(y + x, train=train)
 
-  def _start_of_last_scale(self):
-    if self.last_scale is not None:
-      return self.last_scale
-    # A block that starts as its identity shortcut gives its last neurons the
-    # potentials 0 and 1. MPBN at a firing rate p makes -sqrt(p / (1 - p)) and
-    # sqrt((1 - p) / p) of them: for p < 1/2 both lie outside the window [0, 1]
-    # of the rect and tanh surrogates, and no layer before gets any gradient.
-    return self.own_last_scale if self.membrane_norm == norms.NONE else 1.0
-
   def _shortcut(self, x, features, stride, name, train):
     if self.shortcut == 'pool':
-      height, width = x.shape[2:4]
-      x = over_time(lambda x: average_pool(x, window=stride), x)
-      if height % stride or width % stride:
-        raise InputError(
-          f'{name!r} pools maps of {height}x{width} by {stride}, which leaves '
-          'a row or column over: this network needs images whose side can be '
-          'halved in every stage (32, 48, 64, ...)'
-        )
-      stride = 1
+      pool = functools.partial(average_pool, window=stride, ceil_mode=True)
+      x, stride = over_time(pool, x), 1
     conv = self.conv_norm(
       features,
       kernel_size=1,
@@ -118,11 +99,7 @@ class SpikingResNet(SpikingNetwork):
 
 # The paper's, for CIFAR at width 64.
 SpikingResNet20 = functools.partial(
-  SpikingResNet,
-  stage_sizes=(2, 2, 2, 2),
-  stem='triple',
-  shortcut='pool',
-  own_last_scale=0.0,
+  SpikingResNet, stage_sizes=(2, 2, 2, 2), stem='triple', shortcut='pool'
 )
 # Zheng et al. 2021 (2011.05280); width 128.
 SpikingResNet19 = functools.partial(

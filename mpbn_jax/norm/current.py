@@ -53,7 +53,10 @@ def _tdbn_fold(params, stats, kernel, bias):
 
 
 # Zheng et al. 2021 (2011.05280): gain = alpha * v_th, alpha = 1, and
-# 1 / sqrt(2) on both branches that a residual sum joins.
+# 1 / sqrt(2) where a residual sum joins two normalized branches, so that their
+# sum has the variance of one. Beside an identity shortcut, which has no norm
+# here, alpha is 1. Public code differs there: some leaves alpha at 1, some
+# gives the identity a norm of its own and both branches 1 / sqrt(2).
 TDBN = base.Norm(
   place='current',
   init=_tdbn_init,
@@ -100,7 +103,8 @@ def _bntt_fold(params, stats, kernel, bias):
   }
 
 
-# Kim and Panda 2020 (2010.01729): everything per step.
+# Kim and Panda 2020 (2010.01729): everything per step. Their code has an eps of
+# 1e-4; here it is the setting of all norms, 1e-5 unless `model.eps` says so.
 BNTT = base.Norm(
   place='current',
   init=_bntt_init,
