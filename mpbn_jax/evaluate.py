@@ -1,7 +1,8 @@
-"""How good is a network, and does its folded form fire the same spikes?"""
+"""Accuracy of a network, and its comparison with another one spike by spike."""
 
 import dataclasses
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from mpbn_jax import losses, sharding
 from mpbn_jax.datasets.base import Spec
 from mpbn_jax.datasets.batches import evaluation_batches
 from mpbn_jax.datasets.prefetch import Prefetch
+from mpbn_jax.errors import InputError
+from mpbn_jax.layers import LIF
 
 
 @flax.struct.dataclass
@@ -87,8 +90,9 @@ class Comparison:
     spikes_compared: neurons times steps times examples.
     spikes_differing: how many of them differ.
     max_logit_difference: largest absolute difference of a logit.
-    firing_rate: {layer: spikes per neuron and step} of the first network;
-      of n blocks that are one in the program, {layer[i]: ...}.
+    firing_rate: {layer: spikes per neuron and step} of the first network, in
+      the order in which the layers run; of n blocks that are one in the
+      program, {layer[i]: ...}.
   """
 
   accuracy: float
@@ -99,6 +103,11 @@ class Comparison:
   firing_rate: dict[str, float]
 
 
+# Beside the spikes of a layer: an array that is empty inside the layer, so that
+# its sides that are not 0 are the axes along which blocks are stacked.
+_STACKED = 'stacked'
+
+
 def recorded(
   model: nn.Module,
   variables: Mapping,
@@ -106,45 +115,91 @@ def recorded(
   *,
   forced: Mapping[str, Mapping[str, jax.Array]] | None = None,
 ):
-  """Returns (logits, {layer: {'currents', 'spikes'}}) in evaluation mode.
+  """Returns (logits, {layer: {'currents', 'spikes', 'stacked'}}), evaluating.
 
   Args:
-    model: the network.
+    model: a network with `LIF` layers.
     variables: its variables, folded or not.
-    x: [B, H, W, C] or [B, T, H, W, C].
+    x: an input of it, [B, H, W, C] or [B, T, H, W, C] as a rule.
     forced: {layer: {'spikes': ...}}; what every neuron layer hands on in
       place of its own spikes, which are still recorded. So each layer is fed
       another network's spikes, and differences do not add up.
 
   Returns:
-    Currents and spikes are [B, T, H, W, C], or [n, B, T, H, W, C] of n blocks
-    that are one in the program; layers in no particular order.
+    Layers in the order in which they run; a layer that runs again has the
+    names 'lif', 'lif(2)', .... Currents and spikes are [B, T, ..., C], with
+    one more axis for each `nn.scan` or `nn.vmap` around the layer: `stacked`
+    says which axes these are (`stacked_axes`).
+
+  Raises:
+    InputError: no neuron layer, or one whose spikes are not handed out;
+      `forced` spikes for a layer that runs more than once.
   """
-  handed_on: dict = {}
-  for name, layer in (forced or {}).items():
-    node = handed_on
+  ran: dict[tuple[str, ...], None] = {}
+
+  def note(function, args, kwargs, context):
+    y = function(*args, **kwargs)
+    module = context.module
+    if isinstance(module, LIF) and context.method_name == '__call__':
+      ran[module.path] = None
+      module.sow('intermediates', _STACKED, jnp.zeros((0,) * y.ndim))
+    return y
+
+  with nn.intercept_methods(note):
+    logits, kept = model.apply(
+      {**variables, 'forced': _handed_on(forced or {})},
+      x,
+      train=False,
+      mutable=['intermediates'],
+    )
+  if not ran:
+    raise InputError(
+      'expected a network with neuron layers (LIF), got '
+      f'{type(model).__name__} without one: there are no spikes to record'
+    )
+  # Unlike a dict, it keeps its order through `jax.jit`.
+  layers: OrderedDict = OrderedDict()
+  for path in ran:
+    name = '/'.join(path)
+    found = _at(kept.get('intermediates', {}), path)
+    if _STACKED not in found:
+      raise InputError(
+        f'expected to record the spikes of {name!r}, got none out of the '
+        "nn.scan or nn.vmap around it: give it variable_axes={'intermediates': "
+        "0, 'forced': 0, ...}"
+      )
+    runs = len(found[_STACKED])
+    if name in (forced or {}) and runs > 1:
+      raise InputError(
+        f'expected layers that run once, to feed each the same spikes, got '
+        f'{name!r}, which runs {runs} times: use `compare` in place of it'
+      )
+    for run in range(runs):
+      layers[f'{name}({run + 1})' if run else name] = {
+        key: found[key][run] for key in ('currents', 'spikes', _STACKED)
+      }
+  return logits, layers
+
+
+def _handed_on(forced):
+  tree: dict = {}
+  for name, layer in forced.items():
+    node = tree
     for key in name.split('/'):
       node = node.setdefault(key, {})
     node['spikes'] = layer['spikes']
-  logits, kept = model.apply(
-    {**variables, 'forced': handed_on},
-    x,
-    train=False,
-    mutable=['intermediates'],
-  )
-  layers = {}
+  return tree
 
-  def walk(tree, path):
-    if 'spikes' in tree:
-      layers['/'.join(path)] = {
-        name: tree[name][0] for name in ('currents', 'spikes')
-      }
-      return
-    for key, child in tree.items():
-      walk(child, (*path, key))
 
-  walk(kept['intermediates'], ())
-  return logits, layers
+def _at(tree, path):
+  for key in path:
+    tree = tree.get(key, {})
+  return tree
+
+
+def stacked_axes(layer: Mapping[str, jax.Array]) -> tuple[int, ...]:
+  """Returns the axes of a recorded layer's spikes along which blocks lie."""
+  return tuple(i for i, side in enumerate(layer[_STACKED].shape) if side)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +231,10 @@ def compare_layers(
 
   def difference(ours, theirs):
     a, b = ours['currents'], theirs['currents']
+    change = jnp.abs(a - b).max()
     return LayerComparison(
-      current_error=float(jnp.abs(a - b).max() / jnp.abs(a).max()),
+      # Currents that are 0 in both do not differ.
+      current_error=float(jnp.where(change, change / jnp.abs(a).max(), 0)),
       flips=int((ours['spikes'] != theirs['spikes']).sum()),
       spikes=int(a.size),
     )
@@ -204,32 +261,35 @@ def compare(
   @jax.jit
   def run(variables, batch):
     logits, layers = recorded(model, variables, normalize(batch['image']))
-    return logits, {k: v['spikes'] > 0 for k, v in layers.items()}
+    for layer in layers.values():
+      layer['spikes'] = layer['spikes'] > 0
+      del layer['currents']
+    return logits, layers
 
   # Small, and whole on every host.
   @functools.partial(
     jax.jit, out_shardings=sharding.replicated(experiment.mesh)
   )
-  def count(logits, other_logits, spikes, other_spikes, batch):
+  def count(logits, other_logits, layers, other_layers, batch):
     mask = batch['mask']
 
     def right(logits):
       return mask & (logits.argmax(-1) == batch['label'])
 
-    def per_example(spikes):  # [(n,) B, T, H, W, C] -> [(n,) B]
-      kept = spikes & mask[:, None, None, None, None]
-      return kept.sum(range(spikes.ndim - 4, spikes.ndim))
-
+    flips = {
+      name: {**layer, 'spikes': layer['spikes'] ^ other_layers[name]['spikes']}
+      for name, layer in layers.items()
+    }
     change = jnp.abs(logits - other_logits)
+    bad = ~(jnp.isfinite(logits) & jnp.isfinite(other_logits)).all(-1)
     return {
       'mask': mask,
       'right': right(logits),
       'other_right': right(other_logits),
       'change': jnp.where(mask[:, None], change, 0).max(),
-      'fires': jax.tree.map(per_example, spikes),
-      'flips': jax.tree.map(
-        lambda a, b: per_example(a ^ b), spikes, other_spikes
-      ),
+      'not_finite': mask & bad,
+      'fires': {k: _per_example(k, v, mask) for k, v in layers.items()},
+      'flips': {k: _per_example(k, v, mask) for k, v in flips.items()},
     }
 
   examples, right, other_right, largest = 0, 0, 0, 0.0
@@ -237,21 +297,26 @@ def compare(
   sizes: dict[str, int] = {}
   differing = 0
   for batch in _sharded_batches(experiment, split):
-    logits, spikes = run(variables, batch)
-    other_logits, other_spikes = run(other, batch)
+    logits, layers = run(variables, batch)
+    other_logits, other_layers = run(other, batch)
     counts = jax.device_get(
-      count(logits, other_logits, spikes, other_spikes, batch)
+      count(logits, other_logits, layers, other_layers, batch)
     )
+    if counts['not_finite'].any():
+      raise FloatingPointError(
+        f'expected finite logits on the split {split!r}, got NaN or infinity '
+        f'for {counts["not_finite"].sum()} of {counts["mask"].sum()} examples '
+        'of a batch: no accuracy can be told'
+      )
     examples += int(counts['mask'].sum())
     right += int(counts['right'].sum())
     other_right += int(counts['other_right'].sum())
-    # Not Python's max, which drops a NaN.
-    largest = float(np.maximum(largest, counts['change']))
-    for layer, fires in counts['fires'].items():
-      size = int(np.prod(spikes[layer].shape[-4:]))
-      for name, fires_of_block in _by_block(layer, fires.sum(-1)):
+    largest = max(largest, float(counts['change']))
+    for layer, record in layers.items():
+      fires = counts['fires'][layer].sum(-1)
+      for name, fires_of_block in _by_block(layer, fires):
         fired[name] = fired.get(name, 0) + int(fires_of_block)
-        sizes[name] = size
+        sizes[name] = _neurons(record)
       differing += int(counts['flips'][layer].sum())
   return Comparison(
     accuracy=right / examples,
@@ -263,10 +328,29 @@ def compare(
   )
 
 
+def _per_example(name, layer, mask):
+  """Returns how often a layer fires, [(n,) B], 0 where the mask is False."""
+  spikes, stacked = layer['spikes'], stacked_axes(layer)
+  spikes = jnp.moveaxis(spikes, stacked, tuple(range(len(stacked))))
+  inside = spikes.shape[len(stacked) :]
+  if inside[0] != len(mask):
+    raise InputError(
+      f'expected spikes [B, T, ..., C] of {len(mask)} examples from {name!r}, '
+      f'got shape {inside}: hand neuron layers the batch on their first axis'
+    )
+  summed = tuple(range(len(stacked) + 1, spikes.ndim))
+  return jnp.where(mask, spikes.sum(summed), 0)
+
+
+def _neurons(layer):
+  """Returns neurons times steps of one example, of one of n blocks."""
+  shape, stacked = layer['spikes'].shape, stacked_axes(layer)
+  inside = [side for i, side in enumerate(shape) if i not in stacked]
+  return int(np.prod(inside[1:]))
+
+
 def _by_block(layer, counts):
   """Yields (name, count): 'stage1_blocks/lif1[3]' where n blocks are one."""
-  if counts.ndim == 0:
-    yield layer, counts
-    return
-  for block, count in enumerate(counts):
-    yield f'{layer}[{block}]', count
+  for index in np.ndindex(counts.shape):
+    block = ','.join(map(str, index))
+    yield (f'{layer}[{block}]' if index else layer), counts[index]
