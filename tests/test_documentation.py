@@ -5,6 +5,7 @@ import importlib
 import pathlib
 import pkgutil
 import re
+import runpy
 import shlex
 
 import common
@@ -112,3 +113,14 @@ def test_every_file_that_a_page_names_exists(page):
   for name in re.findall(r'`((?:[\w.]+/)*\w+\.(?:py|txt))[`:]', text):
     homes = (ROOT, ROOT / 'mpbn_jax', ROOT / 'tests')
     assert any((home / name).is_file() for home in homes), name
+
+
+@pytest.mark.slow
+def test_quickstart_trains_folds_and_plots(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('MPLBACKEND', 'Agg')
+  runpy.run_path(str(ROOT / 'docs' / 'examples' / 'quickstart.py'))
+  accuracy, change = capsys.readouterr().out.splitlines()
+  assert float(accuracy.removeprefix('test accuracy: ').rstrip('%')) > 80
+  assert change == 'largest change of a logit: 0.0e+00'
+  assert (tmp_path / 'thresholds.png').stat().st_size > 5000
