@@ -28,9 +28,13 @@ def fold(variables: Mapping) -> Variables:
   The formula holds for real numbers. In float32 it misses the number that
   separates firing from not firing by some units in the last place, so that
   number is found by bisection over the very predicate that the unfolded
-  network evaluates (`norm.separating_threshold`): for every finite u for
-  which u - mean is finite, both decide alike. Where scale = 0 the threshold
-  is -inf (bias > v_th: fires always) or +inf (never fires).
+  network evaluates (`norm.separating_threshold`): both decide alike for every
+  u, infinite ones and NaN (silent) included. Where a neuron always or never
+  fires, as with scale = 0, polarity * theta is -inf or +inf.
+
+  The folded network has the gradient of the unfolded one with respect to its
+  input, up to rounding: gain * (u - theta) is the distance from firing,
+  MPBN(u) - v_th, that the surrogate gradient is taken at.
 
   A pure function, and jit-able. The result is an ordinary set of variables of
   the same model, with a `threshold` collection beside the others; they are
@@ -41,8 +45,9 @@ def fold(variables: Mapping) -> Variables:
       `model.init` or a checkpoint. They hold v_th and eps.
 
   Returns:
-    `variables` and {'threshold': {<layer>: {'threshold', 'polarity', 'v_th'}}},
-    [C] channel-wise or [H, W, C] element-wise. v_th, a scalar, is what a soft
+    `variables` and {'threshold': {<layer>: {'threshold', 'polarity', 'gain',
+    'v_th'}}}, [C] channel-wise or [H, W, C] element-wise. gain = scale /
+    sqrt(var + eps), 0 where theta is infinite. v_th, a scalar, is what a soft
     reset subtracts; a learned one stays where it is, in the params.
 
   Raises:
