@@ -6,14 +6,14 @@ that it computes with. So no model and no setting is needed, and nothing can
 disagree with them.
 """
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
+from mpbn_jax.tree import leaves_of, norms_at
 
 Variables = dict
 
@@ -28,9 +28,13 @@ def fold(variables: Mapping) -> Variables:
   The formula holds for real numbers. In float32 it misses the number that
   separates firing from not firing by some units in the last place, so that
   number is found by bisection over the very predicate that the unfolded
-  network evaluates (`norm.separating_threshold`): for every finite u for
-  which u - mean is finite, both decide alike. Where scale = 0 the threshold
-  is -inf (bias > v_th: fires always) or +inf (never fires).
+  network evaluates (`norm.separating_threshold`): both decide alike for every
+  u, infinite ones and NaN (silent) included. Where a neuron always or never
+  fires, as with scale = 0, polarity * theta is -inf or +inf.
+
+  The folded network has the gradient of the unfolded one with respect to its
+  input, up to rounding: gain * (u - theta) is the distance from firing,
+  MPBN(u) - v_th, that the surrogate gradient is taken at.
 
   A pure function, and jit-able. The result is an ordinary set of variables of
   the same model, with a `threshold` collection beside the others; they are
@@ -41,8 +45,9 @@ def fold(variables: Mapping) -> Variables:
       `model.init` or a checkpoint. They hold v_th and eps.
 
   Returns:
-    `variables` and {'threshold': {<layer>: {'threshold', 'polarity', 'v_th'}}},
-    [C] channel-wise or [H, W, C] element-wise. v_th, a scalar, is what a soft
+    `variables` and {'threshold': {<layer>: {'threshold', 'polarity', 'gain',
+    'v_th'}}}, [C] channel-wise or [H, W, C] element-wise. gain = scale /
+    sqrt(var + eps), 0 where theta is infinite. v_th, a scalar, is what a soft
     reset subtracts; a learned one stays where it is, in the params.
 
   Raises:
@@ -255,7 +260,7 @@ def strip(variables: Mapping) -> Variables:
   gone = {
     (*path, name)
     for place, (tree, leaf) in signs.items()
-    for path, name in _norms(variables, place)
+    for path, name in norms_at(variables, place)
     if _contains(tree, (*path, leaf))
   }
 
@@ -271,60 +276,8 @@ def strip(variables: Mapping) -> Variables:
   return {**{k: v for k, v in kept.items() if v}, **others}
 
 
-@functools.cache
-def _leaves_of(name):
-  """Returns the names of a norm's (parameters, statistics and constants)."""
-  init = functools.partial(norms.NORMS[name].init, (1, 1, 1), num_steps=1)
-  return [
-    frozenset(leaves)
-    for leaves in jax.eval_shape(lambda: init(eps=1.0, v_th=1.0, gain=1.0))
-  ]
-
-
-def _is_ours(name, params, stats, layer):
-  """Returns whether it is a norm of this package.
-
-  A network may hold a module of another package with the name of one of ours,
-  as flax's BatchNorm named 'bn'. Ours stores its constants.
-
-  Args:
-    name: key in the params.
-    params: what stands there.
-    stats: what stands there in the batch_stats.
-    layer: the params of the layer that it belongs to.
-  """
-  if name not in norms.NORMS or not isinstance(params, Mapping):
-    return False
-  own_params, own_stats = _leaves_of(name)
-  if set(params) != own_params:
-    return False
-  if own_stats <= set(stats or ()) | {'v_th'}:  # it may be learned
-    return True
-  # Statistics that were lost are missed by `_collect`. Only the names of
-  # current norms are common enough for a foreign module to have them too.
-  lost = stats is None and 'kernel' in layer
-  return lost or norms.NORMS[name].place != 'current'
-
-
-def _norms(variables, place) -> Iterator[tuple[tuple[str, ...], str]]:
-  """Yields (path of the layer, name of its norm) of every norm at a place."""
-
-  def walk(layer, stats, path):
-    for key, child in layer.items():
-      own = stats.get(key) if isinstance(stats, Mapping) else None
-      if _is_ours(key, child, own, layer):
-        if norms.NORMS[key].place == place:
-          yield path, key
-      elif isinstance(child, Mapping):
-        yield from walk(child, own, (*path, key))
-
-  yield from walk(
-    variables.get('params', {}), variables.get('batch_stats', {}), ()
-  )
-
-
 def _has_norm(variables, place):
-  return any(True for _ in _norms(variables, place))
+  return any(True for _ in norms_at(variables, place))
 
 
 def _collect(variables, place, function: Callable, *, done='') -> dict:
@@ -333,12 +286,12 @@ def _collect(variables, place, function: Callable, *, done='') -> dict:
   Without the layers for which `folded` has the leaf `done`.
   """
   result: dict = {}
-  for path, name in _norms(variables, place):
+  for path, name in norms_at(variables, place):
     if done and _contains(variables.get('folded', {}), (*path, done)):
       continue
     layer = _at(variables['params'], path)
     stats = _at(variables.get('batch_stats', {}), (*path, name))
-    missing = _leaves_of(name)[1] - {'v_th', *(stats or ())}
+    missing = leaves_of(name)[1] - {'v_th', *(stats or ())}
     if missing and _foldable(name):
       raise InputError(
         f'expected batch_stats/{"/".join((*path, name))} with the running '

@@ -179,7 +179,8 @@ def _thresholds(tree, path=()) -> dict:
       found |= _thresholds(child, (*path, key))
     return found
   threshold, polarity = np.asarray(tree['threshold']), tree['polarity']
-  finite = threshold[np.isfinite(threshold)]
+  # The largest number is one that only an infinite potential exceeds.
+  finite = threshold[np.abs(threshold) < np.finfo(np.float32).max]
   return {
     '/'.join(path): {
       'min': float(finite.min()) if finite.size else None,

@@ -23,6 +23,7 @@ ROWS = {
   'layers': 1,
   'folding': 1,
   'axes': 0,
+  'tree': 0,
   'wiring': 1,
   'models': 2,
   'losses': 3,

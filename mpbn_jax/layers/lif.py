@@ -25,8 +25,8 @@ class LIF(nn.Module):
   is not learned) stand in batch_stats/<norm> too, scalars, and these stored
   values are what the layer computes with.
 
-  A `threshold` collection with {threshold, polarity} at this path takes the
-  norm's place (`fold`): then a neuron fires where
+  A `threshold` collection with {threshold, polarity, gain, v_th} at this path
+  takes the norm's place (`fold`): then a neuron fires where
   polarity * u > polarity * threshold, and the norm's variables are not read.
   The variables say whether a network is folded; no flag can disagree with
   them.
@@ -137,17 +137,16 @@ class LIF(nn.Module):
 
     if self.has_variable('threshold', 'threshold'):
       variables.refuse_training(train)
-      threshold = self.get_variable('threshold', 'threshold')
-      polarity = self.get_variable('threshold', 'polarity')
+      leaves = variables.folded_neurons(self, shape)
+      threshold, polarity = leaves['threshold'], leaves['polarity']
       if not self.learn_v_th:  # a soft reset subtracts what was folded
-        v_th = self.get_variable('threshold', 'v_th')
-        at = '/'.join(('threshold', *self.path))
-        leaves = {} if v_th is None else {'v_th': v_th}
-        variables.check_constant(self, at, 'v_th', leaves, self.v_th)
+        v_th = leaves['v_th']
 
       def fire_folded(state, u):
         fired = polarity * u > polarity * threshold
-        return state, emit(fired, polarity * (u - threshold), **surrogate)
+        # An infinite threshold has a gain of 0: 0 * inf would be NaN.
+        finite = jnp.where(leaves['gain'] == 0, 0.0, threshold)
+        return state, emit(fired, leaves['gain'] * (u - finite), **surrogate)
 
       return fire_folded, None, forget, v_th
 

@@ -8,10 +8,11 @@ variables say whether a network is folded, no flag can disagree with them.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mpbn_jax import norm as norms
@@ -64,6 +65,7 @@ class NormVariables:
         'batch_stats', module.norm, lambda: init(shape)[1]
       )
     at = f'batch_stats/{path_of(module, module.norm)}'
+    check_shapes(at, self.stats, expected)
     for name in norms.CONSTANTS:
       if name in expected:
         check_constant(module, at, name, self.stats, settings[name])
@@ -121,6 +123,54 @@ def check_constant(
     f'made with, got a model with {name} = {value}: build the model with the '
     'stored value, which is what counts'
   )
+
+
+def check_shapes(at: str, leaves: Mapping, expected: Mapping) -> None:
+  """Raises InputError for leaves of other shapes, which would broadcast.
+
+  Args:
+    at: where they stand.
+    leaves: there; missing ones are not looked for.
+    expected: {name: anything with a shape}.
+  """
+  for name in expected.keys() & leaves.keys():
+    shape, want = jnp.shape(leaves[name]), tuple(expected[name].shape)
+    if shape != want:
+      raise InputError(
+        f'expected {at}/{name} of shape {want}, got {shape}: take the '
+        'variables of a model with the same settings and inputs'
+      )
+
+
+def folded_neurons(module: nn.Module, shape: tuple[int, ...]) -> dict:
+  """Returns what `fold` left of a layer's norm, {threshold, polarity, ...}.
+
+  Args:
+    module: a layer of neurons, with learn_v_th and v_th.
+    shape: of its potentials, [..., C], without batch axes.
+
+  Raises:
+    InputError: a part is missing, has another shape than the layer's channels
+      or elements, or was folded with another v_th.
+  """
+  names = ['threshold', 'polarity', 'gain'] + ['v_th'] * (not module.learn_v_th)
+  leaves = {
+    name: module.get_variable('threshold', name)
+    for name in names
+    if module.has_variable('threshold', name)
+  }
+  at = '/'.join(('threshold', *module.path))
+  if missing := [name for name in names if name not in leaves]:
+    raise InputError(
+      f'expected {at}/{missing[0]}, got {", ".join(leaves)} alone: call `fold` '
+      'on the unfolded variables again'
+    )
+  element = jnp.ndim(leaves['threshold']) > 1
+  like = jax.ShapeDtypeStruct(shape if element else shape[-1:], jnp.float32)
+  check_shapes(at, leaves, dict.fromkeys(names[:3], like))
+  if not module.learn_v_th:
+    check_constant(module, at, 'v_th', leaves, module.v_th)
+  return leaves
 
 
 def check_steps(module: nn.Module, steps: int) -> None:

@@ -40,7 +40,7 @@ class Norm:
     evaluate: (params, stats, x) -> y.
     fires: membrane norms only; (params, stats, u) -> bool: does the normalized
       potential exceed stats['v_th'], decided exactly.
-    fold: membrane: (params, stats) -> {threshold, polarity}; current:
+    fold: membrane: (params, stats) -> {threshold, polarity, gain}; current:
       (params, stats, kernel, bias) -> {kernel, bias} and maybe a factor;
       spikes: (params, stats) -> gain, [C] or [T, C], of every reader's inputs.
       None where nothing can take it in.

@@ -4,8 +4,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mpbn_jax.norm import base
+
+TINY = float(np.finfo(np.float32).tiny)  # the smallest normal number
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def _train_over_batch(params, stats, u, **options):
@@ -17,6 +21,35 @@ def _init(shape, *, eps, v_th):
   if v_th is not None:
     stats = {**stats, 'v_th': base.constant(v_th)}
   return params, stats
+
+
+def _normal(x):
+  """Returns x with 0 in place of numbers below the smallest normal one.
+
+  CPUs flush them to 0 when a program runs, compilers keep them where they
+  compute constants. Without them both agree.
+  """
+  return jnp.where(jnp.abs(x) < TINY, 0.0, x)
+
+
+def _comparison(params, stats):
+  """Returns (scale, mean, level): fire iff scale * (u - mean) > level.
+
+  Of each channel. A scale of 0 fires always or never, whatever u is: that is
+  a level of -inf or +inf (times u it would be 0 * inf, NaN, where u is
+  infinite).
+  """
+  deviation = jnp.sqrt(stats['var'] + stats['eps'])
+  margin = _normal(_normal(stats['v_th']) - _normal(params['bias']))
+  level = _normal(margin * deviation)
+  scale = _normal(params['scale'])
+  constant = scale == 0
+  always_or_never = jnp.where(level < 0, -jnp.inf, jnp.inf)
+  return (
+    jnp.where(constant, 1.0, scale),
+    jnp.where(constant, 0.0, stats['mean']),
+    jnp.where(constant, always_or_never, level),
+  )
 
 
 def _fires(params, stats, u):
@@ -33,10 +66,8 @@ def _fires(params, stats, u):
   what. Both sides are monotone in u: there is one float32 number that
   separates firing from not firing, and `_fold_into_threshold` finds it.
   """
-  deviation = jnp.sqrt(stats['var'] + stats['eps'])
-  return params['scale'] * (u - stats['mean']) > (
-    (stats['v_th'] - params['bias']) * deviation
-  )
+  scale, mean, level = _comparison(params, stats)
+  return scale * (u - mean) > level
 
 
 def _ordered_to_float(key: jax.Array) -> jax.Array:
@@ -48,21 +79,24 @@ def _ordered_to_float(key: jax.Array) -> jax.Array:
 def separating_threshold(fires: Callable, polarity: jax.Array) -> jax.Array:
   """Returns theta with: fires(u) iff polarity * u > polarity * theta.
 
-  Bisection over the ordered bit patterns of float32: 32 evaluations of the
+  Bisection over the ordered bit patterns of float32: 33 evaluations of the
   very predicate that the network evaluates, so the result is exact where a
   closed form is off by some units in the last place.
 
   Args:
-    fires: u -> bool, elementwise, non-decreasing in polarity * u.
+    fires: u -> bool, elementwise, non-decreasing in polarity * u, false at
+      -inf * polarity.
     polarity: [...] of +1 and -1.
 
   Returns:
-    [...] float32: the largest polarity * u that does not fire, as a u; -inf
-    times polarity where every finite u fires.
+    [...] float32: the largest polarity * u that does not fire, as a u. Times
+    polarity, -inf where every u above it fires, +inf where none does, not even
+    an infinite one.
   """
   infinity = 0x7F800000
   low = jnp.full(polarity.shape, -infinity - 1, jnp.int32)  # -inf: silent
-  high = jnp.full(polarity.shape, infinity, jnp.int32)  # +inf: fires
+  # The number after +inf, which is never asked.
+  high = jnp.full(polarity.shape, infinity + 1, jnp.int32)
 
   def halve(_, bracket):
     low, high = bracket
@@ -79,18 +113,23 @@ def separating_threshold(fires: Callable, polarity: jax.Array) -> jax.Array:
 
 @jax.jit
 def _fold_into_threshold(params, stats):
-  """Returns {threshold, polarity} (Eq. 10 and 13 for every sign of the scale).
+  """Returns {threshold, polarity, gain} (Eq. 10, 13 for every sign of scale).
 
   scale > 0: fire iff u > theta. scale < 0: the inequality turns round, fire
-  iff u < theta. scale = 0: u does not matter; fire always if bias > v_th.
+  iff u < theta. scale = 0: u does not matter; theta is -inf or +inf. The gain
+  is the derivative of MPBN(u), 0 where theta is no number: there u - theta
+  would be one neither.
   """
-  scale, bias = params['scale'], params['bias']
+  scale, _, _ = _comparison(params, stats)
   polarity = jnp.where(scale < 0, -1.0, 1.0).astype(jnp.float32)
   threshold = separating_threshold(lambda u: _fires(params, stats, u), polarity)
-  # Without arithmetic: 0 * inf is NaN.
-  constant = jnp.where(bias > stats['v_th'], -jnp.inf, jnp.inf)
-  threshold = jnp.where(scale == 0, constant, threshold)
-  return {'threshold': threshold, 'polarity': polarity}
+  gain = params['scale'] * jax.lax.rsqrt(stats['var'] + stats['eps'])
+  constant = jnp.abs(threshold) >= LARGEST
+  return {
+    'threshold': threshold,
+    'polarity': polarity,
+    'gain': jnp.where(constant, 0.0, gain),
+  }
 
 
 # Channel-wise (paper, Eq. 7): statistics over B, H, W of each step.

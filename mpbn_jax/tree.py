@@ -1,0 +1,61 @@
+"""Where do normalizations stand in a tree of variables?"""
+
+import functools
+from collections.abc import Iterator, Mapping
+
+import jax
+
+from mpbn_jax import norm as norms
+
+
+@functools.cache
+def leaves_of(name: str) -> tuple[frozenset[str], frozenset[str]]:
+  """Returns the names of a norm's (parameters, statistics and constants)."""
+  init = functools.partial(norms.NORMS[name].init, (1, 1, 1), num_steps=1)
+  params, stats = jax.eval_shape(lambda: init(eps=1.0, v_th=1.0, gain=1.0))
+  return frozenset(params), frozenset(stats)
+
+
+def _is_ours(name, params, stats, layer):
+  """Returns whether it is a norm of this package.
+
+  A network may hold a module of another package with the name of one of ours,
+  as flax's BatchNorm named 'bn'. Ours stores its constants.
+
+  Args:
+    name: key in the params.
+    params: what stands there.
+    stats: what stands there in the batch_stats, {} for nothing.
+    layer: the params of the layer that it belongs to.
+  """
+  if name not in norms.NORMS or not isinstance(params, Mapping):
+    return False
+  own_params, own_stats = leaves_of(name)
+  if set(params) != own_params:
+    return False
+  if own_stats <= set(stats) | {'v_th'}:  # it may be learned
+    return True
+  # Ours, but incomplete: the folds say what is missing. Only the names of
+  # current norms are common enough for a foreign module to have them too.
+  lost = not stats and 'kernel' in layer
+  return lost or norms.NORMS[name].place != 'current'
+
+
+def norms_at(
+  variables: Mapping, place: str
+) -> Iterator[tuple[tuple[str, ...], str]]:
+  """Yields (path of the layer, name of its norm) of every norm at a place."""
+
+  def walk(layer, stats, path):
+    for key, child in layer.items():
+      own = stats.get(key)
+      own = own if isinstance(own, Mapping) else {}
+      if _is_ours(key, child, own, layer):
+        if norms.NORMS[key].place == place:
+          yield path, key
+      elif isinstance(child, Mapping):
+        yield from walk(child, own, (*path, key))
+
+  yield from walk(
+    variables.get('params', {}), variables.get('batch_stats', {}), ()
+  )
