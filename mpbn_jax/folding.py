@@ -6,13 +6,13 @@ needed and nothing can disagree with it.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
-import jax.numpy as jnp
 
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
+from mpbn_jax.wiring import Wiring
 
 Variables = dict
 
@@ -131,93 +131,52 @@ def fold_convolutions(
   return {**variables, 'folded': _merged(variables.get('folded', {}), folded)}
 
 
-def fold_spike_norms(
-  variables: Mapping,
-  *,
-  readers: Mapping[str, Sequence[str]],
-  eps: float = norms.EPS,
-) -> Variables:
+def fold_spike_norms(variables: Mapping, *, readers: Wiring) -> Variables:
   """Returns the variables with every norm of spikes folded into its readers.
 
       psp_bn(a) = gain * a, gain = scale / sqrt(moment + eps), so
-      kernel' = gain * kernel along the input channels,
+      kernel' = gain * kernel along the input channels
 
-  exactly but for rounding, zero padding and average pools between included: of
-  every convolution and linear layer that reads them; an identity shortcut
+  of every convolution and linear layer that reads them; an identity shortcut
   becomes a scale of each channel. With moments of each step there is a kernel
-  of each step.
+  of each step. The network multiplies its kernels in evaluation anyway; the
+  fold keeps the products.
 
   Args:
     variables: folded otherwise or not; the folds commute. What is folded
       already stays as it is.
-    readers: {norm: layers}, from `wiring.readers_of_spikes`.
-    eps: added to second moments, `config.model.eps`.
+    readers: the `readers_of_spikes` of their network.
 
   Returns:
     `variables` and {'folded': {<norm's layer>: {'readers'}, <reader>:
-    {'kernel'} or {'scale'}}}; `readers` counts them.
+    {'kernel'} or {'scale'}, and 'reads'}}; `readers` counts them, `reads` says
+    whose spikes the layer may read from now on.
 
   Raises:
     InputError: no norm of the spikes; one that does not fold, with the reason
-      (neunorm, psp_ln); one that nothing reads; a reader with other channels.
+      (neunorm, psp_ln); variables of another network.
+    TypeError: other readers than those of `readers_of_spikes`.
   """
+  if not isinstance(readers, Wiring):
+    raise TypeError(
+      'expected the readers that mpbn_jax.readers_of_spikes(model, variables, '
+      f'x) returns, got {type(readers).__name__}: pass these'
+    )
   if not _has_norm(variables, 'spikes'):
     raise InputError(
       'expected variables with a normalization of the spikes, got none: there '
       "is nothing to fold (spike_norm='none', or folded and stripped already)"
     )
-  folded = variables.get('folded', {})
-
-  def fold_into_readers(path, name, params, stats, _):
-    nonlocal folded
-    norm = _foldable(name)
-    read_by = readers.get('/'.join(path), ())
-    if not read_by:
-      raise InputError(
-        f'expected a layer that reads {"/".join(path)!r}, got none: pass the '
-        'readers_of_spikes of this model'
-      )
-    stacked = _stacked(norm, params)
-    gain_of = functools.partial(norm.fold, eps=eps)
-    for _ in range(stacked):
-      gain_of = jax.vmap(gain_of)
-    gain = gain_of(params, stats)
-    for reader in read_by:
-      layer = tuple(reader.split('/'))
-      kernel = _kernel({**variables, 'folded': folded}, layer)
-      new = {'scale': gain}
-      if kernel is not None:
-        if kernel.shape[-2] != gain.shape[-1]:
-          raise InputError(
-            f'expected {reader!r} to read the {gain.shape[-1]} channels of '
-            f'{"/".join(path)!r}, got a kernel for {kernel.shape[-2]}: pass '
-            'the readers_of_spikes of this model'
-          )
-        scale_inputs = _scale_inputs
-        for _ in range(stacked):
-          scale_inputs = jax.vmap(scale_inputs)
-        new = {'kernel': scale_inputs(kernel, gain)}
-      folded = _merged(folded, _nested(layer, new))
-    return {'readers': jnp.full(gain.shape[:stacked], len(read_by), jnp.int32)}
-
-  counts = _collect(variables, 'spikes', fold_into_readers, done='readers')
-  return {**variables, 'folded': _merged(folded, counts)}
-
-
-def _scale_inputs(kernel, gain):
-  """Returns kernel [(T,) (k, k,) C_in, C_out] times gain [(T,) C_in]."""
-  if gain.ndim == 1:
-    return kernel * gain[:, None]
-  space = (1, 1) if kernel.ndim >= 4 else ()
-  if kernel.ndim in (2, 4):  # the same at every step
-    kernel = kernel[None]
-  return kernel * gain.reshape((gain.shape[0], *space, gain.shape[1], 1))
+  for path, name in _norms(variables['params'], 'spikes'):
+    _foldable(name)
+    _running_statistics(variables, path, name)
+  return {**variables, 'folded': readers.folded(variables)}
 
 
 def fold_all(
   variables: Mapping,
   *,
-  readers: Mapping[str, Sequence[str]] | None = None,
+  readers: Wiring | None = None,
   v_th: jax.Array | float = 0.5,
   eps: float = norms.EPS,
 ) -> Variables:
@@ -228,7 +187,8 @@ def fold_all(
 
   Args:
     variables: of a network.
-    readers: from `wiring.readers_of_spikes`; only norms of the spikes need it.
+    readers: the `readers_of_spikes` of their network; only norms of the spikes
+      need them.
     v_th: firing threshold, `config.model.v_th`.
     eps: added to variances, `config.model.eps`.
 
@@ -246,7 +206,7 @@ def fold_all(
   if 'current' in places:
     variables = fold_convolutions(variables, eps=eps)
   if 'spikes' in places:
-    variables = fold_spike_norms(variables, readers=readers or {}, eps=eps)
+    variables = fold_spike_norms(variables, readers=readers)
   return variables
 
 
@@ -315,15 +275,20 @@ def _collect(variables, place, function: Callable, *, done='') -> dict:
     if done and _contains(variables.get('folded', {}), (*path, done)):
       continue
     layer = _at(variables['params'], path)
-    stats = _at(variables.get('batch_stats', {}), (*path, name))
-    if stats is None and _foldable(name):
-      raise InputError(
-        f'expected batch_stats/{"/".join((*path, name))} with the running '
-        'statistics, got none: give the params AND the batch_stats'
-      )
+    stats = _running_statistics(variables, path, name)
     new = function(path, name, layer[name], stats, layer)
     result = _merged(result, _nested(path, new))
   return result
+
+
+def _running_statistics(variables, path, name):
+  stats = _at(variables.get('batch_stats', {}), (*path, name))
+  if stats is None and _foldable(name):
+    raise InputError(
+      f'expected batch_stats/{"/".join((*path, name))} with the running '
+      'statistics, got none: give the params AND the batch_stats'
+    )
+  return stats
 
 
 def _stacked(norm, params):
