@@ -125,6 +125,12 @@ def fold_convolutions(
     for _ in range(_stacked(norm, params)):
       function = jax.vmap(function)
     kernel = _kernel(variables, path)
+    if kernel is None:
+      raise InputError(
+        f'expected a kernel beside {"/".join((*path, name))!r}, as in a '
+        f'ConvNorm, got none: give a layer that is not its {name!r} another '
+        'name'
+      )
     return function(params, stats, kernel, layer.get('bias'))
 
   folded = _collect(variables, 'current', fold_convolution, done='bias')

@@ -78,7 +78,6 @@ def readers_of_spikes(model: nn.Module, variables: Mapping, x: Any) -> Wiring:
 
   Raises:
     InputError: the norm of some spikes cannot be folded; the message names it.
-    TypeError: the network uses normed spikes as an array.
 
   Example:
     >>> import functools

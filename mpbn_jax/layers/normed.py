@@ -40,8 +40,8 @@ class Spikes:
 
   `ConvNorm`, `Readout` and `Identity` read them; `average_pool`,
   `mean_over_space` and `over_time` (of functions that accept them) hand them
-  on. All else is a TypeError. They are no pytree: a transformation cannot open
-  them either.
+  on. All else is an InputError. They are no pytree: a transformation cannot
+  open them either.
 
   Attributes:
     source: path of their norm.
@@ -114,17 +114,23 @@ class Spikes:
 
   def __repr__(self) -> str:
     shape = ', '.join(map(str, self.shape))
-    return f'<normed spikes of {self.source!r}, {self.dtype}[{shape}]>'
+    # Where JAX looks for no `__jax_array__`, all that it shows is this.
+    return (
+      f'<normed spikes of {self.source!r}, {self.dtype}[{shape}], which only '
+      'ConvNorm, Readout and Identity read>'
+    )
 
   def __getattr__(self, name: str) -> NoReturn:
     # `hasattr` of what no array has is False, as ever.
     if hasattr(jax.Array, name) or name in _PROTOCOLS:
       self._refuse()
-    raise AttributeError(f'{self!r} has no attribute {name!r}')
+    raise AttributeError(f'normed spikes have no attribute {name!r}')
 
   def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
     del args, kwargs
-    raise TypeError(
+    # Not a TypeError: functions under `jit` replace one by their own, which
+    # does not say whose spikes these are.
+    raise InputError(
       f'expected an array, got the normed spikes of {self.source!r}, which '
       'ConvNorm, Readout and Identity read and average_pool, mean_over_space '
       'and over_time hand on: read them through an Identity, which returns an '
@@ -168,10 +174,10 @@ def on_array(
 
 
 def check_merged(spikes: Spikes, function: str, *, merged: bool) -> None:
-  """Raises TypeError for spikes inside `over_time` where others are due."""
+  """Raises InputError for spikes inside `over_time` where others are due."""
   if spikes._merged != merged:
     due, got = ('inside', 'outside') if merged else ('outside', 'inside')
-    raise TypeError(
+    raise InputError(
       f'expected {function} {due} over_time, got the normed spikes of '
       f'{spikes.source!r} {got} of it: over_time(lambda x: average_pool(x, '
       'window=2), spikes) is how steps are merged and split again'
@@ -221,6 +227,12 @@ def read(
       'nn.scan or nn.vmap of it pass `folded` on'
     )
   if x._fold is Fold.NOW:
+    if not module.is_mutable_collection('folded'):
+      raise InputError(
+        f'expected {"/".join(module.path)!r} to take in the norm '
+        f'{x.source!r}, got a transform around it (nn.WeightNorm, say) that '
+        'keeps `folded` as it is: this norm cannot be folded'
+      )
     leaf = jnp.int32(1)
     for key in reversed(way):
       leaf = {key: leaf}

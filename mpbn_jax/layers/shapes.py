@@ -19,7 +19,7 @@ def over_time(function: Callable, x: jax.Array | Spikes) -> jax.Array | Spikes:
   all-gather and every device compute the whole batch, in silence.
 
   Raises:
-    TypeError: x are normed spikes and the function does not accept those.
+    InputError: x are normed spikes and the function does not accept those.
   """
   steps = x.shape[:2]
 

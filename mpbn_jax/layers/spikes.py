@@ -19,7 +19,7 @@ class SpikeNorm(nn.Module):
   then the filter alone is left.
 
   A norm that folds returns `Spikes`, which nothing but the layers that it folds
-  into can read: whoever else gets them raises a TypeError, and no fold is
+  into can read: whatever else gets them raises an InputError, and no fold is
   wrong. In evaluation they carry the norm's gain into the kernels of these
   layers, which is what the fold does once and for all.
 
