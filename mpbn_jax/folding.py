@@ -6,7 +6,7 @@ that it computes with. So no model and no setting is needed, and nothing can
 disagree with them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
 from mpbn_jax.tree import leaves_of, norms_at
+from mpbn_jax.wiring import Wiring
 
 Variables = dict
 
@@ -119,92 +120,64 @@ def fold_convolutions(variables: Mapping) -> Variables:
   def fold_convolution(path, name, params, stats, layer):
     function = _over_blocks(_foldable(name).fold, stats)
     kernel = _kernel(variables, path)
+    if kernel is None:
+      raise InputError(
+        f'expected a kernel beside {"/".join((*path, name))!r}, as in a '
+        f'ConvNorm, got none: give a layer that is not its {name!r} another '
+        'name'
+      )
     return function(params, stats, kernel, layer.get('bias'))
 
   folded = _collect(variables, 'current', fold_convolution, done='bias')
   return {**variables, 'folded': _merged(variables.get('folded', {}), folded)}
 
 
-def fold_spike_norms(
-  variables: Mapping,
-  *,
-  readers: Mapping[str, Sequence[str]],
-) -> Variables:
+def fold_spike_norms(variables: Mapping, *, readers: Wiring) -> Variables:
   """Returns the variables with every norm of spikes folded into its readers.
 
       psp_bn(a) = gain * a, gain = scale / sqrt(moment + eps), so
-      kernel' = gain * kernel along the input channels,
+      kernel' = gain * kernel along the input channels
 
-  exactly but for rounding, zero padding and average pools between included: of
-  every convolution and linear layer that reads them; an identity shortcut
+  of every convolution and linear layer that reads them; an identity shortcut
   becomes a scale of each channel. With moments of each step there is a kernel
-  of each step.
+  of each step. The network multiplies its kernels in evaluation anyway; the
+  fold keeps the products.
 
   Args:
     variables: folded otherwise or not; the folds commute. What is folded
       already stays as it is.
-    readers: {norm: layers}, from `wiring.readers_of_spikes`.
+    readers: the `readers_of_spikes` of their network.
 
   Returns:
     `variables` and {'folded': {<norm's layer>: {'readers'}, <reader>:
-    {'kernel'} or {'scale'}}}; `readers` counts them.
+    {'kernel'} or {'scale'}, and 'reads'}}; `readers` counts them, `reads` says
+    whose spikes the layer may read from now on.
 
   Raises:
     InputError: no norm of the spikes; one that does not fold, with the reason
-      (neunorm, psp_ln); one that nothing reads; a reader with other channels.
+      (neunorm, psp_ln); variables of another network.
+    TypeError: other readers than those of `readers_of_spikes`.
   """
+  if not isinstance(readers, Wiring):
+    raise TypeError(
+      'expected the readers that mpbn_jax.readers_of_spikes(model, variables, '
+      f'x) returns, got {type(readers).__name__}: pass these'
+    )
   if not _has_norm(variables, 'spikes'):
     raise InputError(
       'expected variables with a normalization of the spikes, got none: there '
       "is nothing to fold (spike_norm='none', or folded and stripped already)"
     )
-  folded = variables.get('folded', {})
-
-  def fold_into_readers(path, name, params, stats, _):
-    nonlocal folded
-    norm = _foldable(name)
-    read_by = readers.get('/'.join(path), ())
-    if not read_by:
-      raise InputError(
-        f'expected a layer that reads {"/".join(path)!r}, got none: pass the '
-        'readers_of_spikes of this model'
-      )
-    stacked = jnp.ndim(stats['eps'])
-    gain = _over_blocks(norm.fold, stats)(params, stats)
-    for reader in read_by:
-      layer = tuple(reader.split('/'))
-      kernel = _kernel({**variables, 'folded': folded}, layer)
-      new = {'scale': gain}
-      if kernel is not None:
-        if kernel.shape[-2] != gain.shape[-1]:
-          raise InputError(
-            f'expected {reader!r} to read the {gain.shape[-1]} channels of '
-            f'{"/".join(path)!r}, got a kernel for {kernel.shape[-2]}: pass '
-            'the readers_of_spikes of this model'
-          )
-        scale_inputs = _over_blocks(_scale_inputs, stats)
-        new = {'kernel': scale_inputs(kernel, gain)}
-      folded = _merged(folded, _nested(layer, new))
-    return {'readers': jnp.full(gain.shape[:stacked], len(read_by), jnp.int32)}
-
-  counts = _collect(variables, 'spikes', fold_into_readers, done='readers')
-  return {**variables, 'folded': _merged(folded, counts)}
-
-
-def _scale_inputs(kernel, gain):
-  """Returns kernel [(T,) (k, k,) C_in, C_out] times gain [(T,) C_in]."""
-  if gain.ndim == 1:
-    return kernel * gain[:, None]
-  space = (1, 1) if kernel.ndim >= 4 else ()
-  if kernel.ndim in (2, 4):  # the same at every step
-    kernel = kernel[None]
-  return kernel * gain.reshape((gain.shape[0], *space, gain.shape[1], 1))
+  for path, name in norms_at(variables, 'spikes'):
+    _foldable(name)
+    _running_statistics(variables, path, name)
+  return {**variables, 'folded': readers.folded(variables)}
 
 
 def fold_all(
   variables: Mapping,
   *,
-  readers: Mapping[str, Sequence[str]] | None = None,
+  readers: Wiring | None = None,
 ) -> Variables:
   """Returns the variables with every normalization folded that they have.
 
@@ -213,7 +186,8 @@ def fold_all(
 
   Args:
     variables: of a network.
-    readers: from `wiring.readers_of_spikes`; only norms of the spikes need it.
+    readers: the `readers_of_spikes` of their network; only norms of the spikes
+      need them.
 
   Raises:
     InputError: a norm that does not fold, with the reason; none at all.
@@ -229,7 +203,7 @@ def fold_all(
   if 'current' in places:
     variables = fold_convolutions(variables)
   if 'spikes' in places:
-    variables = fold_spike_norms(variables, readers=readers or {})
+    variables = fold_spike_norms(variables, readers=readers)
   return variables
 
 
@@ -290,17 +264,22 @@ def _collect(variables, place, function: Callable, *, done='') -> dict:
     if done and _contains(variables.get('folded', {}), (*path, done)):
       continue
     layer = _at(variables['params'], path)
-    stats = _at(variables.get('batch_stats', {}), (*path, name))
-    missing = leaves_of(name)[1] - {'v_th', *(stats or ())}
-    if missing and _foldable(name):
-      raise InputError(
-        f'expected batch_stats/{"/".join((*path, name))} with the running '
-        f'statistics and constants, got no {", ".join(sorted(missing))}: give '
-        'the params AND the batch_stats, as `init` and training made them'
-      )
+    stats = _running_statistics(variables, path, name)
     new = function(path, name, layer[name], stats, layer)
     result = _merged(result, _nested(path, new))
   return result
+
+
+def _running_statistics(variables, path, name):
+  stats = _at(variables.get('batch_stats', {}), (*path, name))
+  missing = leaves_of(name)[1] - {'v_th', *(stats or ())}
+  if missing and _foldable(name):
+    raise InputError(
+      f'expected batch_stats/{"/".join((*path, name))} with the running '
+      f'statistics and constants, got no {", ".join(sorted(missing))}: give '
+      'the params AND the batch_stats, as `init` and training made them'
+    )
+  return stats
 
 
 def _over_blocks(function, stats):

@@ -22,7 +22,6 @@ ROWS = {
   'datasets.events': 0,
   'layers': 1,
   'folding': 1,
-  'axes': 0,
   'tree': 0,
   'wiring': 1,
   'models': 2,

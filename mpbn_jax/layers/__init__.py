@@ -6,7 +6,8 @@ sharded along B. The mathematics is elsewhere: `neuron.py`, `norm/`, `ops/`.
 
 from mpbn_jax.layers.conv_norm import ConvNorm
 from mpbn_jax.layers.lif import LIF
-from mpbn_jax.layers.shapes import average_pool, over_time
+from mpbn_jax.layers.normed import Spikes
+from mpbn_jax.layers.shapes import average_pool, mean_over_space, over_time
 from mpbn_jax.layers.spikes import Identity, Readout, SpikeNorm
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
   'Identity',
   'Readout',
   'SpikeNorm',
+  'Spikes',
   'average_pool',
+  'mean_over_space',
   'over_time',
 ]

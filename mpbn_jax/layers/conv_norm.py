@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mpbn_jax import norm as norms
-from mpbn_jax.layers import variables
+from mpbn_jax.layers import normed, variables
 from mpbn_jax.layers.shapes import over_time
 from mpbn_jax.ops.convolution import convolution
 
@@ -57,7 +57,7 @@ class ConvNorm(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, *, train: bool, copies: int = 1
+    self, x: jax.Array | normed.Spikes, *, train: bool, copies: int = 1
   ) -> jax.Array:
     """Returns currents [B, T, H', W', features] of x [B, T, H, W, C].
 
@@ -71,6 +71,7 @@ class ConvNorm(nn.Module):
     """
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
     kernel = variables.weight(self, 'kernel', self.kernel_init, shape)
+    x, kernel = normed.read_with(self, x, kernel)
     # A folded bias is the norm's too.
     folded = self.has_variable('folded', 'bias')
     bias = None
@@ -79,9 +80,9 @@ class ConvNorm(nn.Module):
       bias = variables.weight(self, 'bias', zeros, (self.features,))
     if kernel.ndim == 5:  # one of each step
       x, copies = jnp.repeat(x, copies, axis=1), 1
-      y = self._convolve_steps(x, kernel, bias)
+      y = _convolve_steps(self, x, kernel, bias)
     else:
-      y = self._convolve(x, kernel, bias)
+      y = _convolve(self, x, kernel, bias)
 
     if folded:
       variables.refuse_training(train)
@@ -89,28 +90,6 @@ class ConvNorm(nn.Module):
     if self.norm == norms.NONE:
       return y
     return self._normalize(y, train=train, copies=copies)
-
-  def _convolve(self, x, kernel, bias):
-    side = (self.padding, self.padding)
-    product = functools.partial(
-      convolution,
-      kernel=kernel.astype(x.dtype),  # the master weights stay float32
-      strides=(self.stride, self.stride),
-      padding=(side, side),
-    )
-    y = over_time(product, x)
-    return y if bias is None else (y + bias).astype(x.dtype)
-
-  def _convolve_steps(self, x, kernel, bias):
-    """Returns the currents where there is a kernel (and bias) of each step."""
-    variables.check_steps_equal(self, kernel.shape[0], x.shape[1])
-    steps = range(x.shape[1])
-    own_bias = bias is not None and bias.ndim == 2
-    biases = [bias[t] if own_bias else bias for t in steps]
-    currents = [
-      self._convolve(x[:, t : t + 1], kernel[t], biases[t]) for t in steps
-    ]
-    return jnp.concatenate(currents, axis=1)
 
   def _times_factor(self, y, copies):
     if not self.has_variable('folded', 'factor'):
@@ -144,3 +123,29 @@ class ConvNorm(nn.Module):
     )
     own.advance(stats)
     return y
+
+
+# Functions: a subclass that had methods to replace could do to spikes what no
+# fold knows of.
+def _convolve(layer, x, kernel, bias):
+  side = (layer.padding, layer.padding)
+  product = functools.partial(
+    convolution,
+    kernel=kernel.astype(x.dtype),  # the master weights stay float32
+    strides=(layer.stride, layer.stride),
+    padding=(side, side),
+  )
+  y = over_time(product, x)
+  return y if bias is None else (y + bias).astype(x.dtype)
+
+
+def _convolve_steps(layer, x, kernel, bias):
+  """Returns the currents where there is a kernel (and bias) of each step."""
+  variables.check_steps_equal(layer, kernel.shape[0], x.shape[1])
+  steps = range(x.shape[1])
+  own_bias = bias is not None and bias.ndim == 2
+  biases = [bias[t] if own_bias else bias for t in steps]
+  currents = [
+    _convolve(layer, x[:, t : t + 1], kernel[t], biases[t]) for t in steps
+  ]
+  return jnp.concatenate(currents, axis=1)

@@ -1,31 +1,61 @@
 """How is a function of images applied to every step, and how is pooled?"""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from mpbn_jax.errors import InputError
+from mpbn_jax.layers import normed
+from mpbn_jax.layers.normed import Spikes
 
 
-def over_time(function: Callable, x: jax.Array) -> jax.Array:
+def over_time(function: Callable, x: jax.Array | Spikes) -> jax.Array | Spikes:
   """Returns function applied to every step of x: [B, T, ...] -> [B, T, ...].
 
   Batch-major merging: with B sharded, a time-major merge (T, B) makes XLA
   all-gather and every device compute the whole batch, in silence.
+
+  Raises:
+    InputError: x are normed spikes and the function does not accept those.
   """
-  merged = function(x.reshape((-1, *x.shape[2:])))
-  return merged.reshape((*x.shape[:2], *merged.shape[1:]))
+  steps = x.shape[:2]
+
+  def merge(x):
+    return x.reshape((-1, *x.shape[2:]))
+
+  def split(x):
+    return x.reshape((*steps, *x.shape[1:]))
+
+  if isinstance(x, Spikes):
+    normed.check_merged(x, 'over_time', merged=False)
+    y = function(normed.on_array(x, merge, merged=True))
+  else:
+    y = function(merge(x))
+  if isinstance(y, Spikes):
+    normed.check_merged(y, 'the result of a function', merged=True)
+    return normed.on_array(y, split, merged=False)
+  return split(y)
+
+
+def mean_over_space(x: jax.Array | Spikes) -> jax.Array | Spikes:
+  """Returns the means of whole maps, float32: [B, T, ..., C] -> [B, T, C]."""
+  if isinstance(x, Spikes):
+    normed.check_merged(x, 'mean_over_space', merged=False)
+    return normed.on_array(x, mean_over_space)
+  return x.mean(tuple(range(2, x.ndim - 1)), dtype=jnp.float32)
 
 
 def average_pool(
-  x: jax.Array,
+  x: jax.Array | Spikes,
   *,
   window: int,
   stride: int | None = None,
   padding: int = 0,
   ceil_mode: bool = False,
-) -> jax.Array:
+) -> jax.Array | Spikes:
   """Returns the means of square windows: [N, H, W, C] -> [N, H', W', C].
 
   As PyTorch's AvgPool2d: incomplete windows are dropped, padding is counted.
@@ -45,6 +75,16 @@ def average_pool(
     InputError: the maps are smaller than the window; ceil_mode with a stride
       or padding.
   """
+  if isinstance(x, Spikes):
+    normed.check_merged(x, 'average_pool', merged=True)
+    pool = functools.partial(
+      average_pool,
+      window=window,
+      stride=stride,
+      padding=padding,
+      ceil_mode=ceil_mode,
+    )
+    return normed.on_array(x, pool)
   stride = window if stride is None else stride
   apart = window == stride and padding == 0
   height, width = x.shape[1:3]

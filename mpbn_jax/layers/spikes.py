@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from mpbn_jax import norm as norms
-from mpbn_jax.layers import variables
+from mpbn_jax.layers import normed, variables
+from mpbn_jax.layers.normed import Fold, Spikes
 
 
 class SpikeNorm(nn.Module):
@@ -16,6 +17,11 @@ class SpikeNorm(nn.Module):
   Variables: params/<norm>/... and batch_stats/<norm>/.... Folded into its
   readers (`folding.fold_spike_norms`), `folded/readers` says into how many;
   then the filter alone is left.
+
+  A norm that folds returns `Spikes`, which nothing but the layers that it folds
+  into can read: whatever else gets them raises an InputError, and no fold is
+  wrong. In evaluation they carry the norm's gain into the kernels of these
+  layers, which is what the fold does once and for all.
 
   Attributes:
     norm: a norm of the spikes of `norm.NORMS`, or 'none'.
@@ -35,14 +41,16 @@ class SpikeNorm(nn.Module):
   unroll: bool = True
 
   @nn.compact
-  def __call__(self, spikes: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(self, spikes: jax.Array, *, train: bool) -> jax.Array | Spikes:
     """Returns [B, T, ..., C] of spikes [B, T, ..., C]."""
     a = norms.synaptic_filter(spikes, tau_s=self.tau_s, unroll=self.unroll)
     if self.norm == norms.NONE:
       return a
+    folds = normed.may_fold(self)
     if self.has_variable('folded', 'readers'):
       variables.refuse_training(train)
-      return a
+      if not (folds and self.has_variable('params', self.norm)):
+        return Spikes(a, path=self.path, fold=Fold.DONE)
     variables.check_steps(self, a.shape[1])
     norm = norms.NORMS[self.norm]
     own = variables.NormVariables(
@@ -52,26 +60,37 @@ class SpikeNorm(nn.Module):
       num_steps=a.shape[1],
       scale_init=self.scale_init,
     )
-    if not train:
+    if train:
+      a, stats = norm.train(own.params, own.stats, a, momentum=self.momentum)
+      own.advance(stats)
+      return Spikes(a, path=self.path) if norm.fold else a
+    if not norm.fold:
       return norm.evaluate(own.params, own.stats, a)
-    a, stats = norm.train(own.params, own.stats, a, momentum=self.momentum)
-    own.advance(stats)
-    return a
+    gain = norm.fold(own.params, own.stats)
+    if folds:
+      self.put_variable('folded', 'readers', jnp.int32(0))
+    fold = Fold.NOW if folds else Fold.OPEN
+    return Spikes(a, path=self.path, gain=gain, fold=fold)
 
 
 class Identity(nn.Module):
-  """A shortcut that hands its input on.
+  """A shortcut that hands its input on, as an array.
 
   It reads spikes as a convolution does, so a norm of the spikes folds into it:
   `folded/scale`, [C] or [T, C], then multiplies every channel.
   """
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns x [B, T, ..., C], scaled where a norm was folded in."""
-    if not self.has_variable('folded', 'scale'):
+  def __call__(self, x: jax.Array | Spikes) -> jax.Array:
+    """Returns x [B, T, ..., C] times the gain of the norm that it reads."""
+    spikes = x
+    x, scale = normed.read(self, spikes)
+    if scale is not None:
+      normed.keep(self, spikes, 'scale', scale)
+    elif self.has_variable('folded', 'scale'):
+      scale = self.get_variable('folded', 'scale')
+    else:
       return x
-    scale = self.get_variable('folded', 'scale')
     if scale.ndim == 2:
       variables.check_steps_equal(self, scale.shape[0], x.shape[1])
     return (norms.along(scale, x) * x).astype(x.dtype)
@@ -92,10 +111,11 @@ class Readout(nn.Module):
   kernel_init: nn.initializers.Initializer
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array | Spikes) -> jax.Array:
     """Returns [B, T, K] of x [B, T, C]."""
     shape = (x.shape[-1], self.features)
     kernel = variables.weight(self, 'kernel', self.kernel_init, shape)
+    x, kernel = normed.read_with(self, x, kernel)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     if kernel.ndim == 2:
       return jnp.dot(x, kernel) + bias

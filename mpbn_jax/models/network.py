@@ -12,7 +12,14 @@ import jax.numpy as jnp
 
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError, unknown
-from mpbn_jax.layers import LIF, ConvNorm, Readout, SpikeNorm
+from mpbn_jax.layers import (
+  LIF,
+  ConvNorm,
+  Readout,
+  SpikeNorm,
+  Spikes,
+  mean_over_space,
+)
 from mpbn_jax.neuron import RESETS, check_tau
 from mpbn_jax.surrogate import get_surrogate
 
@@ -177,7 +184,7 @@ class SpikingNetwork(nn.Module):
       unroll=self.unroll,
     )
 
-  def features(self, currents: jax.Array, *, train: bool) -> jax.Array:
+  def features(self, currents: jax.Array, *, train: bool) -> jax.Array | Spikes:
     """Returns the last spikes [B, T, H', W', C'] of the encoder's currents."""
     raise NotImplementedError
 
@@ -199,7 +206,7 @@ class SpikingNetwork(nn.Module):
       shape = (currents.shape[0], self.num_steps, *currents.shape[2:])
       currents = jnp.broadcast_to(currents, shape)
     spikes = self.features(currents, train=train)
-    pooled = spikes.mean((2, 3), dtype=jnp.float32)  # [B, T, C']
+    pooled = mean_over_space(spikes)  # [B, T, C']
     return self.head(pooled.shape[-1])(pooled)
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -1,0 +1,312 @@
+"""What do normed spikes carry, and how does a layer read them?
+
+A norm of the spikes that folds is a gain of each channel (and step). In
+evaluation the spikes carry it, and a layer that reads them multiplies its
+kernel by it. Folding keeps that product, so the network itself says which
+layer takes in which norm. `Spikes` can be read in no other way.
+
+A pass that may change the `folded` collection, and the parameters not, is the
+one that folds (`wiring.Wiring`). Afterwards `folded` has, at the path of
+
+* a norm: readers, into how many layers it was folded;
+* a reader: kernel (or scale), and under `reads` the way from the reader to the
+  norm, so that it takes spikes of this norm only, and nobody else takes them.
+"""
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mpbn_jax import norm as norms
+from mpbn_jax.errors import InputError
+
+_UP = 'up'  # so many levels, then the names down to the norm
+
+
+class Fold(enum.Enum):
+  """Where the gain of some spikes is."""
+
+  OPEN = 'with the spikes, or, in training, in them'
+  NOW = 'on its way into the kernels of the readers'
+  DONE = 'in the kernels of the readers'
+
+
+class Spikes:
+  """Normed spikes [B, T, ..., C], opaque but for shape, ndim and dtype.
+
+  `ConvNorm`, `Readout` and `Identity` read them; `average_pool`,
+  `mean_over_space` and `over_time` (of functions that accept them) hand them
+  on. All else is an InputError. They are no pytree: a transformation cannot
+  open them either.
+
+  Attributes:
+    source: path of their norm.
+    shape: of the array.
+    ndim: its rank.
+    dtype: its type.
+    array: the normed spikes as an array, for whatever else shall read them.
+      The norm of the spikes cannot be folded then: `Identity` makes an array
+      of spikes too, and takes the norm in.
+  """
+
+  __slots__ = ('_array', '_fold', '_gain', '_merged', '_path')
+
+  def __init__(
+    self,
+    array: jax.Array,
+    *,
+    path: tuple[str, ...],
+    gain: jax.Array | None = None,
+    fold: Fold = Fold.OPEN,
+    merged: bool = False,
+  ):
+    """Only `SpikeNorm` makes some.
+
+    Args:
+      array: [B, T, ..., C].
+      path: of the norm.
+      gain: [C] or [T, C], that every reader multiplies its kernel by.
+      fold: where the gain is.
+      merged: whether the array is [B * T, ..., C], inside `over_time`.
+    """
+    self._array = array
+    self._path = path
+    self._gain = gain
+    self._fold = fold
+    self._merged = merged
+
+  @property
+  def source(self) -> str:
+    return '/'.join(self._path)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self._array.shape
+
+  @property
+  def ndim(self) -> int:
+    return self._array.ndim
+
+  @property
+  def dtype(self) -> Any:
+    return self._array.dtype
+
+  @property
+  def array(self) -> jax.Array:
+    if self._fold is not Fold.OPEN:
+      raise InputError(
+        f'expected layers that read the normed spikes of {self.source!r}, got '
+        'code that takes their .array: this norm cannot be folded (read them '
+        'through an Identity, which returns an array)'
+      )
+    if self._gain is None:
+      return self._array
+    gain = self._gain
+    if self._merged and gain.ndim == 2:
+      steps, rows = gain.shape[0], self._array.shape[0]
+      gain = jnp.tile(gain, (rows // steps, 1))
+    gain = norms.along(gain, self._array[None] if self._merged else self._array)
+    return (gain * self._array).astype(self.dtype)
+
+  def __repr__(self) -> str:
+    shape = ', '.join(map(str, self.shape))
+    # Where JAX looks for no `__jax_array__`, all that it shows is this.
+    return (
+      f'<normed spikes of {self.source!r}, {self.dtype}[{shape}], which only '
+      'ConvNorm, Readout and Identity read>'
+    )
+
+  def __getattr__(self, name: str) -> NoReturn:
+    # `hasattr` of what no array has is False, as ever.
+    if hasattr(jax.Array, name) or name in _PROTOCOLS:
+      self._refuse()
+    raise AttributeError(f'normed spikes have no attribute {name!r}')
+
+  def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+    del args, kwargs
+    # Not a TypeError: functions under `jit` replace one by their own, which
+    # does not say whose spikes these are.
+    raise InputError(
+      f'expected an array, got the normed spikes of {self.source!r}, which '
+      'ConvNorm, Readout and Identity read and average_pool, mean_over_space '
+      'and over_time hand on: read them through an Identity, which returns an '
+      'array (or take .array: then their norm cannot be folded)'
+    )
+
+
+# What JAX and NumPy look for, and all that Python's syntax calls. Identity and
+# hash are those of the object.
+_PROTOCOLS = ('__jax_array__', '__array__', '__array_interface__')
+_OPERATORS = (
+  *('add', 'sub', 'mul', 'matmul', 'truediv', 'floordiv', 'mod', 'divmod'),
+  *('pow', 'lshift', 'rshift', 'and', 'or', 'xor'),
+)
+for _name in (
+  *(f'__{side}{name}__' for side in ('', 'r', 'i') for name in _OPERATORS),
+  *('__neg__', '__pos__', '__abs__', '__invert__', '__round__'),
+  *('__eq__', '__ne__', '__lt__', '__le__', '__gt__', '__ge__'),
+  *('__bool__', '__int__', '__float__', '__complex__', '__index__'),
+  *('__len__', '__iter__', '__reversed__', '__contains__', '__getitem__'),
+  *('__array_ufunc__', '__array_function__'),
+):
+  setattr(Spikes, _name, Spikes._refuse)
+Spikes.__hash__ = object.__hash__
+
+
+def on_array(
+  spikes: Spikes, function: Callable, *, merged: bool | None = None
+) -> Spikes:
+  """Returns spikes after a function of their array.
+
+  The caller answers for it: a factor of a channel and step must pass through.
+  """
+  return Spikes(
+    function(spikes._array),
+    path=spikes._path,
+    gain=spikes._gain,
+    fold=spikes._fold,
+    merged=spikes._merged if merged is None else merged,
+  )
+
+
+def check_merged(spikes: Spikes, function: str, *, merged: bool) -> None:
+  """Raises InputError for spikes inside `over_time` where others are due."""
+  if spikes._merged != merged:
+    due, got = ('inside', 'outside') if merged else ('outside', 'inside')
+    raise InputError(
+      f'expected {function} {due} over_time, got the normed spikes of '
+      f'{spikes.source!r} {got} of it: over_time(lambda x: average_pool(x, '
+      'window=2), spikes) is how steps are merged and split again'
+    )
+
+
+def may_fold(module: nn.Module) -> bool:
+  """Returns whether this pass is the one that folds."""
+  mutable = module.is_mutable_collection
+  return mutable('folded') and not mutable('params')
+
+
+def read(
+  module: nn.Module, x: 'jax.Array | Spikes'
+) -> tuple[jax.Array, jax.Array | None]:
+  """Returns (array, gain): a reader's input, and what its kernel must take in.
+
+  Args:
+    module: the reader.
+    x: what it is called with.
+
+  Returns:
+    The gain is None where there is none, or it is in the kernel already.
+
+  Raises:
+    InputError: the reader's kernel took another norm in, or not this one.
+  """
+  mark = None
+  if module.has_variable('folded', 'reads'):
+    mark = _only_path(module.get_variable('folded', 'reads'))
+  if not isinstance(x, Spikes):
+    if mark is not None:
+      _refuse_other(module, mark, 'an array without it')
+    return x, None
+  check_merged(x, f'{"/".join(module.path)!r}', merged=False)
+  way = _way(module.path, x._path)
+  if mark is not None:
+    if mark != way or x._fold is Fold.OPEN:
+      norm = 'the unfolded norm' if mark == way else 'the norm'
+      _refuse_other(module, mark, f'{norm} {x.source!r}')
+    return x._array, None
+  if x._fold is Fold.DONE:
+    raise InputError(
+      f'expected {"/".join(module.path)!r}, which reads {x.source!r}, to have '
+      'this folded norm in its kernel, got variables without it: fold the '
+      'unfolded ones with the readers_of_spikes of this network, and let every '
+      'nn.scan or nn.vmap of it pass `folded` on'
+    )
+  if x._fold is Fold.NOW:
+    if not module.is_mutable_collection('folded'):
+      raise InputError(
+        f'expected {"/".join(module.path)!r} to take in the norm '
+        f'{x.source!r}, got a transform around it (nn.WeightNorm, say) that '
+        'keeps `folded` as it is: this norm cannot be folded'
+      )
+    leaf = jnp.int32(1)
+    for key in reversed(way):
+      leaf = {key: leaf}
+    module.put_variable('folded', 'reads', leaf)
+  return x._array, x._gain
+
+
+def read_with(
+  module: nn.Module, x: 'jax.Array | Spikes', kernel: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (array, kernel times the gain of the spikes), as `read`."""
+  array, gain = read(module, x)
+  if gain is not None:
+    kernel = times_gain(kernel, gain)
+    keep(module, x, 'kernel', kernel)
+  return array, kernel
+
+
+def keep(module: nn.Module, x: Any, name: str, value: jax.Array) -> None:
+  """Stores what a reader made of a gain, in the pass that folds."""
+  if isinstance(x, Spikes) and x._fold is Fold.NOW:
+    module.put_variable('folded', name, value)
+
+
+def times_gain(kernel: jax.Array, gain: jax.Array) -> jax.Array:
+  """Returns kernel [(T,) (k, k,) C_in, C_out] times gain [(T,) C_in]."""
+  if gain.ndim == 1:
+    return kernel * gain[:, None]
+  space = (1, 1) if kernel.ndim >= 4 else ()
+  if kernel.ndim in (2, 4):  # the same at every step
+    kernel = kernel[None]
+  return kernel * gain.reshape((gain.shape[0], *space, gain.shape[1], 1))
+
+
+def readers(
+  folded: Mapping, path: tuple[str, ...] = ()
+) -> dict[str, list[str]]:
+  """Returns {path of a norm: paths of the layers that took it in}."""
+  found: dict[str, list[str]] = {}
+  for key, child in folded.items():
+    if key == 'reads':
+      up, *down = _only_path(child)
+      source = (*path[: len(path) - int(up.removeprefix(_UP))], *down)
+      found.setdefault('/'.join(source), []).append('/'.join(path))
+    elif isinstance(child, Mapping):
+      for source, layers in readers(child, (*path, key)).items():
+        found.setdefault(source, []).extend(layers)
+  return found
+
+
+def _way(start, end):
+  """Returns the names from one path to another: it holds wherever both are."""
+  common = 0
+  for one, other in zip(start, end, strict=False):
+    if one != other:
+      break
+    common += 1
+  return (f'{_UP}{len(start) - common}', *end[common:])
+
+
+def _only_path(tree):
+  """Returns the keys down to the one leaf of a tree."""
+  path = ()
+  while hasattr(tree, 'items'):
+    ((key, tree),) = tree.items()
+    path = (*path, key)
+  return path
+
+
+def _refuse_other(module, mark, got):
+  up, *down = mark
+  path = module.path
+  source = '/'.join((*path[: len(path) - int(up.removeprefix(_UP))], *down))
+  raise InputError(
+    f'expected {"/".join(path)!r}, whose kernel takes in the norm {source!r}, '
+    f'to read its spikes only, got {got} as well: give that a layer of its own'
+  )
