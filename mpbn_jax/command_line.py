@@ -1,6 +1,7 @@
-"""What did the user ask for on the command line? Flags, keys, messages."""
+"""The command line: flags, keys, their values, the help."""
 
 import ast
+import logging
 import pathlib
 import re
 import runpy
@@ -14,6 +15,7 @@ import ml_collections
 from mpbn_jax import config as configs
 from mpbn_jax.errors import InputError, unknown
 
+_log = logging.getLogger('mpbn_jax')
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _DEFAULTS = _ROOT / 'configs' / 'default.py'
 DEFAULT_CONFIG = _ROOT / 'configs' / 'digits.py'
@@ -88,11 +90,13 @@ def parse(argv: list[str]) -> Command:
     )
   source = given.get('config', str(DEFAULT_CONFIG))
   config = load(source)
+  before = configs.flatten(config)
   optional = {
     k for k, v in configs.flatten(load(_DEFAULTS)).items() if v is None
   }
   for key, value in overrides:
     _set(config, key, value, optional=key in optional)
+  _drop_paper(config, before)
   name = '_'.join([pathlib.Path(_file(source)[0]).stem, *_file(source)[1:]])
   return Command(
     mode,
@@ -133,6 +137,39 @@ def _split(argv):
       )
     given[name] = value
   return given, overrides
+
+
+# What the paper prints stays beside the result when these are changed.
+_BESIDE_THE_PAPER = (
+  'seed',
+  'log.',
+  'evaluation.',
+  'paper.',
+  'data.dir',
+  'data.fake',  # which the summary says itself
+  'data.on_bad_image',
+  'data.prefetch',
+  'data.workers',
+  'model.remat',
+  'model.unroll',
+)
+
+
+def _drop_paper(config, before):
+  """Leaves out what the paper prints once the experiment is another one."""
+  changed = [
+    key
+    for key, value in configs.flatten(config).items()
+    if value != before[key] and not key.startswith(_BESIDE_THE_PAPER)
+  ]
+  if changed and before['paper.accuracy'] is not None:
+    _log.warning(
+      "the paper's %.2f%% is of other settings (%s): not shown beside the "
+      'result',
+      before['paper.accuracy'],
+      ', '.join(changed),
+    )
+    config.paper.accuracy = config.paper.deviation = None
 
 
 # ---- the configuration file
