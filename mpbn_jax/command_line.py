@@ -1,12 +1,14 @@
-"""What did the user ask for on the command line? Flags, keys, messages."""
+"""The command line: flags, keys, their values, the help."""
 
 import ast
+import difflib
+import logging
 import pathlib
 import re
 import runpy
 import textwrap
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -14,6 +16,7 @@ import ml_collections
 from mpbn_jax import config as configs
 from mpbn_jax.errors import InputError, unknown
 
+_log = logging.getLogger('mpbn_jax')
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _DEFAULTS = _ROOT / 'configs' / 'default.py'
 DEFAULT_CONFIG = _ROOT / 'configs' / 'digits.py'
@@ -88,11 +91,13 @@ def parse(argv: list[str]) -> Command:
     )
   source = given.get('config', str(DEFAULT_CONFIG))
   config = load(source)
+  before = configs.flatten(config)
   optional = {
     k for k, v in configs.flatten(load(_DEFAULTS)).items() if v is None
   }
   for key, value in overrides:
     _set(config, key, value, optional=key in optional)
+  _drop_paper(config, before)
   name = '_'.join([pathlib.Path(_file(source)[0]).stem, *_file(source)[1:]])
   return Command(
     mode,
@@ -119,8 +124,7 @@ def _split(argv):
       continue
     is_key = name.startswith('config.')
     if not is_key and name not in _FLAGS:
-      known = [f'--{flag}' for flag in (*_FLAGS, 'config.KEY')]
-      raise unknown('flag', f'--{name}', known)
+      raise _unknown_flag(name)
     if not assigned:
       follows = rest and not rest[0].startswith('--')
       value = rest.pop(0) if follows else None
@@ -133,6 +137,50 @@ def _split(argv):
       )
     given[name] = value
   return given, overrides
+
+
+def _unknown_flag(name):
+  flags = [f'--{flag}' for flag in (*_FLAGS, 'config.KEY')]
+  if difflib.get_close_matches(f'--{name}', flags, n=1):
+    return unknown('flag', f'--{name}', flags)
+  near = configs.nearest_keys(name, configs.flatten(load(_DEFAULTS)))
+  if not near:
+    return unknown('flag', f'--{name}', flags)
+  hint = ' or '.join(f'--config.{key}' for key in near)
+  return InputError(f'unknown flag --{name}: did you mean {hint}?')
+
+
+# What the paper prints stays beside the result when these are changed.
+_BESIDE_THE_PAPER = (
+  'seed',
+  'log.',
+  'evaluation.',
+  'paper.',
+  'data.dir',
+  'data.fake',  # which the summary says itself
+  'data.on_bad_image',
+  'data.prefetch',
+  'data.workers',
+  'model.remat',
+  'model.unroll',
+)
+
+
+def _drop_paper(config, before):
+  """Leaves out what the paper prints once the experiment is another one."""
+  changed = [
+    key
+    for key, value in configs.flatten(config).items()
+    if value != before[key] and not key.startswith(_BESIDE_THE_PAPER)
+  ]
+  if changed and before['paper.accuracy'] is not None:
+    _log.warning(
+      "the paper's %.2f%% is of other settings (%s): not shown beside the "
+      'result',
+      before['paper.accuracy'],
+      ', '.join(changed),
+    )
+    config.paper.accuracy = config.paper.deviation = None
 
 
 # ---- the configuration file
@@ -271,31 +319,38 @@ def help_text(introduction: str, argv: list[str]) -> str:
   for name, (takes, meaning) in _FLAGS.items():
     lines += [f'  --{name}={takes}', _indented(meaning)]
   lines += ['', f'Keys, with the values of {source}:']
-  comments = _comments(_DEFAULTS)
-  for key in comments:
-    lines += [f'  --config.{key}={values[key]}', _indented(comments[key])]
+  for key, comment in _comments(_DEFAULTS):
+    if key is None:
+      lines += ['', _indented(comment, by=2)]
+    else:
+      lines += [f'  --config.{key}={values[key]}', _indented(comment)]
   return '\n'.join(lines)
 
 
-def _indented(text):
-  indent = ' ' * 6
+def _indented(text, *, by=6):
+  indent = ' ' * by
   return textwrap.fill(
     text, 80, initial_indent=indent, subsequent_indent=indent
   )
 
 
-def _comments(file: pathlib.Path) -> Mapping[str, str]:
-  """Returns {key: comment} of lines 'group.key = value  # comment'."""
+def _comments(file: pathlib.Path) -> Iterator[tuple[str | None, str]]:
+  """Yields (key, comment), and (None, heading) above a group of keys.
+
+  A comment stands behind its key, or above it where it is longer. What stands
+  above a key that has its comment behind it is the heading of several keys.
+  """
   known = configs.flatten(load(file))
-  comments, above = {}, []
+  above = []
   for line in file.read_text().splitlines():
     line = line.strip()
     if line.startswith('#'):
       above.append(line[1:].strip())
       continue
-    match = re.match(r'([a-z_.]+) = [^#]*(?:#\s*(.*))?$', line)
+    match = re.match(r'([a-z0-9_.]+) = [^#]*(?:#\s*(.*))?$', line)
     if match and match[1].removeprefix('config.') in known:
       key = match[1].removeprefix('config.')
-      comments[key] = ' '.join([*above, match[2] or '']).strip()
+      if above and match[2]:
+        yield None, ' '.join(above)
+      yield key, match[2] or ' '.join(above)
     above = []
-  return comments

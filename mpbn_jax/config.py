@@ -1,4 +1,4 @@
-"""Is a configuration usable, and does it equal the one stored with a run?"""
+"""Checks of a configuration, alone and against the one stored with a run."""
 
 import difflib
 import json
@@ -35,15 +35,81 @@ def flatten(config: Mapping, prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def unknown_key(key: str, known: Iterable[str]) -> InputError:
-  """Returns the error for a key that no configuration has."""
+# What others call our keys.
+_SYNONYMS = {
+  'batch': 'data.batch_size',
+  'bs': 'data.batch_size',
+  'dataset': 'data.name',
+  'decay': 'optimizer.weight_decay',
+  'epochs': 'num_epochs',
+  'lr': 'optimizer.learning_rate',
+  'steps': 'model.num_steps',
+  't': 'model.num_steps',
+  'threshold': 'model.v_th',
+  'time_steps': 'model.num_steps',
+  'timesteps': 'model.num_steps',
+  'vth': 'model.v_th',
+  'wd': 'optimizer.weight_decay',
+}
+
+
+def nearest_keys(key: str, known: Iterable[str]) -> list[str]:
+  """Returns the known keys that somebody who wrote `key` may have meant.
+
+  The first that there are: the key in the group that is spelled like this one;
+  keys of the same name in other groups; what others call by this name; the
+  most alike, in the group if it is known.
+
+  Example:
+    >>> nearest_keys('lr', ['optimizer.learning_rate', 'model.tau'])
+    ['optimizer.learning_rate']
+  """
   known = list(known)
-  last = key.rsplit('.', 1)[-1]
-  same = [name for name in known if name.rsplit('.', 1)[-1] == last]
-  near = difflib.get_close_matches(key, same or known, n=1, cutoff=0.0)
+  group, _, last = key.rpartition('.')
+  groups = {_group(name) for name in known}
+  near = difflib.get_close_matches(group, groups, n=1, cutoff=0.7)
+  group = near[0] if near else ''
+  if f'{group}.{last}' in known:
+    return [f'{group}.{last}']
+  same = [name for name in known if _last(name) == last]
+  if same:
+    return difflib.get_close_matches(key, same, n=3, cutoff=0.0)
+  meant = _SYNONYMS.get(last.lower())
+  if meant in known and group in ('', _group(meant)):
+    return [meant]
+  inside = {_last(name): name for name in known if group in ('', _group(name))}
+  near = difflib.get_close_matches(last, inside, n=1)
+  if near:
+    return [inside[near[0]]]
+  return [meant] if meant in known else []
+
+
+def _group(key):
+  return key.rpartition('.')[0]
+
+
+def _last(key):
+  return key.rpartition('.')[2]
+
+
+def unknown_key(key: str, known: Iterable[str]) -> InputError:
+  """Returns the error for a key that no configuration has.
+
+  Args:
+    key: what came, 'group.name'.
+    known: every key that there is.
+  """
+  known = list(known)
+  if key in ('optimizer.name', 'optimizer.type'):
+    ours = ', '.join(name for name in known if name.startswith('optimizer.'))
+    return InputError(
+      f'unknown configuration key {key!r}: the optimizer is SGD with momentum, '
+      f'and its keys are {ours}'
+    )
+  near = nearest_keys(key, known)
+  hint = f'did you mean {" or ".join(map(repr, near))}? (--help lists all)'
   return InputError(
-    f'unknown configuration key {key!r}: did you mean {near[0]!r}? '
-    '(--help lists all)'
+    f'unknown configuration key {key!r}: {hint if near else "see --help"}'
   )
 
 

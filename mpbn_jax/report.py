@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mpbn_jax import checkpoint, norm, record, sharding
+from mpbn_jax import checkpoint, norm, record, sharding, tables
 from mpbn_jax.errors import InputError
 from mpbn_jax.evaluate import compare
 from mpbn_jax.folding import fold, fold_all, strip
@@ -125,17 +125,25 @@ def summarize(
     folded: what to compare with; folded here where None.
     file: its name.
   """
-  config = experiment.config
+  config, splits = experiment.config, experiment.dataset.splits
   why_not = _why_not_folded(config)
   if folded is None:
     variables = state.variables
     folded = variables if why_not else fold_network(experiment, variables)
   result = compare(experiment, state.variables, folded, split='test')
   device = jax.devices()[0]
+  step = int(state.step)
   summary = {
-    'step': int(state.step),
+    'step': step,
+    'epochs': step / experiment.batches.steps_per_epoch,
+    'num_epochs': config.num_epochs,
+    'batch_size': config.data.batch_size,
+    'fake': config.data.fake,
+    'train_size': len(splits['train']),
+    'test_size': len(splits['test']),
     'test_accuracy': result.accuracy,
-    'paper_accuracy': config.paper.accuracy,
+    # Nothing to compare random images with.
+    'paper_accuracy': None if config.data.fake else config.paper.accuracy,
     'folded_test_accuracy': None if why_not else result.other_accuracy,
     'spikes_compared': None if why_not else result.spikes_compared,
     'spikes_differing': None if why_not else result.spikes_differing,
@@ -148,13 +156,18 @@ def summarize(
     'seconds': time.monotonic() - start,
     'seed': config.seed,
     'model': config.model.name,
+    'num_steps': config.model.num_steps,
+    'width': config.model.width,
+    'current_norm': config.model.current_norm,
+    'membrane_norm': config.model.membrane_norm,
+    'spike_norm': config.model.spike_norm,
     'dataset': config.data.name,
     'device': f'{len(jax.devices())} x {device.device_kind}',
     'jax': jax.__version__,
     'date': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
   }
   record.write_json(workdir / file, summary)
-  print(table(summary))
+  print(tables.summary(summary))
   print(f'written: {workdir / file}')
   return summary
 
@@ -178,82 +191,8 @@ def _thresholds(tree, path=()) -> dict:
     for key, child in tree.items():
       found |= _thresholds(child, (*path, key))
     return found
-  threshold, polarity = np.asarray(tree['threshold']), tree['polarity']
-  # The largest number is one that only an infinite potential exceeds.
-  finite = threshold[np.abs(threshold) < np.finfo(np.float32).max]
-  return {
-    '/'.join(path): {
-      'min': float(finite.min()) if finite.size else None,
-      'max': float(finite.max()) if finite.size else None,
-      'negative_polarity': int((np.asarray(polarity) < 0).sum()),
-      'constant': int(threshold.size - finite.size),
-    }
-  }
-
-
-def table(summary: Mapping) -> str:
-  """Returns the summary as lines for a terminal."""
-  rows = [
-    ('network, data', f'{summary["model"]}, {summary["dataset"]}'),
-    ('trained steps', f'{summary["step"]:,}'),
-    ('test accuracy', f'{summary["test_accuracy"]:.2%}'),
-  ]
-  if summary['paper_accuracy'] is not None:
-    rows.append(('the paper prints', f'{summary["paper_accuracy"]:.2f}%'))
-  if summary['not_folded']:
-    rows.append(('folded', f'no thresholds: {summary["not_folded"]}'))
-  else:
-    folded = ' and '.join(
-      ['thresholds'] * bool(summary['thresholds'])
-      + ['kernels'] * bool(summary['fold_convolutions'])
-    )
-    differ = f'{summary["spikes_differing"]:,}'
-    rows += [
-      (
-        f'test accuracy, {folded} folded',
-        f'{summary["folded_test_accuracy"]:.2%}',
-      ),
-      (
-        'spikes that differ',
-        f'{differ} of {summary["spikes_compared"]:,}',
-      ),
-      (
-        'largest difference of a logit',
-        f'{summary["max_logit_difference"]:.3g}',
-      ),
-    ]
-  if summary['unreadable_images']:
-    rows.append(('images not decoded', f'{summary["unreadable_images"]:,}'))
-  rates: dict[str, list[float]] = {}
-  for layer, rate in sorted(summary['firing_rate'].items()):
-    rates.setdefault(layer.split('[')[0], []).append(rate)
-  for layer, of_blocks in rates.items():
-    span = (summary['thresholds'] or {}).get(layer)
-    also = '' if span is None else ', thresholds'
-    rows.append((f'{layer}: firing rate{also}', _layer(of_blocks, span)))
-  rows += [
-    ('seed, device', f'{summary["seed"]}, {summary["device"]}'),
-    ('seconds of this command', f'{summary["seconds"]:.1f}'),
-  ]
-  width = max(len(name) for name, _ in rows)
-  line = '-' * (width + 2 + max(len(value) for _, value in rows))
-  body = [f'{name:<{width}}  {value}' for name, value in rows]
-  return '\n'.join([line, *body, line])
-
-
-def _layer(rates, span):
-  text = f'{rates[0]:.1%}'
-  if len(rates) > 1:
-    text = f'{len(rates)} x {min(rates):.1%} to {max(rates):.1%}'
-  if span is None:
-    return text
-  if span['min'] is not None:
-    text += f', {span["min"]:.3f} to {span["max"]:.3f}'
-  if span['negative_polarity']:
-    text += f', {span["negative_polarity"]} turned round'
-  if span['constant']:
-    text += f', {span["constant"]} constant'
-  return text
+  threshold, polarity = map(np.asarray, (tree['threshold'], tree['polarity']))
+  return {'/'.join(path): tables.span(threshold, polarity)}
 
 
 def read_summary(workdir: pathlib.Path | str) -> dict:

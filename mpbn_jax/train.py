@@ -8,9 +8,8 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from clu import parameter_overview
 
-from mpbn_jax import optim, record, sharding
+from mpbn_jax import optim, record, sharding, tables
 from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.datasets.prefetch import Prefetch
 from mpbn_jax.errors import InputError
@@ -84,8 +83,7 @@ def train(
     record.write_config(workdir, config)
     total = experiment.total_steps
     if restored is None:
-      overview = parameter_overview.get_parameter_overview
-      print(overview(saved['state'].params))
+      print(tables.parameters(saved['state'].params), flush=True)
     else:
       step, saved = restored
       done = 'is trained' if step >= total else 'continues'
@@ -194,7 +192,7 @@ def _validate(experiment, state, step, writer, progress):
   values = {f'validation_{name}': score for name, score in scores.items()}
   _check_finite(values, step)
   writer.write(step, values)
-  progress.say(step, _text(values))
+  progress.say(step, tables.metrics(values))
   return scores['accuracy']
 
 
@@ -258,9 +256,5 @@ class _Log:
     values['steps_per_second'] = len(self.losses) / seconds
     values['data_wait'] = (waited - self._waited) / seconds  # share of the time
     self._writer.write(step, values)
-    self._progress.say(step, _text(values))
+    self._progress.say(step, tables.metrics(values))
     self._start(_window(self._experiment.mesh), waited=waited)
-
-
-def _text(values):
-  return '  '.join(f'{name} {value:.4g}' for name, value in values.items())

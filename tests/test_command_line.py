@@ -31,6 +31,37 @@ BAD_INPUT = {
     [KEY + 'optimiser.momentum=0.5'],
     "did you mean 'optimizer.momentum'",
   ),
+  'what others call a key': (
+    [KEY + 'lr=1'],
+    "did you mean 'optimizer.learning_rate'",
+  ),
+  'what others call it, in its group': (
+    [KEY + 'model.steps=2'],
+    "did you mean 'model.num_steps'",
+  ),
+  'the optimizer': (
+    [KEY + 'optimizer.name=adam'],
+    'the optimizer is SGD',
+    'its keys are optimizer.',
+    'optimizer.nesterov',
+  ),
+  'a key of two groups': (
+    [KEY + 'momentum=0.5'],
+    "did you mean 'model.momentum' or 'optimizer.momentum'",
+  ),
+  'nothing like a key': (
+    [KEY + 'xyzzy=3'],
+    "unknown configuration key 'xyzzy': see --help",
+  ),
+  'key without its prefix': (
+    ['--model.num_steps=2'],
+    'did you mean --config.model.num_steps?',
+  ),
+  'name of a key as a flag': (
+    ['--epochs=2'],
+    'did you mean --config.num_epochs?',
+  ),
+  'a flag, nearly': (['--wrokdir=x'], "did you mean '--workdir'?"),
   'a group': ([KEY + 'model=3'], "'model' is a group of keys", KEY + 'model.'),
   'no integer': (
     [KEY + 'model.num_steps=2.5'],
@@ -302,6 +333,29 @@ def test_config_file_may_have_named_rows(tmp_path):
   assert (config.model.num_steps, str(workdir)) == (2, 'runs/rows_b')
 
 
+@pytest.mark.parametrize(
+  ('key', 'meant'),
+  {
+    'steps': 'model.num_steps',
+    'T': 'model.num_steps',
+    'num_step': 'model.num_steps',
+    'log.steps': 'log.every_steps',
+    'model.lr': 'optimizer.learning_rate',
+    'optimizer.lr': 'optimizer.learning_rate',
+    'wd': 'optimizer.weight_decay',
+    'bs': 'data.batch_size',
+    'data.batch': 'data.batch_size',
+    'train.epochs': 'num_epochs',
+    'model.eps_': 'model.eps',
+    'modle.steps': 'model.num_steps',
+    'data.num_workers': 'data.workers',
+  }.items(),
+)
+def test_key_that_is_meant_is_found(key, meant):
+  known = config.flatten(command_line.load(command_line.DEFAULT_CONFIG))
+  assert config.nearest_keys(key, known) == [meant]
+
+
 # ---- help
 
 
@@ -325,14 +379,46 @@ def test_help_into_a_closed_pipe_is_silent():
   assert done.stderr == ''
 
 
-def test_help_has_every_key_with_its_comment(capsys):
+def _help_of_keys(text):
+  """Returns {key: its text}, of what stands between its line and the next."""
+  texts, key = {}, None
+  for line in text[text.index('Keys, with') :].splitlines()[1:]:
+    if line.startswith('  --config.'):
+      key = line.removeprefix('  --config.').partition('=')[0]
+      texts[key] = ''
+    elif not line.startswith(' ' * 6):  # a heading of several keys
+      key = None
+    elif key is not None:
+      texts[key] += f' {line.strip()}'
+  return {key: text.strip() for key, text in texts.items()}
+
+
+def test_help_has_every_key_on_a_line_of_its_own_with_its_own_text(capsys):
   program.main(['--help'])
-  lines = capsys.readouterr().out.splitlines()
+  text = capsys.readouterr().out
+  texts = _help_of_keys(text)
   flat = config.flatten(command_line.load(command_line.DEFAULT_CONFIG))
+  assert texts.keys() == flat.keys()
   for key, value in flat.items():
-    at = lines.index(f'  --config.{key}={value}')
-    assert len(lines[at + 1].strip()) > 3, key
-    assert lines[at + 1].startswith(' ' * 6)
+    assert f'\n  --config.{key}={value}\n' in text
+    assert len(texts[key]) > 3, key
+  # The text behind a key is all of its text.
+  source = (runs.ROOT / 'configs' / 'default.py').read_text()
+  behind = dict(
+    re.findall(r'^ +([a-z_.]+) = .*  # (.*)$', source, re.MULTILINE)
+  )
+  assert len(behind) > 20
+  for key, comment in behind.items():
+    assert texts[key.removeprefix('config.')] == comment
+
+
+def test_help_has_the_heading_of_the_augmentations_once(capsys):
+  program.main(['--help'])
+  text = capsys.readouterr().out
+  heading = '\n\n  Augmentation of training images, in this order.\n'
+  assert text.count(heading) == 1
+  key = '  --config.data.resized_crop='
+  assert text[text.index(heading) + len(heading) :].startswith(key)
 
 
 @pytest.mark.parametrize(

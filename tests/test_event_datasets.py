@@ -273,7 +273,8 @@ def test_frames_of_other_recordings_are_made_anew(tmp_path, caplog):
   shutil.copytree(user, user.with_name('user11_led'))
   again = len(fakes.load(tmp_path, 'dvs_gesture').splits['train'])
   assert (first, again) == (110, 121)
-  (message,) = caplog.messages
+  copies, message = caplog.messages
+  assert '11 more than the archive' in copies
   (path,) = (tmp_path / FRAMES).glob('[!.]*')
   assert message == (
     f'{path} is of 220 recordings, not 231: its frames are made anew'

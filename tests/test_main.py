@@ -66,8 +66,10 @@ def test_training_twice_evaluates_without_training(workdir, capsys):
 def test_table_says_what_the_summary_says(workdir, capsys):
   runs.run(workdir)
   summary = report.read_summary(workdir)
+  lines = capsys.readouterr().out.splitlines()
+  assert max(len(line) for line in lines if str(workdir) not in line) <= 80
   rows = {}
-  for line in capsys.readouterr().out.splitlines():
+  for line in lines:
     name, _, value = line.partition('  ')
     rows[name] = value.strip()
   assert rows['test accuracy'] == f'{summary["test_accuracy"]:.2%}'
@@ -77,8 +79,10 @@ def test_table_says_what_the_summary_says(workdir, capsys):
   assert rows['seconds of this command'] == f'{summary["seconds"]:.1f}'
   for layer, rate in summary['firing_rate'].items():
     span = summary['thresholds'][layer]
-    row = rows[f'{layer}: firing rate, thresholds']
-    assert row.startswith(f'{rate:.1%}, {span["min"]:.3f} to {span["max"]:.3f}')
+    assert rows[layer].split('  ')[:2] == [
+      f'{rate:.1%}',
+      f'{span["min"]:.4g} to {span["max"]:.4g}',
+    ]
 
 
 def test_fold_writes_beside_and_leaves_the_unfolded(workdir, capsys):
@@ -126,8 +130,8 @@ def test_without_membrane_norm_trains_and_refuses_to_fold(tmp_path, capsys):
   assert runs.run(workdir, norm, KEY + 'num_epochs=1') == 0
   assert (
     'no thresholds: membrane_norm is none; '
-    '--config.evaluation.fold_convolutions=true folds the other norms\n'
-  ) in capsys.readouterr().out
+    '--config.evaluation.fold_convolutions=true folds the other norms '
+  ) in ' '.join(capsys.readouterr().out.split())
   summary = report.read_summary(workdir)
   assert summary.keys() >= SUMMARY_KEYS
   assert summary['test_accuracy'] is not None

@@ -30,6 +30,7 @@ ROWS = {
   'sharding': 3,
   'checkpoint': 3,
   'record': 3,
+  'tables': 3,
   'config': 3,
   'interrupt': 3,
   'datasets': 3,

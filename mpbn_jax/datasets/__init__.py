@@ -1,4 +1,4 @@
-"""Which data sets are there, and how is one loaded from a configuration?"""
+"""The registry of data sets, and loading one from a configuration."""
 
 import contextlib
 import importlib
@@ -73,10 +73,11 @@ def augmentations(
 def _auto_augment(spec):
   from mpbn_jax.datasets import autoaugment
 
-  if spec.image_shape[-1] != 3:
+  if spec.image_shape[-1] != 3 or spec.max_value != 255:
     raise InputError(
-      'data.auto_augment needs images of 3 channels, got '
-      f'{spec.image_shape[-1]} of {spec.name!r}: set data.auto_augment=false'
+      'data.auto_augment needs images of 3 channels up to 255, got '
+      f'{spec.image_shape[-1]} up to {spec.max_value} of {spec.name!r}: set '
+      '--config.data.auto_augment=false'
     )
   return augment.Augmentation(
     name='auto_augment',
@@ -117,7 +118,14 @@ def load_dataset(config: Mapping, *, num_steps: int) -> Dataset:
     validation_size=config['validation_size'],
     train_size=config['train_size'],
   )
-  return Dataset(spec, splits, asked, mixup=config['mixup'])
+  dataset = Dataset(spec, splits, asked, mixup=config['mixup'])
+  if spec.frames and dataset.example_shape[0] != num_steps:
+    raise InputError(
+      f'expected recordings of {spec.name!r} in {num_steps} frames, got '
+      f'{dataset.example_shape[0]}: set --config.model.num_steps='
+      f'{dataset.example_shape[0]}, or frame them anew'
+    )
+  return dataset
 
 
 def _checked_spec(config):

@@ -14,6 +14,9 @@ import numpy as np
 
 from mpbn_jax.errors import InputError
 
+# Images with fewer shades are not mixed: rounded, a mixture is one of the two.
+_FINE = 15
+
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
@@ -56,6 +59,12 @@ def check(config: Mapping, *, spec: Any) -> None:
     raise InputError(
       f'data.mixup mixes images, got {config["mixup"]} for the counts of '
       f'events of {spec.name!r}: set --config.data.mixup=0'
+    )
+  if config['mixup'] and spec.max_value < _FINE:
+    raise InputError(
+      f'data.mixup rounds to whole numbers, got {config["mixup"]} for the '
+      f'images of {spec.name!r}, which have only {spec.max_value + 1} of them: '
+      'set --config.data.mixup=0'
     )
 
 

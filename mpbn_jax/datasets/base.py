@@ -1,4 +1,4 @@
-"""What is a data set, and which of its examples are in which split?"""
+"""Data sets, and which of their examples are in which split."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mpbn_jax.datasets import checks
 from mpbn_jax.datasets.augment import Augmentation
 from mpbn_jax.errors import InputError
 
@@ -53,7 +54,7 @@ class Split:
 
   Attributes:
     images: uint8 [N, H, W, C], or frames [N, T, H, W, C].
-    labels: int32 [N].
+    labels: integers [N], read as int32.
   """
 
   images: np.ndarray
@@ -74,7 +75,7 @@ class Split:
       from mpbn_jax.datasets import resized_crop  # needs Pillow
 
       images = resized_crop.apply(images, crops)
-    return images, self.labels[indices]
+    return images, self.labels[indices].astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,9 @@ class Spec:
     std: likewise.
     frames: whether an example is T frames [T, H, W, C], one a step, and not
       one image [H, W, C].
+
+  Raises:
+    InputError: no images can be like that.
   """
 
   name: str
@@ -131,6 +135,9 @@ class Spec:
   mean: tuple[float, ...]
   std: tuple[float, ...]
   frames: bool = False
+
+  def __post_init__(self):
+    checks.check_spec(self)
 
   @property
   def num_classes(self) -> int:
@@ -159,12 +166,33 @@ class Dataset:
     splits: 'train', 'test', and 'validation' where there is one.
     augmentations: of the training images, in this order.
     mixup: alpha of the mixing that comes after them; 0 mixes nothing.
+
+  Raises:
+    InputError: arrays that are not what `Split` says, examples that are not
+      what `spec` says.
   """
 
   spec: Spec
   splits: Mapping[str, Examples]
   augmentations: tuple[Augmentation, ...] = ()
   mixup: float = 0.0
+
+  def __post_init__(self):
+    checked: set[int] = set()
+    for name, split in self.splits.items():
+      if not len(split):
+        raise InputError(
+          f'expected at least one example in the split {name!r} of '
+          f'{self.spec.name!r}, got none: give it some'
+        )
+      whole = split.examples if isinstance(split, Subset) else split
+      if isinstance(whole, Split) and id(whole) not in checked:
+        checked.add(id(whole))
+        checks.check_arrays(
+          whole.images, whole.labels, split=name, spec=self.spec
+        )
+    shapes = {name: split.shape for name, split in self.splits.items()}
+    checks.check_shapes(shapes, spec=self.spec)
 
   @property
   def example_shape(self) -> tuple[int, ...]:

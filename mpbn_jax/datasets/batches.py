@@ -1,4 +1,4 @@
-"""Which examples are in a batch, of which host, and changed how?"""
+"""Batches: which examples each holds, of which host, and changed how."""
 
 import functools
 import zlib
@@ -9,7 +9,8 @@ import numpy as np
 
 from mpbn_jax.datasets import augment
 from mpbn_jax.datasets.base import Dataset
-from mpbn_jax.errors import InputError
+from mpbn_jax.datasets.checks import check_batch
+from mpbn_jax.errors import InputError, unknown
 
 Batch = dict[str, np.ndarray]
 # (index, count): this host's number, and how many there are.
@@ -95,7 +96,7 @@ class TrainingBatches:
     rows = {name: values[chosen] for name, values in drawn.items()}
     asked = self._dataset.augmentations
     crops = next((rows[each.name] for each in asked if each.at_read), None)
-    images, labels = self._split.read(chosen, crops)
+    images, labels = _checked(self._dataset, 'train', chosen, crops)
     for each in asked:
       if not each.at_read:
         images = each.apply(images, rows[each.name])
@@ -128,6 +129,16 @@ def _part(key, batch_size, host):
   return index * share, (index + 1) * share
 
 
+def _checked(dataset, split, indices, crops=None):
+  """Returns what the split reads, once it is known to fit."""
+  examples = dataset.splits[split]
+  images, labels = examples.read(indices, crops)
+  check_batch(
+    images, labels, shape=examples.shape, split=split, spec=dataset.spec
+  )
+  return images, labels
+
+
 def _generator(seed, epoch, name):
   # One for each augmentation: leaving one out changes no other.
   return np.random.default_rng([seed, epoch, zlib.crc32(name.encode())])
@@ -146,13 +157,19 @@ def evaluation_batches(
     split: its name.
     batch_size: of all hosts together.
     host: which part is read here.
+
+  Raises:
+    InputError: no such split (lists those that are there).
   """
+  if split not in dataset.splits:
+    raise unknown(f'split of {dataset.spec.name!r}', split, dataset.splits)
   examples = dataset.splits[split]
   start, end = _part('evaluation.batch_size', batch_size, host)
   size = end - start
   for first in range(0, len(examples), batch_size):
     last = min(first + end, len(examples))
-    images, labels = examples.read(np.arange(first + start, last))
+    chosen = np.arange(first + start, last)
+    images, labels = _checked(dataset, split, chosen)
     padding = size - len(labels)
     sides = [(0, padding)] + [(0, 0)] * (images.ndim - 1)
     yield {

@@ -154,9 +154,15 @@ def fetch(source: Source, index: int) -> tuple[bytes, int]:
     InputError: it cannot be read (names it and the cause).
   """
   try:
-    return source.read(index)
+    encoded, label = source.read(index)
   except Exception as error:  # whatever files and their readers may raise
     raise _not_read(source.name(index), error) from error
+  if label < 0:  # as tensorflow_datasets has it where labels are not public
+    raise InputError(
+      f'expected the label of {source.name(index)}, got {label}: take a split '
+      'whose labels are known'
+    )
+  return encoded, label
 
 
 def _not_read(name, error):

@@ -183,7 +183,8 @@ def _read(path, example_shape, directory, sources):
 def _read_part(path, part, example_shape):
   images = np.load(path / f'{part}_images.npy', mmap_mode='r')
   labels = np.load(path / f'{part}_labels.npy')
-  if images.shape != (len(labels), *example_shape):
+  found = images.shape, images.dtype, labels.dtype
+  if found != ((len(labels), *example_shape), np.uint8, np.int32):
     raise ValueError(f'{path} holds other arrays than its name says')
   return Split(images, labels)
 

@@ -64,6 +64,12 @@ def to_frames(
   if not len(events):
     _log.warning('%s holds no events: its frames are empty', name)
     return np.zeros(shape, np.uint8)
+  for field in 'txyp':
+    if events[field].dtype.kind not in 'iub':
+      raise InputError(
+        f'expected events with whole numbers as {field}, got '
+        f'{events[field].dtype} in {name}: scale (times) and round them'
+      )
   x, y, p = (events[field].astype(np.intp) for field in 'xyp')
   for field, values, end in (('x', x, sensor[1]), ('y', y, sensor[0])):
     _check(field, values, end, f'{sensor[1]}x{sensor[0]} pixels', name)

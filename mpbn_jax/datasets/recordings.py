@@ -1,6 +1,7 @@
 """Which recordings of an event camera lie on the disk, and what is in one?"""
 
 import dataclasses
+import logging
 import os
 import pathlib
 import re
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from mpbn_jax.errors import InputError
+
+_log = logging.getLogger('mpbn_jax')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,5 +166,13 @@ def open_recordings(
     raise InputError(
       f'expected {source.count:,} recordings of {name!r} in {folder}, got '
       f'{got}: {todo}'
+    )
+  if len(reader) > source.count:
+    _log.warning(
+      '%s holds %s recordings of %r, %s more than the archive: remove copies',
+      os.path.join(reader.location_on_system, reader.folder_name),
+      f'{len(reader):,}',
+      name,
+      f'{len(reader) - source.count:,}',
     )
   return Recordings(reader, np.arange(len(reader)))

@@ -56,7 +56,11 @@ class DVSGesture(_Unlisted, tonic.datasets.DVSGesture):
 
   def label(self, path: pathlib.PurePath) -> int:
     """As `CIFAR10DVS.label`."""
-    return int(path.stem)
+    return _digit(path.stem)
+
+  def __getitem__(self, index):
+    check_columns(np.load(self.data[index], mmap_mode='r'))
+    return super().__getitem__(index)
 
 
 class NMNIST(_Unlisted, tonic.datasets.NMNIST):
@@ -66,7 +70,7 @@ class NMNIST(_Unlisted, tonic.datasets.NMNIST):
 
   def label(self, path: pathlib.PurePath) -> int:
     """As `CIFAR10DVS.label`."""
-    return int(path.parent.name)
+    return _digit(path.parent.name)
 
   def __getitem__(self, index):
     size = os.path.getsize(self.data[index])
@@ -75,6 +79,36 @@ class NMNIST(_Unlisted, tonic.datasets.NMNIST):
         f'it is truncated: {size} bytes are not events of {_NMNIST_EVENT}'
       )
     return super().__getitem__(index)
+
+
+def _digit(text):
+  """Returns a number as tonic writes it: int() also takes '01' and '1_0'."""
+  number = int(text)
+  if str(number) != text:
+    raise ValueError(f'{text!r} is not {number}')
+  return number
+
+
+def check_columns(events: np.ndarray) -> None:
+  """Raises ValueError for what is not the columns x, y, p and t of events.
+
+  tonic would cut them off to whole numbers, and take any p but 0 for 1.
+  """
+  if events.ndim != 2 or events.shape[1] != 4 or events.dtype.kind not in 'iuf':
+    raise ValueError(
+      f'it holds {events.dtype} {list(events.shape)}, not numbers [N, 4]'
+    )
+  if not np.isfinite(events).all():
+    raise ValueError('it holds NaN or infinity')
+  pixels, polarities = events[:, :2], events[:, 2]
+  if (
+    (pixels != np.rint(pixels)).any()
+    or pixels.size
+    and (pixels.min() < 0 or pixels.max() > np.iinfo(np.int16).max)
+  ):
+    raise ValueError('its first two columns are no pixels')
+  if not np.isin(polarities, (0, 1)).all():
+    raise ValueError('its third column holds other polarities than 0 and 1')
 
 
 def check_aedat4(path: str) -> None:
