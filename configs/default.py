@@ -52,7 +52,7 @@ def get_config() -> ml_collections.ConfigDict:
   # pass: less memory, more time.
   model.remat = False
   # What the scale of every residual block's last norm starts at; None takes the
-  # network's own.
+  # network's own: 1, and 1 / n in preact_resnet, n blocks a stage.
   model.last_scale = ml_collections.config_dict.placeholder(float)
   model.unroll = True  # unroll the T steps: faster, longer to compile
 

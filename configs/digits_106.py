@@ -14,7 +14,7 @@ from configs import digits
 def get_config():
   """Returns the configuration."""
   config = digits.get_config()
-  config.num_epochs = 90
+  config.num_epochs = 60
 
   config.model.name = 'preact_resnet'
   config.model.depth = 106
@@ -25,7 +25,11 @@ def get_config():
   config.model.membrane_norm = 'none'
   config.model.spike_norm = 'psp_bn'
 
-  config.optimizer.learning_rate = 0.05
+  config.optimizer.learning_rate = 0.1
+  # Of 51 blocks, some batches have a gradient that is many times the usual.
+  config.optimizer.gradient_clip = 1.0
+
+  config.log.checkpoint_every_epochs = 10
 
   config.evaluation.fold_convolutions = True  # there are no thresholds to fold
   return config

@@ -95,7 +95,11 @@ def test_every_neuron_layer_has_its_threshold_norm(name):
   assert sum(layers) == NEURON_LAYERS[name]
 
 
-@pytest.mark.parametrize('name', MODELS)
+# ResNet34 is ResNet18 with more blocks, and compiles twice as long.
+NO_TWINS = sorted(set(MODELS) - {'resnet34'})
+
+
+@pytest.mark.parametrize('name', NO_TWINS)
 def test_image_equals_the_same_frame_at_every_step(name):
   model, variables = common.small(name, common.SIDES[name], unroll=False)
   x = common.images(count=2, side=common.SIDES[name])
@@ -104,7 +108,7 @@ def test_image_equals_the_same_frame_at_every_step(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('norm', ['none', 'mpbn_channel'])
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', NO_TWINS)
 def test_gradient_reaches_the_first_layer_of_a_new_network(name, norm):
   side = common.SIDES[name]
   model = build_model(

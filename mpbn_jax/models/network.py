@@ -60,7 +60,8 @@ class SpikingNetwork(nn.Module):
     remat: whether the activations of a block are computed again in the
       backward pass and not stored (`jax.checkpoint`), where it has blocks.
     last_scale: what the scale of every residual block's last norm starts at;
-      None takes the network's own.
+      None takes the network's own: 1, and 1 / n in preact_resnet, n blocks a
+      stage.
   """
 
   # Which of these a network has; `check_blocks` refuses the others.
