@@ -1,4 +1,4 @@
-"""How are files written whole or not at all, with one line where they cannot?"""
+"""How are files written whole or not at all, and what if they cannot be?"""
 
 import contextlib
 import errno

@@ -108,8 +108,9 @@ def check_config_of(path: pathlib.Path, config: Mapping) -> dict | None:
   changed = configs.differences(config, stored)
   if changed:
     raise InputError(
-      f'{path} holds a run with another configuration '
-      f'({configs.listed(changed)}): give another --workdir, or the stored values'
+      f'{file} is of a run with another configuration '
+      f'({configs.listed(changed)}): give another --workdir, or the stored '
+      'values'
     )
   return stored
 

@@ -124,10 +124,11 @@ def _going_on(experiment, step, stored, workdir):
   asked, before = experiment.config.num_epochs, stored['num_epochs']
   if before > asked and step >= experiment.total_steps:
     experiment = for_epochs(experiment, before)
-    is_trained = step == experiment.total_steps
+    total = experiment.total_steps
+    state = 'is trained' if step == total else 'stays as it is'
     print(
-      f'{workdir} {"is trained" if is_trained else "stays as it is"}: step '
-      f'{step} of {experiment.total_steps} ({before} epochs; {asked} asked for)',
+      f'{workdir} {state}: step {step} of {total} ({before} epochs; {asked} '
+      'asked for)',
       flush=True,
     )
     return experiment, False
@@ -137,8 +138,9 @@ def _going_on(experiment, step, stored, workdir):
   if before != asked and step > 0:
     now, last = _rate(experiment), _rate(for_epochs(experiment, before))
     print(
-      f'num_epochs changes from {before} to {asked}, and the learning rate with '
-      f'it: {now(step):.4g} in the next step, {last(step - 1):.4g} in the last',
+      f'num_epochs changes from {before} to {asked}, and the learning rate '
+      f'with it: {now(step):.4g} in the next step, {last(step - 1):.4g} in the '
+      'last',
       flush=True,
     )
   return experiment, True

@@ -4,7 +4,6 @@ import pathlib
 
 import fake_cifar
 import pytest
-import runs
 
 from mpbn_jax import InputError, command_line
 from mpbn_jax.datasets import cifar_archive, load_dataset, prepare_dataset

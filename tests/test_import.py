@@ -108,7 +108,7 @@ def test_import_says_where_and_what_next(tmp_path, capsys):
   assert import_file(tmp_path / 'run', golden_path()) == 0
   out, err = capsys.readouterr()
   assert err == ''
-  assert f'imported: {tmp_path}/run/checkpoints/0\n' in out
+  assert f'imported: {tmp_path}/run/checkpoints/0.npz\n' in out
   assert '--mode=evaluate' in out
 
 
