@@ -1,7 +1,7 @@
 """How do named arrays, and what describes them, share one file?
 
-A NumPy archive: `numpy.load(path)` reads it too. Every part of it carries a
-checksum, so that no damage passes.
+A NumPy archive: `numpy.load(path)` reads it too. Its notes name every array
+with its checksum, and have a checksum themselves, so that no damage passes.
 """
 
 import contextlib
@@ -42,12 +42,16 @@ def save(path: pathlib.Path, tree: Any, *, notes: Mapping[str, Any]) -> None:
 
   def write(file):
     with zipfile.ZipFile(file, 'w') as archive:
-      archive.writestr(zipfile.ZipInfo(_NOTES), json.dumps(notes, indent=1))
+      seal = {}
       for name, array in arrays:
         # Its time stays 1980: of the bytes, none depends on a clock.
         entry = zipfile.ZipInfo(name + _ARRAY)
         with archive.open(entry, 'w', force_zip64=True) as part:
           np.lib.format.write_array(part, array, allow_pickle=False)
+        seal[name] = entry.CRC
+      # Last: its own checksum holds those of all.
+      text = json.dumps({'notes': notes, 'arrays': seal}, indent=1)
+      archive.writestr(zipfile.ZipInfo(_NOTES), text)
 
   write_whole(path, write)
 
@@ -59,7 +63,7 @@ def read_notes(path: pathlib.Path) -> dict[str, Any]:
     UnreadableError: missing or damaged.
   """
   with _opened(path) as archive:
-    return _read_notes(archive)
+    return _check_seal(archive)
 
 
 def read_like(path: pathlib.Path, tree: Any) -> Any:
@@ -84,6 +88,7 @@ def read_like(path: pathlib.Path, tree: Any) -> Any:
     return _on_device(array, name, getattr(like, 'sharding', None))
 
   with _opened(path) as archive:
+    _check_seal(archive)
     _check_names(archive, [name for name, _ in _named(tree)])
     return jax.tree_util.tree_map_with_path(
       lambda key, like: read(archive, _name(key), like), tree
@@ -97,6 +102,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     UnreadableError: missing or damaged.
   """
   with _opened(path) as archive:
+    notes = _check_seal(archive)
     tree: dict[str, Any] = {}
     for name in _array_names(archive):
       *groups, last = name.split('/')
@@ -104,7 +110,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
       for group in groups:
         node = node.setdefault(group, {})
       node[last] = _on_device(_read_array(archive, name), name)
-    return tree, _read_notes(archive)
+    return tree, notes
 
 
 def _named(tree):
@@ -167,8 +173,16 @@ def _on_device(array, name, sharding=None):
   return there
 
 
-def _read_notes(archive):
-  notes = json.loads(archive.read(_NOTES))
-  if not isinstance(notes, dict):
-    raise ValueError(f'{_NOTES} holds no JSON object')
-  return notes
+def _check_seal(archive):
+  """Returns the notes; raises ValueError unless the arrays are all there.
+
+  Of each array, `archive.read` compares the bytes with its checksum.
+  """
+  content = json.loads(archive.read(_NOTES))
+  there = {n: archive.getinfo(n + _ARRAY).CRC for n in _array_names(archive)}
+  for name in sorted(there.keys() ^ content['arrays'].keys()):
+    raise ValueError(f'{name} is {"added" if name in there else "missing"}')
+  for name, checksum in content['arrays'].items():
+    if there[name] != checksum:
+      raise ValueError(f'{name} has changed')
+  return content['notes']

@@ -16,7 +16,7 @@ from mpbn_jax import arrays
 from mpbn_jax import config as configs
 from mpbn_jax.arrays import UnreadableError
 from mpbn_jax.errors import InputError
-from mpbn_jax.files import check_writable
+from mpbn_jax.files import check_writable, remove_leftovers
 from mpbn_jax.lock import hold
 from mpbn_jax.models import build_model
 
@@ -73,6 +73,7 @@ def save_folded(
   }
   check_writable(path.parent)
   with hold(path.parent):
+    remove_leftovers(path.parent)
     arrays.save(path, dict(variables), notes=notes)
 
 

@@ -135,14 +135,21 @@ class Metrics(contextlib.AbstractContextManager):
     step: the step that training starts from. Lines after it (a process was
       killed between a checkpoint and its end) are dropped: they come again.
     tensorboard: whether event files are written.
+    lock: of the work directory; another process's lines are not written to.
 
   Raises:
     NotWrittenError: it cannot be written; from every method.
   """
 
   def __init__(
-    self, workdir: pathlib.Path, *, step: int, tensorboard: bool = True
+    self,
+    workdir: pathlib.Path,
+    *,
+    step: int,
+    tensorboard: bool = True,
+    lock: Lock | None = None,
   ):
+    self._check = (lambda: None) if lock is None else lock.check
     self._path = workdir / METRICS
     kept = [line for line in _lines(self._path) if line['step'] <= step]
     files.write_whole(
@@ -168,6 +175,7 @@ class Metrics(contextlib.AbstractContextManager):
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Appends one line: {"step": step, **values}."""
+    self._check()
     values = {name: float(value) for name, value in values.items()}
     line = json.dumps({'step': step, **values}) + '\n'
     with files.writing(self._path), _existing(self._path) as file:
@@ -177,6 +185,7 @@ class Metrics(contextlib.AbstractContextManager):
 
   def flush(self) -> None:
     """Sends everything to the disk: a checkpoint of this step may follow."""
+    self._check()
     with files.writing(self._path), _existing(self._path) as file:
       os.fsync(file.fileno())
     if self._events is not None:

@@ -176,7 +176,10 @@ def _loop(experiment, train_step, saved, held, checkpoints, signals):
   if step >= total:
     return saved, None
   writer = record.Metrics(
-    held.path, step=step, tensorboard=config.log.tensorboard
+    held.path,
+    step=step,
+    tensorboard=config.log.tensorboard,
+    lock=held.lock,
   )
   progress = record.Progress(total=total, done=step)
   log = _Log(experiment, writer, progress, saved['window'])
@@ -202,7 +205,6 @@ def _loop(experiment, train_step, saved, held, checkpoints, signals):
           log.check_finite(step)
           _check_variables(state.variables, step)
           accuracy = _validate(experiment, state, step, writer, progress)
-          held.lock.check()
           writer.flush()
           checkpoints.save(
             step,

@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,14 @@ def finished() -> pathlib.Path:
 
 
 _kept = []
+
+
+def half(workdir: pathlib.Path) -> pathlib.Path:
+  """Makes a copy of the finished run that was killed in its second epoch."""
+  shutil.copytree(finished(), workdir)
+  (workdir / 'checkpoints' / '32.npz').unlink()
+  (workdir / 'checkpoints' / 'index.json').write_text('{"steps": [16]}')
+  return workdir
 
 
 def config(*arguments: str):
