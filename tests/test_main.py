@@ -49,7 +49,7 @@ def test_training_writes_a_summary_with_every_number(trained):
 
 def test_training_twice_evaluates_without_training(workdir, capsys):
   before = runs.snapshot(workdir)
-  assert runs.run(workdir) == 0
+  assert runs.run(workdir, KEY + 'log.tensorboard=true') == 0
   out, err = capsys.readouterr()
   assert err == ''
   assert 'is trained: step 32 of 32' in out
@@ -155,9 +155,7 @@ def test_fewer_epochs_than_were_trained_are_not_recorded(
 ):
   summarized = []
   monkeypatch.setattr(
-    report,
-    'summarize',
-    lambda experiment, *_, **__: summarized.append(experiment),
+    report, 'summarize', lambda *args, **_: summarized.append(args[0])
   )
   before = runs.snapshot(workdir)
   assert runs.run(workdir, KEY + 'num_epochs=1', f'--mode={mode}') == 0
