@@ -1,7 +1,7 @@
-"""How does a training state survive the process? One file a step, and an index.
+"""How does a training state survive the process? A directory for each step.
 
-In the directory: `<step>.npz`, arrays and notes (`arrays.py`); `index.json`,
-which steps there are, so that a file that disappears is missed.
+`<step>` has the arrays, which Orbax writes, and notes (`arrays.py`);
+`index.json` says which steps there are, so that one that disappears is missed.
 """
 
 import contextlib
@@ -12,16 +12,17 @@ import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mpbn_jax import arrays, files, older_checkpoints
+from mpbn_jax import arrays, files
 from mpbn_jax import config as configs
 from mpbn_jax.arrays import UnreadableError
 from mpbn_jax.errors import InputError
 
 _log = logging.getLogger('mpbn_jax')
 
-_FORMAT = 2  # 1: what older_checkpoints reads
+_FORMAT = 2  # 1: of version 0.1.0, without notes
 _LATEST = 2  # so that a damaged one has a predecessor
 _INDEX = 'index.json'
+_SEAL_OF_0_1_0 = 'files.json'
 # What is said of one that cannot be read.
 _NEWEST = (
   'expected a readable checkpoint, but {error}: restore a copy, or run '
@@ -49,13 +50,7 @@ def _paths(directory):
       f'expected the checkpoints of a run in {directory}, which cannot be read '
       f'({error.strerror}): let this user read it, or give another --workdir'
     ) from error
-  older, now = {}, {}
-  for path in there:
-    if path.name.isdecimal():
-      older[int(path.name)] = path
-    elif path.suffix == '.npz' and path.stem.isdecimal():
-      now[int(path.stem)] = path
-  return older | now
+  return {int(path.name): path for path in there if path.name.isdecimal()}
 
 
 class Checkpoints:
@@ -90,28 +85,23 @@ class Checkpoints:
     if not read_only:
       files.check_writable(self._directory)
       files.remove_leftovers(self._directory)
-      for leftover in self._directory.glob('*.orbax-checkpoint-tmp*'):
-        files.remove(leftover)  # of version 0.1.0
-      if not (self._directory / _INDEX).exists() and not self._formatted():
-        self._write_index(self.steps())
+      if not (self._directory / _INDEX).exists() and not self.steps():
+        self._write_index([])
       self._indexed()
-
-  def _formatted(self):
-    return any(p.suffix == '.npz' for p in _paths(self._directory).values())
 
   def steps(self) -> list[int]:
     """Returns the steps of all checkpoints that are there, rising."""
     return steps_in(self._directory)
 
   def _path(self, step):
-    return _paths(self._directory).get(step, self._directory / f'{step}.npz')
+    return _paths(self._directory).get(step, self._directory / str(step))
 
   # ---- the index
 
   def _indexed(self) -> set[int]:
     """Returns the steps that should be there, of which some may be missing."""
     path = self._directory / _INDEX
-    if not path.exists() and not self._formatted():
+    if not path.exists() and not self.steps():
       return set()
     try:
       steps = json.loads(path.read_text())['steps']
@@ -137,18 +127,15 @@ class Checkpoints:
     if step in self._known:
       return self._known[step]
     with self._reading(step) as path:
-      if path.suffix == '.npz':
-        notes = arrays.read_notes(path)
-        if notes.get('format') != _FORMAT:
-          raise InputError(
-            f'expected a checkpoint of format {_FORMAT} in {path}, got '
-            f'{notes.get("format")}: use the version of mpbn_jax that wrote it'
-          )
-        if notes['step'] != step:
-          raise UnreadableError(f'it holds step {notes["step"]}')
-      else:
-        accuracy = older_checkpoints.read_accuracy(path)
-        notes = {'validation_accuracy': accuracy, 'config': None}
+      older = (path / _SEAL_OF_0_1_0).exists()
+      notes = {'format': 1} if older else arrays.read_notes(path)
+      if notes.get('format') != _FORMAT:
+        raise InputError(
+          f'expected a checkpoint of format {_FORMAT} in {path}, got '
+          f'{notes.get("format")}: use the version of mpbn_jax that wrote it'
+        )
+      if notes['step'] != step:
+        raise UnreadableError(f'it holds step {notes["step"]}')
     self._known[step] = notes
     return notes
 
@@ -191,7 +178,7 @@ class Checkpoints:
     """
     if step in self.steps():
       return self._path(step)
-    path = self._directory / f'{step}.npz'
+    path = self._directory / str(step)
     notes = {
       'format': _FORMAT,
       'step': step,
@@ -258,8 +245,6 @@ class Checkpoints:
           'values'
         )
     with self._reading(step) as path:
-      if path.suffix != '.npz':
-        return older_checkpoints.restore(path, like)
       return arrays.read_like(path, dict(like))
 
   def restore_latest(
@@ -294,7 +279,7 @@ class Checkpoints:
           '%s: going on from %s, the one before it%s', error, step, aside
         )
       for missing in sorted(expected - broken.keys() - set(self.steps())):
-        path = self._directory / f'{missing}.npz'
+        path = self._directory / str(missing)
         _log.warning('%s is missing, and may have been the best one', path)
       if expected != set(self.steps()):
         self._write_index(self.steps())

@@ -23,25 +23,34 @@ class NotWrittenError(InputError):
 
 
 @contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
+def writing(
+  path: pathlib.Path, *, also: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
   """Turns the system's errors in its body into one line that names `path`.
 
+  Args:
+    path: what is written.
+    also: other errors by which a library says that it could not write.
+
   Raises:
-    NotWrittenError: in place of any `OSError`.
+    NotWrittenError: in place of any `OSError`, and of `also`.
   """
   try:
     yield
-  except OSError as error:
+  except NotWrittenError:
+    raise
+  except (OSError, *also) as error:
     raise NotWrittenError(_why(path, error)) from error
 
 
 def _why(path, error):
-  reason = error.strerror or str(error)
-  if error.errno in NO_ROOM:
+  number = getattr(error, 'errno', None) or _errno_of(path, error)
+  reason = os.strerror(number) if number else str(error).splitlines()[0][:160]
+  if number in NO_ROOM:
     with contextlib.suppress(OSError):
       reason += f', {shutil.disk_usage(path.parent).free:,} bytes free'
     mend = 'make room, then the same command goes on'
-  elif error.errno in _GONE:
+  elif number in _GONE:
     mend = (
       'its directory was removed or replaced while it was in use; restore it, '
       'or give another --workdir'
@@ -49,6 +58,41 @@ def _why(path, error):
   else:
     mend = 'make it writable, remove what is in the way, or give another place'
   return f'expected to write {path}, got an error ({reason}): {mend}'
+
+
+def _errno_of(path, error):
+  """Returns the number of the error that a library put into words, or 0."""
+  numbers = (*NO_ROOM, *_GONE, errno.EACCES, errno.EROFS)
+  said = [number for number in numbers if os.strerror(number) in str(error)]
+  if not said and not path.parent.is_dir():
+    return errno.ENOENT
+  return said[0] if said else 0
+
+
+@contextlib.contextmanager
+def whole_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Makes a directory that is there whole or not at all.
+
+  Yields a temporary directory beside it, which is renamed in the end.
+
+  Args:
+    path: is not there yet, in a directory that exists.
+
+  Raises:
+    NotWrittenError: it cannot be written.
+  """
+  unique = f'{os.getpid()}-{secrets.token_hex(4)}'
+  temporary = path.with_name(_TEMPORARY.format(name=path.name, unique=unique))
+  with writing(path):
+    try:
+      temporary.mkdir()
+      yield temporary
+      sync(temporary)
+      os.rename(temporary, path)
+    except BaseException:
+      shutil.rmtree(temporary, ignore_errors=True)
+      raise
+    sync(path.parent)
 
 
 def write_whole(
@@ -85,12 +129,15 @@ def write_whole(
       with contextlib.suppress(OSError):
         temporary.unlink()
       raise
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
-def sync_directory(directory: pathlib.Path) -> None:
-  """Sends the names in a directory to the disk, for the case of a power cut."""
-  descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: pathlib.Path) -> None:
+  """Sends a file, or the names in a directory, to the disk.
+
+  After a power cut they are there.
+  """
+  descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
   except OSError as error:

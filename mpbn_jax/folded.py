@@ -1,6 +1,6 @@
 """How does a folded network reach those who use it? Variables and settings.
 
-One file holds both, so that the variables meet no network but their own.
+One directory holds both, so that the variables meet no network but their own.
 """
 
 import dataclasses
@@ -38,9 +38,9 @@ def folded_path(
 ) -> pathlib.Path:
   """Returns where --mode=fold puts what it folds of a step.
 
-  `folded/640.npz` has thresholds alone, `folded/640_all.npz` kernels too.
+  `folded/640` has thresholds alone, `folded/640_all` kernels too.
   """
-  return workdir / 'folded' / f'{step}{"_all" if kernels else ""}.npz'
+  return workdir / 'folded' / f'{step}{"_all" if kernels else ""}'
 
 
 def save_folded(
@@ -54,7 +54,7 @@ def save_folded(
   """Writes a folded network, whole or not at all; an older one is replaced.
 
   Args:
-    path: an .npz file; its directory is made if need be.
+    path: a directory; the one around it is made if need be.
     variables: folded and stripped.
     model: `config.model` of the network.
     step: at which it was trained.
@@ -83,7 +83,7 @@ def load_folded(
   """Returns (model, variables) of a folded network.
 
   Args:
-    path: a file that --mode=fold wrote.
+    path: a directory that --mode=fold wrote.
     model: the network that the variables should belong to; None builds the
       one that was folded.
 
@@ -92,7 +92,7 @@ def load_folded(
       differs).
 
   Example:
-    >>> model, variables = load_folded('runs/digits/folded/640.npz')
+    >>> model, variables = load_folded('runs/digits/folded/640')
     >>> model.apply(variables, jnp.zeros((2, 8, 8, 1)), train=False).shape
     (2, 10)
   """

@@ -51,7 +51,7 @@ _kept = []
 def half(workdir: pathlib.Path) -> pathlib.Path:
   """Makes a copy of the finished run that was killed in its second epoch."""
   shutil.copytree(finished(), workdir)
-  (workdir / 'checkpoints' / '32.npz').unlink()
+  shutil.rmtree(workdir / 'checkpoints' / '32')
   (workdir / 'checkpoints' / 'index.json').write_text('{"steps": [16]}')
   return workdir
 

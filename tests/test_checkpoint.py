@@ -1,20 +1,18 @@
 """Does a run keep the right checkpoints, and never a damaged one in silence?"""
 
-import json
 import os
+import pathlib
 import shutil
-import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import runs
 from runs import the_error
 
 from configs.default import get_config
-from mpbn_jax import arrays, checkpoint, older_checkpoints
+from mpbn_jax import arrays, checkpoint
 from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.errors import InputError
 from mpbn_jax.files import NotWrittenError
@@ -52,11 +50,12 @@ def value_of(restored):
 
 
 def damage(path):
-  content = bytearray(path.read_bytes())
-  # In the values of the first array; of Orbax's files, anywhere.
-  start = content.find(b'\x93NUMPY') + 128 if path.suffix == '.npz' else 0
-  content[start] ^= 1
-  path.write_bytes(content)
+  """Flips a bit in the largest file of a checkpoint."""
+  files = [file for file in path.rglob('*') if file.is_file()]
+  file = max(files, key=lambda file: (file.stat().st_size, str(file)))
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(content)
 
 
 # ---- which checkpoints are kept
@@ -78,7 +77,7 @@ def test_keeps_the_last_two_and_the_best(tmp_path, accuracies, kept, best):
   assert checkpoints.steps() == kept
   assert checkpoints.best_step() == best
   names = {path.name for path in directory.iterdir()}
-  assert names == {'index.json', *(f'{step}.npz' for step in kept)}
+  assert names == {'index.json', *(f'{step}' for step in kept)}
 
 
 def test_the_best_is_kept_by_the_next_process(tmp_path):
@@ -97,15 +96,10 @@ def test_saving_a_step_again_leaves_it(tmp_path):
   assert runs.snapshot(directory) == before
 
 
-def test_saving_depends_on_no_clock(tmp_path):
-  one, two = (write(tmp_path / name, {1: 0.5}) for name in 'ab')
-  assert runs.snapshot(one) == runs.snapshot(two)
-
-
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.5})
-  leftover = directory / '.2.npz.77-ab.tmp'
-  shutil.copy(directory / '1.npz', leftover)
+  leftover = directory / '.2.77-ab.tmp'
+  shutil.copytree(directory / '1', leftover)
   assert Checkpoints(directory, read_only=True).steps() == [1]
   assert leftover.exists()
   write(directory, {2: 0.6})
@@ -117,13 +111,6 @@ def test_restoring_from_nothing_is_none(tmp_path):
   checkpoints = Checkpoints(tmp_path / 'c')
   assert checkpoints.restore_latest(items(0)) is None
   assert checkpoints.best_step() is None
-
-
-def test_numpy_reads_a_checkpoint(tmp_path):
-  directory = write(tmp_path / 'c', {1: 0.5})
-  with np.load(directory / '1.npz') as archive:
-    assert archive['state/params/kernel'].shape == (3, 4)
-    assert archive['state/params/kernel'].dtype == np.float32
 
 
 def test_other_arrays_than_the_run_has_are_refused(tmp_path):
@@ -151,17 +138,17 @@ def test_checkpoint_of_another_configuration_is_refused(tmp_path):
   config.num_epochs += 1  # may differ
   Checkpoints(tmp_path, config=config).restore_latest(items(0))
   config.model.tau = 0.5
-  with pytest.raises(InputError, match='1.npz .*model.tau: 0.25 -> 0.5'):
+  with pytest.raises(InputError, match='1 .*model.tau: 0.25 -> 0.5'):
     Checkpoints(tmp_path, config=config).restore_latest(items(0))
 
 
 def test_checkpoint_of_a_newer_format_is_refused_and_stays(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.5})
   notes = {'format': 3, 'step': 2}
-  arrays.save(directory / '2.npz', items(2), notes=notes)
+  arrays.save(directory / '2', items(2), notes=notes)
   with pytest.raises(InputError, match='expected .* format 2 .* got 3'):
     Checkpoints(directory).restore_latest(items(0))
-  assert (directory / '2.npz').exists()
+  assert (directory / '2').exists()
 
 
 # ---- damage; tests/test_damage.py has every kind in every file
@@ -169,13 +156,13 @@ def test_checkpoint_of_a_newer_format_is_refused_and_stays(tmp_path):
 
 def test_training_goes_on_from_the_one_before_the_damaged(tmp_path, caplog):
   directory = write(tmp_path / 'c', {1: 0.5, 2: 0.6})
-  for again in ('2.npz', '2.npz.1'):
-    damage(directory / '2.npz')
+  for again in ('2', '2.1'):
+    damage(directory / '2')
     caplog.clear()
     checkpoints = Checkpoints(directory)
     assert value_of(checkpoints.restore_latest(items(0))) == 1
     aside = tmp_path / 'c_damaged' / again
-    assert f'{directory}/2.npz cannot be read (' in caplog.text
+    assert f'{directory}/2 cannot be read (' in caplog.text
     assert f'from 1, the one before it; moved to {aside}' in caplog.text
     assert aside.exists()
     checkpoints.save(2, items(2), validation_accuracy=0.6)
@@ -184,10 +171,10 @@ def test_training_goes_on_from_the_one_before_the_damaged(tmp_path, caplog):
 
 def test_evaluation_takes_no_other_checkpoint_than_the_last(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.5, 2: 0.6})
-  damage(directory / '2.npz')
+  damage(directory / '2')
   before = runs.snapshot(tmp_path)
   checkpoints = Checkpoints(directory, read_only=True)
-  with pytest.raises(InputError, match='2.npz cannot be read .*run --mode=tra'):
+  with pytest.raises(InputError, match='2 cannot be read .*run --mode=tra'):
     checkpoints.restore_latest(items(0))
   assert runs.snapshot(tmp_path) == before
 
@@ -195,9 +182,9 @@ def test_evaluation_takes_no_other_checkpoint_than_the_last(tmp_path):
 def test_all_damaged_is_one_error_and_nothing_moves(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.5, 2: 0.6})
   for step in '12':
-    damage(directory / f'{step}.npz')
+    damage(directory / f'{step}')
   before = runs.snapshot(tmp_path)
-  with pytest.raises(InputError, match=r'2.npz cannot .*1.npz cannot') as error:
+  with pytest.raises(InputError, match=r'2 cannot .*1 cannot') as error:
     Checkpoints(directory).restore_latest(items(0))
   assert 'train into another --workdir' in str(error.value)
   assert '\n' not in str(error.value)
@@ -206,16 +193,16 @@ def test_all_damaged_is_one_error_and_nothing_moves(tmp_path):
 
 def test_missing_checkpoint_is_missed(tmp_path, caplog):
   directory = write(tmp_path / 'c', {1: 0.9, 2: 0.5, 3: 0.6})
-  (directory / '3.npz').unlink()
+  shutil.rmtree(directory / '3')
   reader = Checkpoints(directory, read_only=True)
   for restore in (reader.restore_latest, reader.restore_best):
-    with pytest.raises(InputError, match=r'3.npz cannot be read \(it is missi'):
+    with pytest.raises(InputError, match=r'3 cannot be read \(it is missi'):
       restore(items(0))
   assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
-  assert '3.npz cannot be read (it is missing)' in caplog.text
-  (directory / '1.npz').unlink()
+  assert '3 cannot be read (it is missing)' in caplog.text
+  shutil.rmtree(directory / '1')
   assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
-  assert '1.npz is missing, and may have been the best one' in caplog.text
+  assert '1 is missing, and may have been the best one' in caplog.text
   caplog.clear()  # it is said once
   assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
   assert caplog.text == ''
@@ -236,50 +223,52 @@ def test_missing_or_damaged_index_is_one_error(tmp_path):
 
 def test_best_one_is_named_if_its_record_is_damaged(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.9, 2: 0.1, 3: 0.2})
-  damage_notes(directory / '1.npz')
+  damage_notes(directory / '1')
   checkpoints = Checkpoints(directory, read_only=True)
-  with pytest.raises(InputError, match='1.npz cannot be read') as error:
+  with pytest.raises(InputError, match='1 cannot be read') as error:
     checkpoints.restore_best(items(0))
   assert '--config.evaluation.checkpoint=latest' in str(error.value)
   assert '\n' not in str(error.value)
-  with pytest.raises(InputError, match='1.npz cannot be read'):
+  with pytest.raises(InputError, match='1 cannot be read'):
     checkpoints.best_step()
 
 
 def damage_notes(path):
-  content = path.read_bytes()
-  assert content.count(b'"validation_accuracy": 0.9') == 1
-  path.write_bytes(content.replace(b'accuracy": 0.9', b'accuracy": 0.0'))
+  content = (path / 'notes.json').read_text()
+  assert content.count('"validation_accuracy": 0.9') == 1
+  content = content.replace('accuracy": 0.9', 'accuracy": 0.0')
+  (path / 'notes.json').write_text(content)
 
 
 def test_training_on_keeps_what_may_be_the_best(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.9, 2: 0.1, 3: 0.2})
-  damage_notes(directory / '1.npz')
+  damage_notes(directory / '1')
   write(directory, {4: 0.3, 5: 0.4, 6: 0.2})
   assert Checkpoints(directory, read_only=True).steps() == [1, 5, 6]
 
 
 def test_checkpoint_under_another_name_is_no_checkpoint(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.5, 2: 0.6})
-  shutil.copy(directory / '1.npz', directory / '2.npz')
+  shutil.rmtree(directory / '2')
+  shutil.copytree(directory / '1', directory / '2')
   checkpoints = Checkpoints(directory, read_only=True)
-  with pytest.raises(InputError, match=r'2.npz cannot .*\(it holds step 1\)'):
+  with pytest.raises(InputError, match=r'2 cannot .*\(it holds step 1\)'):
     checkpoints.restore_latest(items(0))
 
 
 def test_unreadable_by_this_user_is_not_set_aside(tmp_path, monkeypatch):
   directory = write(tmp_path / 'c', {1: 0.5, 2: 0.6})
-  opened = zipfile.ZipFile
+  read_text = pathlib.Path.read_text
 
   def forbidden(path, *args):
-    if str(path).endswith('2.npz'):
+    if path.parent.name == '2':
       raise PermissionError(13, 'Permission denied')
-    return opened(path, *args)
+    return read_text(path, *args)
 
-  monkeypatch.setattr(arrays.zipfile, 'ZipFile', forbidden)
-  with pytest.raises(InputError, match=r'2.npz cannot .*\(Permission denied\)'):
+  monkeypatch.setattr(pathlib.Path, 'read_text', forbidden)
+  with pytest.raises(InputError, match=r'2 cannot .*\(Permission denied\)'):
     Checkpoints(directory).restore_latest(items(0))
-  assert (directory / '2.npz').exists()
+  assert (directory / '2').exists()
 
 
 def test_reader_beside_a_writer_finds_what_is_there_now(tmp_path, monkeypatch):
@@ -339,12 +328,12 @@ def test_failing_to_save_leaves_the_one_before(tmp_path, monkeypatch):
   before = runs.snapshot(directory)
 
   def full(*_, **__):
-    raise OSError(28, 'No space left on device')
+    raise ValueError('Writing "x": No space left on device [errno 28]')
 
   checkpoints = Checkpoints(directory)
   with monkeypatch.context() as patch:
-    patch.setattr(np.lib.format, 'write_array', full)
-    with pytest.raises(NotWrittenError, match='2.npz.*No space .* make room'):
+    patch.setattr(arrays.ocp.Checkpointer, 'save', full)
+    with pytest.raises(NotWrittenError, match='2.*No space .* make room'):
       checkpoints.save(2, items(2))
   assert runs.snapshot(directory) == before
   checkpoints.save(2, items(2))
@@ -368,65 +357,14 @@ def test_place_that_cannot_be_written_is_an_input_error(tmp_path):
   assert (tmp_path / 'taken').read_text() == 'mine'
 
 
-# ---- those of version 0.1.0
-
-
-def write_older(directory, accuracies):
-  """Writes checkpoints as version 0.1.0 did."""
-  for step, accuracy in accuracies.items():
-    path = directory / str(step)
-    with ocp.CheckpointManager(directory.absolute()) as manager:
-      saved = {k: ocp.args.StandardSave(v) for k, v in items(step).items()}
-      saved['validation'] = ocp.args.JsonSave({'accuracy': accuracy})
-      manager.save(step, args=ocp.args.Composite(**saved))
-    seal = {
-      str(file.relative_to(path)): [
-        len(file.read_bytes()),
-        older_checkpoints.zlib.crc32(file.read_bytes()),
-      ]
-      for file in path.rglob('*')
-      if file.is_file() and file.name != '_CHECKPOINT_METADATA'
-    }
-    (path / 'files.json').write_text(json.dumps(seal, indent=1))
-
-
-@pytest.fixture(scope='module')
-def older(tmp_path_factory):
-  directory = tmp_path_factory.mktemp('older') / 'c'
-  directory.mkdir()
-  write_older(directory, {1: 0.9, 2: 0.1})
-  return directory
-
-
-def test_older_checkpoints_are_read_and_gone_on_from(older, tmp_path):
-  directory = shutil.copytree(older, tmp_path / 'c')
-  (directory / '3.orbax-checkpoint-tmp-0').mkdir()
-  reader = Checkpoints(directory, read_only=True)
-  assert value_of(reader.restore_latest(items(0))) == 2
-  assert value_of(reader.restore_best({'state': tree(0)})) == 1
-  assert reader.config_of(2) is None
-  write(directory, {3: 0.2, 4: 0.3})
-  names = {path.name for path in directory.iterdir()}
-  assert names == {'1', '3.npz', '4.npz', 'index.json'}
-
-
-@pytest.mark.parametrize(
-  'file', ['validation/metadata', 'files.json', 'state/manifest.ocdbt', None]
-)
-def test_damage_to_an_older_checkpoint_is_named(file, older, tmp_path):
-  directory = shutil.copytree(older, tmp_path / 'c')
-  for step in '12':
-    if file is None:
-      (directory / step / 'files.json').write_text('{}')
-    else:
-      damage(directory / step / file)
-  reader = Checkpoints(directory, read_only=True)
-  with pytest.raises(InputError, match='c/2 cannot be read'):
-    reader.restore_latest({'state': tree(0)})
-  with pytest.raises(InputError, match='c/1 cannot be read'):
-    reader.restore_best({'state': tree(0)})
-  write(directory, {3: 0.2, 4: 0.3, 5: 0.3})
-  assert {'1', '2'} <= {path.name for path in directory.iterdir()}
+def test_checkpoint_of_version_0_1_0_is_named_and_stays(tmp_path):
+  directory = tmp_path / 'c'
+  (directory / '7').mkdir(parents=True)
+  (directory / '7' / 'files.json').write_text('{}')
+  (directory / 'index.json').write_text('{"steps": [7]}')
+  with pytest.raises(InputError, match='expected .* format 2 .*c/7, got 1'):
+    Checkpoints(directory).restore_latest(items(0))
+  assert (directory / '7' / 'files.json').exists()
 
 
 # ---- the same through main.py
@@ -440,27 +378,27 @@ def workdir(tmp_path):
 @pytest.mark.parametrize('mode', ['train', 'evaluate', 'fold'])
 def test_all_damaged_is_one_line_and_nothing_changes(mode, workdir, capsys):
   for step in ('16', '32'):
-    damage(workdir / 'checkpoints' / f'{step}.npz')
+    damage(workdir / 'checkpoints' / f'{step}')
   before = runs.snapshot(workdir)
   arguments = [f'--mode={mode}', '--config.num_epochs=3']
   assert runs.run(workdir, *arguments) == 2
-  assert '32.npz cannot be read' in the_error(capsys.readouterr())
+  assert '32 cannot be read' in the_error(capsys.readouterr())
   assert runs.snapshot(workdir) == before
 
 
 def test_damaged_best_is_one_line(workdir, capsys):
   best = Checkpoints(workdir / 'checkpoints', read_only=True).best_step()
-  damage(workdir / 'checkpoints' / f'{best}.npz')
+  damage(workdir / 'checkpoints' / f'{best}')
   before = runs.snapshot(workdir)
   assert runs.run(workdir, '--mode=evaluate', BEST) == 2
-  assert f'{best}.npz cannot be read' in the_error(capsys.readouterr())
+  assert f'{best} cannot be read' in the_error(capsys.readouterr())
   assert runs.snapshot(workdir) == before
 
 
 def test_no_best_is_one_line(workdir, capsys):
   directory = workdir / 'checkpoints'
   for step in checkpoint.steps_in(directory):
-    path = directory / f'{step}.npz'
+    path = directory / f'{step}'
     tree, notes = arrays.read(path)
     arrays.save(path, tree, notes={**notes, 'validation_accuracy': None})
   assert runs.run(workdir, '--mode=evaluate', BEST) == 2

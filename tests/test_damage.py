@@ -108,7 +108,7 @@ def evaluate_best(experiment, workdir):
 
 
 def use_folded(experiment, workdir):
-  path = workdir / 'folded' / '32.npz'
+  path = workdir / 'folded' / '32'
   _, variables = load_folded(path, model=experiment.model)
   return variables
 

@@ -32,7 +32,7 @@ def save(path, variables, *, step=7, kernels=False, **settings):
 
 
 def test_network_and_variables_come_back_as_they_were(variables, tmp_path):
-  path = save(tmp_path / 'folded' / '7.npz', variables)
+  path = save(tmp_path / 'folded' / '7', variables)
   model, loaded = mpbn_jax.load_folded(path)
   jax.tree.map(np.testing.assert_array_equal, loaded, variables)
   assert model == mpbn_jax.build_model(SETTINGS)
@@ -62,7 +62,7 @@ def test_network_and_variables_come_back_as_they_were(variables, tmp_path):
 def test_every_setting_that_counts_is_checked_by_name(
   name, value, variables, tmp_path
 ):
-  path = save(tmp_path / '7.npz', variables)
+  path = save(tmp_path / '7', variables)
   other = mpbn_jax.build_model({**SETTINGS, name: value})
   stored = getattr(mpbn_jax.build_model(SETTINGS), name)
   with pytest.raises(InputError) as error:
@@ -72,7 +72,7 @@ def test_every_setting_that_counts_is_checked_by_name(
 
 
 def test_settings_of_training_may_differ(variables, tmp_path):
-  path = save(tmp_path / '7.npz', variables)
+  path = save(tmp_path / '7', variables)
   other = mpbn_jax.build_model(
     {**SETTINGS, 'surrogate': 'tanh', 'unroll': False, 'momentum': 0.2}
   )
@@ -80,23 +80,23 @@ def test_settings_of_training_may_differ(variables, tmp_path):
 
 
 def test_another_network_is_refused(variables, tmp_path):
-  path = save(tmp_path / '7.npz', variables)
+  path = save(tmp_path / '7', variables)
   other = mpbn_jax.build_model({**SETTINGS, 'name': 'vgg16'})
   with pytest.raises(InputError, match="network: 'SpikingCNN' -> 'SpikingVGG"):
     load_folded(path, model=other)
 
 
 def test_file_without_settings_is_refused(variables, tmp_path):
-  np.savez(tmp_path / '1.npz', **{'params/head/bias': np.zeros(3)})
-  arrays.save(tmp_path / '2.npz', variables, notes={})
-  (tmp_path / '3').mkdir()  # as version 0.1.0 wrote them
-  path = save(tmp_path / '4.npz', variables, colour='red')
+  (tmp_path / '1').write_text('mine')
+  arrays.save(tmp_path / '2', variables, notes={})
+  (tmp_path / '3').mkdir()
+  path = save(tmp_path / '4', variables, colour='red')
   for path, reason in {
-    '1.npz': 'notes.json',
-    '2.npz': 'it has format None, expected 1',
-    '3': 'Is a directory',
-    '4.npz': "unknown setting of 'spiking_cnn' 'colour'",
-    '5.npz': 'it is missing',
+    '1': 'Not a directory',
+    '2': 'it has format None, expected 1',
+    '3': 'notes.json is missing',
+    '4': "unknown setting of 'spiking_cnn' 'colour'",
+    '5': 'it is missing',
   }.items():
     with pytest.raises(InputError, match=reason) as error:
       load_folded(tmp_path / path)
@@ -105,11 +105,12 @@ def test_file_without_settings_is_refused(variables, tmp_path):
 
 
 def test_changed_settings_in_the_file_are_damage(variables, tmp_path):
-  path = save(tmp_path / '7.npz', variables, tau=0.25)
-  content = path.read_bytes()
-  assert content.count(b'"tau": 0.25') == 1
-  path.write_bytes(content.replace(b'"tau": 0.25', b'"tau": 0.35'))
-  with pytest.raises(InputError, match='Bad CRC-32 for file .notes.json.'):
+  path = save(tmp_path / '7', variables, tau=0.25)
+  content = (path / 'notes.json').read_text()
+  assert content.count('"tau": 0.25') == 1
+  content = content.replace('"tau": 0.25', '"tau": 0.35')
+  (path / 'notes.json').write_text(content)
+  with pytest.raises(InputError, match='notes.json has changed'):
     load_folded(path)
 
 
@@ -118,7 +119,7 @@ def test_killed_at_any_moment_the_old_or_the_new_is_whole(
 ):
   """Copies the directory before and after each thing that saving does."""
   directory = tmp_path / 'folded'
-  path = save(directory / '7.npz', variables, step=1)
+  path = save(directory / '7', variables, step=1)
   moments = []
 
   def spied(function):
@@ -138,8 +139,8 @@ def test_killed_at_any_moment_the_old_or_the_new_is_whole(
   assert len(moments) >= 6
   found = []
   for moment in moments:
-    _, loaded = load_folded(moment / '7.npz')
-    _, notes = arrays.read(moment / '7.npz')
+    _, loaded = load_folded(moment / '7')
+    _, notes = arrays.read(moment / '7')
     content = variables if notes['step'] == 1 else new
     jax.tree.map(np.testing.assert_array_equal, loaded, content)
     found.append(notes['step'])
@@ -148,9 +149,9 @@ def test_killed_at_any_moment_the_old_or_the_new_is_whole(
 
 
 def test_leftover_of_a_killed_fold_is_removed(variables, tmp_path):
-  (tmp_path / '.7.npz.123-ab.tmp').write_bytes(b'half')
-  save(tmp_path / '7.npz', variables)
-  assert {p.name for p in tmp_path.iterdir()} == {'.lock', '7.npz'}
+  (tmp_path / '.7.123-ab.tmp').mkdir()
+  save(tmp_path / '7', variables)
+  assert {p.name for p in tmp_path.iterdir()} == {'.lock', '7'}
 
 
 def test_two_folds_at_once_are_refused(variables, tmp_path):
@@ -158,7 +159,7 @@ def test_two_folds_at_once_are_refused(variables, tmp_path):
     lock.hold(tmp_path),
     pytest.raises(InputError, match=f'process {os.getpid()} on '),
   ):
-    save(tmp_path / '7.npz', variables)
+    save(tmp_path / '7', variables)
 
 
 # ---- through main.py
@@ -175,16 +176,16 @@ def test_thresholds_alone_and_kernels_too_have_two_names(tmp_path, capsys):
     path = folded_path(workdir, step=32, kernels=kernels)
     assert err == ''
     assert f'folded variables: {path}' in out
-    contents[path.name] = path.read_bytes()
+    contents[path.name] = runs.snapshot(path)
     model, folded = load_folded(path)
     assert (model.width, model.num_steps) == (2, 2)
     logits = model.apply(folded, jnp.zeros((2, 8, 8, 1)), train=False)
     assert logits.shape == (2, 10)
     _, notes = arrays.read(path)
     assert notes['kernels_folded'] is kernels
-  assert contents.keys() == {'32.npz', '32_all.npz'}
+  assert contents.keys() == {'32', '32_all'}
   path = folded_path(workdir, step=32, kernels=False)
-  assert path.read_bytes() == contents['32.npz']
+  assert runs.snapshot(path) == contents['32']
   assert runs.snapshot(workdir / 'checkpoints') == before
 
 
@@ -197,9 +198,8 @@ def test_folder_that_cannot_take_the_folded_is_one_line(tmp_path, capsys):
 
 
 def test_notes_are_json_of_plain_values(variables, tmp_path):
-  path = save(tmp_path / '7.npz', variables)
-  with np.load(path) as archive:
-    notes = json.loads(bytes(archive['notes.json']))['notes']
+  path = save(tmp_path / '7', variables)
+  notes = json.loads((path / 'notes.json').read_text())['content']['notes']
   assert notes['model'] == SETTINGS
   assert notes['step'] == 7
   assert notes['mpbn_jax'] == mpbn_jax.__version__

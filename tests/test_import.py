@@ -108,7 +108,7 @@ def test_import_says_where_and_what_next(tmp_path, capsys):
   assert import_file(tmp_path / 'run', golden_path()) == 0
   out, err = capsys.readouterr()
   assert err == ''
-  assert f'imported: {tmp_path}/run/checkpoints/0.npz\n' in out
+  assert f'imported: {tmp_path}/run/checkpoints/0\n' in out
   assert '--mode=evaluate' in out
 
 
@@ -274,12 +274,12 @@ def test_directory_with_another_configuration_is_refused(workdir, capsys):
 
 def test_import_that_was_killed_can_be_repeated(workdir):
   checkpoints = workdir / 'checkpoints'
-  (checkpoints / '0.npz').rename(checkpoints / '.0.npz.1-a.tmp')
+  (checkpoints / '0').rename(checkpoints / '.0.1-a.tmp')
   (checkpoints / 'index.json').write_text('{"steps": []}')
   assert import_file(workdir, golden_path()) == 0
   assert steps_in(checkpoints) == [0]
   assert sorted(p.name for p in checkpoints.iterdir()) == [
-    '0.npz',
+    '0',
     'index.json',
   ]
 

@@ -118,7 +118,7 @@ def test_nothing_of_a_live_run_is_touched(tmp_path, capsys):
   config = runs.config()
   with record.hold_workdir(tmp_path, config) as held:
     Checkpoints(held.path / 'checkpoints', config=config)
-    writing = tmp_path / 'checkpoints' / '.16.npz.1-ab.tmp'
+    writing = tmp_path / 'checkpoints' / '.16.1-ab.tmp'
     writing.write_bytes(b'half')
     before = runs.snapshot(tmp_path)
     assert runs.run(tmp_path) == 2

@@ -32,7 +32,6 @@ ROWS = {
   'sharding': 3,
   'arrays': 3,
   'checkpoint': 3,
-  'older_checkpoints': 3,
   'tensorboard_events': 3,
   'record': 3,
   'config': 3,
