@@ -23,29 +23,30 @@ Exit code: 0 done, 1 stopped by a NaN, 2 unusable input (one line says what
 was expected, what came, how to mend it), 128 + signal when stopped by it.
 """
 
-import logging
+# All else is imported later, when signals have a handler.
 import os
-import pathlib
 import signal
 import sys
 import time
 
-from mpbn_jax import command_line
-from mpbn_jax.errors import InputError
-from mpbn_jax.interrupt import Interrupted, raise_on_sigterm, signal_of
-
-_log = logging.getLogger('mpbn_jax')
+_STOPPED = (
+  'stopped; the checkpoints written so far stay: the same command continues'
+)
 
 
 def main(argv: list[str]) -> int:
   """Runs one mode; returns the exit code."""
   start = time.monotonic()
+  from mpbn_jax import command_line
+  from mpbn_jax.errors import InputError
+  from mpbn_jax.files import NO_ROOM
+  from mpbn_jax.interrupt import Interrupted, signal_of
+
   _say_warnings()
   try:
     if command_line.wants_help(argv):
       print(command_line.help_text(__doc__, argv), flush=True)
-      return 0
-    with raise_on_sigterm():
+    else:
       _run(command_line.parse(argv), start)
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
@@ -57,36 +58,65 @@ def main(argv: list[str]) -> int:
     print(stop.message, file=sys.stderr)
     return 128 + stop.signum
   except KeyboardInterrupt as stop:  # outside training, or the second Ctrl-C
-    print(
-      'stopped; the checkpoints written so far stay: the same command '
-      'continues',
-      file=sys.stderr,
-    )
+    print(_STOPPED, file=sys.stderr)
     return 128 + signal_of(stop)
   except BrokenPipeError:  # `python main.py | head`
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _drop_output()
     return 128 + signal.SIGPIPE
+  except OSError as error:
+    if error.errno not in NO_ROOM:
+      raise
+    # Whatever this package writes names its file itself.
+    print(
+      f'error: expected room to write, got an error ({error.strerror}), at '
+      f'{error.filename or "the output of this command"}: make room, then the '
+      'same command goes on',
+      file=sys.stderr,
+    )
+    _drop_output()
+    return 2
   return 0
 
 
-def _run(command, start):
-  mode, config, workdir, file = command
-  if mode == 'prepare':
-    _prepare(config)
-    return
-  # Seconds to import: not before the command line is known to be good.
-  from mpbn_jax import report
-  from mpbn_jax.train import train
+def _drop_output():
+  """Sends to nowhere what Python would try to write at its end."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-  _keep_compiled_programs(config.log.compilation_cache)
-  if mode == 'import':
-    _import(file, config, workdir)
+
+def _leave(signum, frame):
+  """Ends the process at once: nothing is open that could be lost."""
+  del frame
+  os.write(2, f'{_STOPPED}\n'.encode())
+  os._exit(128 + signum)
+
+
+def _run(command, start):
+  # Seconds to import: not before the command line is known to be good.
+  from mpbn_jax.interrupt import raise_on_signals
+
+  mode = command.mode
+  if mode == 'prepare':
+    with raise_on_signals():
+      _prepare(command.config)
     return
-  folded = None
+  from mpbn_jax import report, train
+  from mpbn_jax.interop import files
+
+  with raise_on_signals():
+    _keep_compiled_programs(command.config.log.compilation_cache)
+    if mode == 'import':
+      _import(files, command)
+    else:
+      _work(report, train, command, start)
+
+
+def _work(report, train, command, start):
+  mode, config, workdir, _ = command
   if mode == 'train':
-    experiment, state = train(config, workdir=workdir)
+    experiment, state = train.train(config, workdir=workdir)
   else:
     experiment, state = report.restore(config, workdir=workdir)
+  folded = None
   if mode == 'fold':
     folded = report.write_folded(experiment, state, workdir=workdir)
   report.summarize(
@@ -102,6 +132,7 @@ def _run(command, start):
 def _prepare(config):
   from mpbn_jax.config import check_config
   from mpbn_jax.datasets import prepare_dataset
+  from mpbn_jax.interrupt import Interrupted, signal_of
   from mpbn_jax.models import build_model
 
   check_config(config)
@@ -115,10 +146,9 @@ def _prepare(config):
     ) from stop
 
 
-def _import(file, config, workdir):
-  from mpbn_jax.interop.files import import_checkpoint
-
-  where = import_checkpoint(file, config, workdir=workdir)
+def _import(files, command):
+  _, config, workdir, file = command
+  where = files.import_checkpoint(file, config, workdir=workdir)
   print(f'imported: {where}')
   print(
     'next: the same command without --checkpoint, and with --mode=evaluate, '
@@ -128,18 +158,24 @@ def _import(file, config, workdir):
 
 def _say_warnings():
   """Prints our warnings as one line each; the libraries' are for us."""
+  import logging
+
   from absl import logging as absl_logging
 
   # Where the root has no handler, absl gives it one that prints all again.
   logging.basicConfig(handlers=[logging.NullHandler()])
   handler = logging.StreamHandler(sys.stderr)
   handler.setFormatter(logging.Formatter('warning: %(message)s'))
-  _log.handlers = [handler]  # not one more for every call
+  ours = logging.getLogger('mpbn_jax')
+  ours.handlers = [handler]  # not one more for every call
   absl_logging.set_verbosity(absl_logging.ERROR)
 
 
 def _keep_compiled_programs(directory):
   """Turns on JAX's persistent compilation cache, unless it is set already."""
+  import logging
+  import pathlib
+
   import jax
 
   if not directory or 'JAX_COMPILATION_CACHE_DIR' in os.environ:
@@ -148,7 +184,7 @@ def _keep_compiled_programs(directory):
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    _log.warning(
+    logging.getLogger('mpbn_jax').warning(
       'no compilation cache in %s (%s), every run compiles anew: set '
       '--config.log.compilation_cache',
       path,
@@ -160,4 +196,6 @@ def _keep_compiled_programs(directory):
 
 
 if __name__ == '__main__':
+  for _signum in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(_signum, _leave)
   sys.exit(main(sys.argv[1:]))

@@ -38,6 +38,7 @@ __all__ = [
   'fold_spike_norms',
   'lif_scan',
   'lif_step',
+  'load_folded',
   'readers_of_spikes',
   'spike',
   'strip',
@@ -50,4 +51,6 @@ _ON_DEMAND = ('evaluate', 'train')
 def __getattr__(name):
   if name in _ON_DEMAND:
     return importlib.import_module(f'mpbn_jax.{name}')
+  if name == 'load_folded':
+    return importlib.import_module('mpbn_jax.folded').load_folded
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

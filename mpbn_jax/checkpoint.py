@@ -1,84 +1,163 @@
-"""How does a training state survive the process? Orbax, latest and best."""
+"""How does a training state survive the process? A directory for each step.
 
+`<step>` has the arrays, which Orbax writes, and notes (`arrays.py`);
+`index.json` says which steps there are, so that one that disappears is missed.
+"""
+
+import contextlib
 import json
 import logging
-import os
 import pathlib
 import shutil
-import tempfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-import orbax.checkpoint as ocp
-
+from mpbn_jax import arrays, files
+from mpbn_jax import config as configs
+from mpbn_jax.arrays import UnreadableError
 from mpbn_jax.errors import InputError
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger('mpbn_jax')
 
-# What `_verify` raises, and what orbax was seen to raise on truncated and
-# missing files: ValueError from TensorStore, FileNotFoundError for metadata,
-# JSONDecodeError (a ValueError).
-_BROKEN = (ValueError, OSError, KeyError, TypeError)
+_FORMAT = 2  # 1: of version 0.1.0, without notes
 _LATEST = 2  # so that a damaged one has a predecessor
-_VALIDATION = 'validation'
-_SEAL = 'files.json'
-# Orbax writes it again after the rest is sealed, and can do without it.
-_UNSEALED = '_CHECKPOINT_METADATA'
+_INDEX = 'index.json'
+_SEAL_OF_0_1_0 = 'files.json'
+# What is said of one that cannot be read.
+_NEWEST = (
+  'expected a readable checkpoint, but {error}: restore a copy, or run '
+  '--mode=train, which goes on from the one before it'
+)
+_BEST = (
+  'expected to read every checkpoint, to know the best one, but {error}: '
+  'restore a copy, or set --config.evaluation.checkpoint=latest'
+)
+
+
+def steps_in(directory: pathlib.Path) -> list[int]:
+  """Returns the steps of all checkpoints in a directory, rising."""
+  return sorted(_paths(directory))
+
+
+def _paths(directory):
+  """Returns {step: path}."""
+  try:
+    there = list(directory.iterdir())
+  except (FileNotFoundError, NotADirectoryError):
+    there = []
+  except OSError as error:
+    raise InputError(
+      f'expected the checkpoints of a run in {directory}, which cannot be read '
+      f'({error.strerror}): let this user read it, or give another --workdir'
+    ) from error
+  return {int(path.name): path for path in there if path.name.isdecimal()}
 
 
 class Checkpoints:
   """The checkpoints of a run: the last two, and the best on validation.
 
-  A context manager: leaving it waits for the save under way. Writing is
-  atomic; a killed process leaves the previous checkpoint intact.
+  Writing is atomic: a killed process leaves a checkpoint whole or not at all,
+  and the one before it as it was. Damage is found by checksums, and a
+  checkpoint whose accuracy cannot be read is never removed.
 
   Args:
-    directory: where; each step is a directory in it.
-    read_only: nothing is made, moved or removed.
+    directory: where.
+    config: of the run; a checkpoint holds it, and one of a run with another
+      configuration is refused. None: nothing is known about it.
+    read_only: nothing is made, moved or removed; another process may write.
+      Otherwise the caller has seen to it that no other process writes.
+
+  Raises:
+    InputError: the directory cannot be read or written.
   """
 
-  def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    *,
+    config: Mapping | None = None,
+    read_only: bool = False,
+  ):
     self._directory = directory.absolute()
+    self._config = config
     self._read_only = read_only
+    self._known: dict[int, dict] = {}  # notes of what was read or saved
     if not read_only:
-      _check_writable(self._directory)
-      # Left by a killed process. Orbax would remove them in a thread that
-      # may outlive the program.
-      for leftover in self._directory.glob('*.orbax-checkpoint-tmp*'):
-        shutil.rmtree(leftover)
-    self._manager = ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=_LatestAndBest(self),
-        create=not read_only,
-        read_only=read_only,
-        async_options=ocp.AsyncOptions(
-          post_finalization_callback=self._seal_saving
-        ),
-      ),
-    )
-    self._saving: int | None = None
-    # Kept here and not by orbax's `metrics`: with one unreadable file of
-    # those, no manager can be made at all.
-    self._accuracy = {
-      step: _read_accuracy(self._directory / str(step)) for step in self.steps()
-    }
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self._manager.close()
+      files.check_writable(self._directory)
+      files.remove_leftovers(self._directory)
+      if not (self._directory / _INDEX).exists() and not self.steps():
+        self._write_index([])
+      self._indexed()
 
   def steps(self) -> list[int]:
-    """Returns the steps of all checkpoints, rising."""
-    return sorted(self._manager.all_steps())
+    """Returns the steps of all checkpoints that are there, rising."""
+    return steps_in(self._directory)
+
+  def _path(self, step):
+    return _paths(self._directory).get(step, self._directory / str(step))
+
+  # ---- the index
+
+  def _indexed(self) -> set[int]:
+    """Returns the steps that should be there, of which some may be missing."""
+    path = self._directory / _INDEX
+    if not path.exists() and not self.steps():
+      return set()
+    try:
+      steps = json.loads(path.read_text())['steps']
+      if not all(type(step) is int and step >= 0 for step in steps):
+        raise ValueError('no list of steps')
+      return set(steps)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      reason = getattr(error, 'strerror', None) or error
+      content = json.dumps({'steps': self.steps()})
+      raise InputError(
+        f'expected the list of checkpoints in {path}, which cannot be read '
+        f'({reason}): restore it, or write {content} there if none is missing'
+      ) from error
+
+  def _write_index(self, steps: Iterable[int]) -> None:
+    text = json.dumps({'steps': sorted(steps)}) + '\n'
+    files.write_whole(self._directory / _INDEX, text)
+
+  # ---- notes
+
+  def _notes(self, step):
+    """Returns what is said of a checkpoint."""
+    if step in self._known:
+      return self._known[step]
+    with self._reading(step) as path:
+      older = (path / _SEAL_OF_0_1_0).exists()
+      notes = {'format': 1} if older else arrays.read_notes(path)
+      if notes.get('format') != _FORMAT:
+        raise InputError(
+          f'expected a checkpoint of format {_FORMAT} in {path}, got '
+          f'{notes.get("format")}: use the version of mpbn_jax that wrote it'
+        )
+      if notes['step'] != step:
+        raise UnreadableError(f'it holds step {notes["step"]}')
+    self._known[step] = notes
+    return notes
+
+  def config_of(self, step: int) -> dict | None:
+    """Returns the configuration of a step that was restored; None: unknown."""
+    return self._notes(step)['config']
 
   def best_step(self) -> int | None:
-    """Returns the step that was best on validation, the last of equals."""
-    return _best(self._accuracy, self.steps())
+    """Returns the step that was best on validation, the last of equals.
+
+    None where none was measured.
+
+    Raises:
+      InputError: one is damaged or missing, which may have been the best.
+    """
+    return self._despite_a_writer(self._best, _BEST)
+
+  def _best(self):
+    steps = sorted(self._indexed() | set(self.steps()))
+    return _best({step: self._notes(step) for step in steps})
+
+  # ---- saving
 
   def save(
     self,
@@ -87,32 +166,47 @@ class Checkpoints:
     *,
     validation_accuracy: float | None = None,
   ) -> pathlib.Path:
-    """Saves in the background; returns where.
+    """Saves a checkpoint; returns where.
 
     Args:
       step: a checkpoint that is there already stays as it is.
       items: {name: pytree of arrays}.
       validation_accuracy: decides which one is best; None: not measured.
+
+    Raises:
+      NotWrittenError: it cannot be written; those before it stay.
     """
-    if step not in self._manager.all_steps():
-      # Before saving: the policy asks for it then.
-      self._accuracy[step] = validation_accuracy
-      saved = {k: ocp.args.StandardSave(tree) for k, tree in items.items()}
-      saved[_VALIDATION] = ocp.args.JsonSave({'accuracy': validation_accuracy})
-      self._manager.wait_until_finished()  # `_saving` is free then
-      self._saving = step
-      self._manager.save(step, args=ocp.args.Composite(**saved))
-    return self._directory / str(step)
+    if step in self.steps():
+      return self._path(step)
+    path = self._directory / str(step)
+    notes = {
+      'format': _FORMAT,
+      'step': step,
+      'validation_accuracy': validation_accuracy,
+      'config': None if self._config is None else configs.plain(self._config),
+    }
+    arrays.save(path, dict(items), notes=notes)
+    self._known[step] = notes
+    kept = self._kept()
+    # First the index: a step that it names and that is not there is missed.
+    self._write_index(kept)
+    for old in self.steps():
+      if old not in kept:
+        files.remove(self._path(old))
+    return path
 
-  def _seal_saving(self):
-    # Orbax calls this in its thread before it renames the directory, so that
-    # a checkpoint that is there is sealed.
-    for path in self._directory.glob(f'{self._saving}.orbax-checkpoint-tmp*'):
-      _seal(path)
+  def _kept(self):
+    """Returns the last two steps, the best, and those that may be the best."""
+    steps = self.steps()
+    kept, notes = set(steps[-_LATEST:]), {}
+    for step in steps:
+      try:
+        notes[step] = self._notes(step)
+      except _Broken:
+        kept.add(step)
+    return kept | ({_best(notes)} - {None})
 
-  def wait(self) -> None:
-    """Returns when everything is on disk."""
-    self._manager.wait_until_finished()
+  # ---- restoring
 
   def restore(self, like: Mapping[str, Any], *, step: int) -> dict[str, Any]:
     """Returns the items of a step that `like` has.
@@ -126,196 +220,137 @@ class Checkpoints:
     """
     try:
       return self._restore(like, step)
-    except _BROKEN as error:
+    except _Broken as error:
       raise InputError(
-        f'expected a readable checkpoint in {self._directory / str(step)} '
-        f'({_reason(error)}): restore a copy, or use another checkpoint'
+        f'expected a readable checkpoint, but {error}: restore a copy, or use '
+        'another one'
       ) from error
 
+  @contextlib.contextmanager
+  def _reading(self, step):
+    path = self._path(step)
+    try:
+      yield path
+    except (UnreadableError, PermissionError) as error:
+      raise _Broken(path, error) from error
+
   def _restore(self, like, step):
-    _verify(self._directory / str(step))
-    wanted = {
-      k: ocp.args.StandardRestore(_abstract(v)) for k, v in like.items()
-    }
-    restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
-    return {name: restored[name] for name in like}
+    stored = self._notes(step)['config']
+    if stored is not None and self._config is not None:
+      changed = configs.differences(self._config, stored)
+      if changed:
+        raise InputError(
+          f'{self._path(step)} was saved with another configuration '
+          f'({configs.listed(changed)}): give another --workdir, or the stored '
+          'values'
+        )
+    with self._reading(step) as path:
+      return arrays.read_like(path, dict(like))
 
   def restore_latest(
     self, like: Mapping[str, Any]
   ) -> tuple[int, dict[str, Any]] | None:
-    """Returns (step, items) of the newest checkpoint that can be read.
+    """Returns (step, items) of the newest checkpoint; None where there is none.
 
-    A damaged one is moved to `<directory>_damaged` (unless read-only), with a
-    warning, and the one before it is tried. None where there is no checkpoint
-    at all.
+    Where that one is damaged or missing, the one before it is returned, with a
+    warning, and the damaged one moved to `<directory>_damaged`: training from
+    there ends with the same bits. Read-only, it is an error: nothing would
+    train what is missing.
 
     Raises:
-      InputError: there are checkpoints, and none can be read.
+      InputError: no checkpoint can be read, or, read-only, the newest cannot.
     """
-    damaged = []
-    for step in reversed(self.steps()):
+    if self._read_only:
+      return self._despite_a_writer(lambda: self._newest(like), _NEWEST)
+    broken = {}
+    expected = self._indexed() | set(self.steps())
+    for step in sorted(expected, reverse=True):
       try:
         items = self._restore(like, step)
-      except _BROKEN as error:
-        damaged.append(step)
-        reason = _reason(error)
+      except _Broken as error:
+        broken[step] = error
+        if error.forbidden:
+          break
         continue
       # Only now: with no readable one, nothing is touched.
-      for broken in damaged:
+      for damaged, error in broken.items():
+        aside = self._set_aside(damaged)
         _log.warning(
-          'checkpoint %s cannot be read (%s): using %s, the one before it%s',
-          self._directory / str(broken),
-          reason,
-          step,
-          '' if self._read_only else f'; moved to {self._set_aside(broken)}',
+          '%s: going on from %s, the one before it%s', error, step, aside
         )
+      for missing in sorted(expected - broken.keys() - set(self.steps())):
+        path = self._directory / str(missing)
+        _log.warning('%s is missing, and may have been the best one', path)
+      if expected != set(self.steps()):
+        self._write_index(self.steps())
       return step, items
-    if damaged:
+    if broken:
       raise InputError(
-        'expected a readable checkpoint, but none of '
-        f'{", ".join(str(self._directory / str(s)) for s in damaged)} can '
-        f'be read ({reason}): restore a copy, or train into another --workdir'
+        'expected a readable checkpoint, but '
+        f'{"; ".join(map(str, broken.values()))}: restore a copy, or train '
+        'into another --workdir'
       )
     return None
 
+  def restore_best(
+    self, like: Mapping[str, Any]
+  ) -> tuple[int, dict[str, Any]] | None:
+    """Returns (step, items) of the best on validation; None: none was measured.
+
+    Raises:
+      InputError: it cannot be read, or one that may have been the best.
+    """
+
+    def best():
+      step = self._best()
+      return None if step is None else (step, self._restore(like, step))
+
+    return self._despite_a_writer(best, _BEST)
+
+  def _newest(self, like):
+    steps = self._indexed() | set(self.steps())
+    return (max(steps), self._restore(like, max(steps))) if steps else None
+
+  def _despite_a_writer(self, function, message):
+    """Returns function(), again where another process removed what it read."""
+    while True:
+      before = self.steps()
+      try:
+        return function()
+      except _Broken as error:
+        if self.steps() == before:
+          raise InputError(message.format(error=error)) from error
+
   def _set_aside(self, step):
+    """Moves a damaged checkpoint away; returns what was done, as text."""
+    path = self._path(step)
+    if not path.exists():
+      return ''
     aside = self._directory.with_name(f'{self._directory.name}_damaged')
-    aside.mkdir(exist_ok=True)
-    target = aside / str(step)
-    count = 0
-    while target.exists():
-      count += 1
-      target = aside / f'{step}.{count}'
-    shutil.move(self._directory / str(step), target)
-    self._manager.reload()
-    return target
+    with files.writing(aside):
+      aside.mkdir(exist_ok=True)
+      target, count = aside / path.name, 0
+      while target.exists():
+        count += 1
+        target = aside / f'{path.name}.{count}'
+      shutil.move(path, target)
+    return f'; moved to {target}'
 
 
-class _LatestAndBest:
-  """Orbax's preservation policy: the last two, and the best of all."""
+class _Broken(Exception):
+  """A checkpoint cannot be read.
 
-  def __init__(self, checkpoints: Checkpoints):
-    self._checkpoints = checkpoints
+  Attributes:
+    forbidden: it is another user's, which is no damage.
+  """
 
-  def should_preserve(self, checkpoints, *, context) -> list[bool]:
-    del context
-    steps = [info.step for info in checkpoints]
-    kept = {_best(self._checkpoints._accuracy, steps), *steps[-_LATEST:]}
-    return [step in kept for step in steps]
+  def __init__(self, path, error):
+    self.forbidden = isinstance(error, PermissionError)
+    reason = error.strerror if self.forbidden else error
+    super().__init__(f'{path} cannot be read ({reason})')
 
 
-def _best(accuracy, steps):
-  measured = [step for step in steps if accuracy.get(step) is not None]
+def _best(notes):
+  accuracy = {step: of['validation_accuracy'] for step, of in notes.items()}
+  measured = [step for step, value in accuracy.items() if value is not None]
   return max(measured, key=lambda step: (accuracy[step], step), default=None)
-
-
-def _read_accuracy(path):
-  try:
-    text = (path / _VALIDATION / 'metadata').read_text()
-    return json.loads(text)['accuracy']
-  except _BROKEN:  # damaged: it counts as not measured
-    return None
-
-
-def _seal(directory):
-  """Writes {file: [bytes, checksum]} of a checkpoint into its directory."""
-  files = {
-    str(path.relative_to(directory)): _fingerprint(path)
-    for path in sorted(directory.rglob('*'))
-    if path.is_file() and path.name != _UNSEALED
-  }
-  temporary = directory / f'{_SEAL}.tmp'
-  temporary.write_text(json.dumps(files, indent=1))
-  os.replace(temporary, directory / _SEAL)
-
-
-def _verify(directory):
-  """Raises an error of `_BROKEN` unless every file is as it was sealed.
-
-  Orbax finds most damage too, but while it reads: what it leaves behind goes
-  on to print tracebacks.
-  """
-  seal = directory / _SEAL
-  files = dict(json.loads(seal.read_text())) if seal.is_file() else {}
-  for name in (_SEAL, *files):
-    if not (directory / name).is_file():
-      raise FileNotFoundError(f'{name} is missing')
-  for name, (expected, checksum) in files.items():
-    size, found = _fingerprint(directory / name)
-    if size != expected:
-      raise ValueError(f'{name} has {size} bytes, expected {expected}')
-    if found != checksum:
-      raise ValueError(f'{name} has changed')
-
-
-def _fingerprint(path):
-  content = path.read_bytes()
-  return len(content), zlib.crc32(content)
-
-
-def _reason(error):
-  lines = str(error).strip().splitlines() or [type(error).__name__]
-  return lines[0][:160]
-
-
-def _abstract(tree):
-  def leaf(array):
-    sharding = getattr(array, 'sharding', None)
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-
-  return jax.tree.map(leaf, tree)
-
-
-def _check_writable(directory):
-  """Raises InputError unless files can be made in a directory.
-
-  Orbax finds out in threads that then wait ten minutes for each other, and the
-  process with them.
-  """
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory):
-      pass
-  except OSError as error:
-    raise InputError(
-      f'expected to write in {directory}, got an error ({_reason(error)}): '
-      'make room, or remove what is in the way'
-    ) from error
-
-
-def save_variables(path: pathlib.Path, variables: Any) -> None:
-  """Writes variables (folded ones, say) to a directory, whole or not at all.
-
-  An older version at the same place is replaced.
-
-  Raises:
-    InputError: it cannot be written.
-  """
-  _check_writable(path.absolute().parent)
-  try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      checkpointer.save(path.absolute(), variables, force=True)
-    _seal(path.absolute())
-  except OSError as error:
-    raise InputError(
-      f'expected to write {path}, got an error ({_reason(error)}): make room, '
-      'or remove what is in the way'
-    ) from error
-
-
-def load_variables(path: pathlib.Path | str) -> Any:
-  """Returns variables that `save_variables` wrote, as arrays on the device.
-
-  Raises:
-    InputError: nothing there, or damaged.
-  """
-  path = pathlib.Path(path).absolute()
-  try:
-    _verify(path)
-    with ocp.StandardCheckpointer() as checkpointer:
-      return checkpointer.restore(path)
-  except _BROKEN as error:
-    raise InputError(
-      f'expected folded variables in {path}, which cannot be read '
-      f'({_reason(error)}): run --mode=fold again'
-    ) from error

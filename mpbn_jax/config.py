@@ -13,7 +13,7 @@ from mpbn_jax.errors import InputError
 # result is evaluated, for how long is trained, where the data lie, how fast
 # they come and whether a bad image, met on the way, is skipped.
 FREE_KEYS = (
-  'log.',
+  'log.',  # every key of the group
   'evaluation.',
   'paper.',
   'num_epochs',
@@ -22,6 +22,9 @@ FREE_KEYS = (
   'data.workers',
   'data.prefetch',
 )
+
+
+_LISTED = 8  # of the keys that differ, in one message
 
 
 def flatten(config: Mapping, prefix: str = '') -> dict[str, Any]:
@@ -204,13 +207,15 @@ def _check_kernels_fold(current, spikes):
 
 def to_json(config: Mapping) -> str:
   """Returns the configuration as JSON text."""
-  return json.dumps(_plain(config), indent=2, sort_keys=True) + '\n'
+  return json.dumps(plain(config), indent=2, sort_keys=True) + '\n'
 
 
-def _plain(config):
-  if hasattr(config, 'items'):
-    return {key: _plain(value) for key, value in config.items()}
-  return config
+def plain(config: Mapping) -> dict[str, Any]:
+  """Returns the configuration as nested dicts, which JSON can hold."""
+  return {
+    key: plain(value) if hasattr(value, 'items') else value
+    for key, value in config.items()
+  }
 
 
 def differences(config: Mapping, stored: Mapping) -> list[str]:
@@ -220,5 +225,18 @@ def differences(config: Mapping, stored: Mapping) -> list[str]:
   return [
     f'{key}: {theirs.get(key)!r} -> {ours.get(key)!r}'
     for key in sorted(ours.keys() | theirs.keys())
-    if ours.get(key) != theirs.get(key) and not key.startswith(FREE_KEYS)
+    if ours.get(key) != theirs.get(key) and not _is_free(key)
   ]
+
+
+def _is_free(key):
+  return any(
+    key.startswith(free) if free.endswith('.') else key == free
+    for free in FREE_KEYS
+  )
+
+
+def listed(differences: list[str]) -> str:
+  """Returns differences as a part of one line: the first few, and how many."""
+  more = len(differences) - _LISTED
+  return '; '.join(differences[:_LISTED]) + f'; and {more} more' * (more > 0)

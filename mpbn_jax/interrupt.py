@@ -2,7 +2,10 @@
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
@@ -19,6 +22,64 @@ class Interrupted(Exception):
     self.message = message
 
 
+class _Noted:
+  """The first signal that came inside `raise_on_signals`; None before."""
+
+  signum: int | None = None
+
+
+@contextlib.contextmanager
+def raise_on_signals() -> Iterator[None]:
+  """Makes SIGTERM and SIGINT raise KeyboardInterrupt in its body.
+
+  The signal is noted as well: where the exception is lost (Python drops those
+  that are raised inside a callback of compiled code), `SignalCatcher`, `check`
+  and the end of the body find it. Outside the main thread, where Python allows
+  no handlers, nothing is caught.
+
+  Raises:
+    KeyboardInterrupt: with the signal as its argument; in place of whatever
+      else the body may raise once a signal came.
+  """
+
+  def stop(signum, frame):
+    del frame
+    if _Noted.signum is None:
+      _Noted.signum = signum
+    raise KeyboardInterrupt(signum)
+
+  def quiet(unraisable):
+    # It is noted; 'Exception ignored in ...' would only say it twice.
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+      hook(unraisable)
+
+  hook = sys.unraisablehook
+  with _handlers(stop) as caught:
+    if not caught:
+      yield
+      return
+    sys.unraisablehook = quiet
+    _Noted.signum = None
+    try:
+      yield
+      check()
+    except (KeyboardInterrupt, Interrupted):
+      raise
+    except BaseException as error:
+      if _Noted.signum is None:
+        raise
+      raise KeyboardInterrupt(_Noted.signum) from error
+    finally:
+      _Noted.signum = None
+      sys.unraisablehook = hook
+
+
+def check() -> None:
+  """Raises KeyboardInterrupt if a signal came, and its exception was lost."""
+  if _Noted.signum is not None:
+    raise KeyboardInterrupt(_Noted.signum)
+
+
 class SignalCatcher:
   """Notes SIGTERM and SIGINT in place of dying of them.
 
@@ -27,48 +88,40 @@ class SignalCatcher:
   allows no handlers, nothing is caught.
 
   Attributes:
-    received: the first signal that came; None before.
+    received: the first signal that came, before this too; None: none did.
   """
 
   def __init__(self):
-    self.received: int | None = None
-    self._previous = {}
+    self.received: int | None = _Noted.signum
+    self._stack = contextlib.ExitStack()
 
   def __enter__(self):
-    for signum in (signal.SIGTERM, signal.SIGINT):
-      with contextlib.suppress(ValueError):  # not the main thread
-        self._previous[signum] = signal.signal(signum, self._note)
+    self._stack.enter_context(_handlers(self._note))
     return self
 
   def __exit__(self, *_):
-    for signum, handler in self._previous.items():
-      signal.signal(signum, handler)
+    self._stack.close()
 
   def _note(self, signum, frame):
     del frame
     if self.received is None:
       self.received = signum
     elif signum == signal.SIGINT:
-      raise KeyboardInterrupt
+      raise KeyboardInterrupt(signum)
 
 
 @contextlib.contextmanager
-def raise_on_sigterm() -> Iterator[None]:
-  """Makes SIGTERM raise KeyboardInterrupt, as Ctrl-C does, in its body."""
-
-  def stop(signum, frame):
-    del frame
-    raise KeyboardInterrupt(signum)
-
+def _handlers(handler):
+  """Sets the handler in its body; yields whether it could."""
+  previous = {}
+  with contextlib.suppress(ValueError):  # not the main thread
+    for signum in _SIGNALS:
+      previous[signum] = signal.signal(signum, handler)
   try:
-    previous = signal.signal(signal.SIGTERM, stop)
-  except ValueError:  # not the main thread
-    yield
-    return
-  try:
-    yield
+    yield bool(previous)
   finally:
-    signal.signal(signal.SIGTERM, previous)
+    for signum, before in previous.items():
+      signal.signal(signum, before)
 
 
 def signal_of(stop: KeyboardInterrupt) -> int:

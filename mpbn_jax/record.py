@@ -5,50 +5,81 @@ summary.json. On the terminal: a progress bar; elsewhere: plain lines.
 """
 
 import contextlib
+import dataclasses
 import json
+import logging
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import tqdm
 
 from mpbn_jax import config as configs
+from mpbn_jax import files, tensorboard_events
 from mpbn_jax.errors import InputError
+from mpbn_jax.files import NotWrittenError
+from mpbn_jax.lock import Lock, hold
+
+_log = logging.getLogger('mpbn_jax')
 
 CONFIG = 'config.json'
+METRICS = 'metrics.jsonl'
 CHECKPOINTS = 'checkpoints'
 
 
-def open_workdir(workdir: str | os.PathLike, config: Mapping) -> pathlib.Path:
-  """Returns the work directory, made if need be, with config.json in it.
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+  """A work directory that this process alone uses.
+
+  Attributes:
+    path: where.
+    stored: the configuration that was there before; None in a new one.
+    lock: `check()` raises when the directory was removed or replaced.
+  """
+
+  path: pathlib.Path
+  stored: dict | None
+  lock: Lock
+
+
+@contextlib.contextmanager
+def hold_workdir(
+  workdir: str | os.PathLike, config: Mapping
+) -> Iterator[Workdir]:
+  """Gives its body a work directory, made if need be, with config.json in it.
 
   A stored configuration stays as it is; `write_config` replaces it once the
   run goes on.
 
   Raises:
-    InputError: it cannot be written, or holds a run with another
-      configuration (names the keys).
+    InputError: it cannot be written, another process uses it, or it holds a
+      run with another configuration (names the keys).
   """
+  if not os.fspath(workdir):
+    raise InputError("expected a work directory, got '': give a --workdir")
   path = pathlib.Path(workdir)
-  stored = check_config_of(path, config)
+  check_config_of(path, config)  # before anything is made
   try:
     path.mkdir(parents=True, exist_ok=True)
-    # Written even if it is there already: proof that it can be.
-    _write(path / CONFIG, configs.to_json(stored or config))
-    (path / CHECKPOINTS).mkdir(exist_ok=True)
   except OSError as error:
     raise InputError(
       f'expected a work directory that can be written, got {path} '
       f'({error.strerror}): give another --workdir'
     ) from error
-  return path
+  with hold(path) as lock:
+    stored = check_config_of(path, config)
+    for name in (CONFIG, METRICS):
+      files.remove_leftovers(path, of=name)
+    # Written even if it is there already: proof that it can be.
+    files.write_whole(path / CONFIG, configs.to_json(stored or config))
+    yield Workdir(path, stored, lock)
 
 
 def write_config(workdir: pathlib.Path, config: Mapping) -> None:
   """Writes config.json: the run goes on with this configuration."""
-  _write(workdir / CONFIG, configs.to_json(config))
+  files.write_whole(workdir / CONFIG, configs.to_json(config))
 
 
 def check_config_of(path: pathlib.Path, config: Mapping) -> dict | None:
@@ -77,84 +108,119 @@ def check_config_of(path: pathlib.Path, config: Mapping) -> dict | None:
   changed = configs.differences(config, stored)
   if changed:
     raise InputError(
-      f'{path} holds a run with another configuration '
-      f'({"; ".join(changed)}): give another --workdir, or the stored values'
+      f'{file} is of a run with another configuration '
+      f'({configs.listed(changed)}): give another --workdir, or the stored '
+      'values'
     )
   return stored
 
 
-def _write(path, text):
-  # Whole or not at all, whenever the process or the machine stops.
-  temporary = path.with_name(path.name + '.tmp')
-  with temporary.open('w') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
-
-
 def write_json(path: pathlib.Path, values: Mapping) -> None:
-  """Writes values as a JSON file, atomically.
+  """Writes values as a JSON file, whole or not at all.
 
   Raises:
-    InputError: it cannot be written.
+    NotWrittenError: it cannot be written.
   """
-  try:
-    _write(path, json.dumps(values, indent=2) + '\n')
-  except OSError as error:
-    raise InputError(
-      f'expected to write {path}, got an error ({error.strerror}): make room '
-      'or give another --workdir'
-    ) from error
+  files.write_whole(path, json.dumps(values, indent=2) + '\n')
 
 
-class Metrics:
+class Metrics(contextlib.AbstractContextManager):
   """Appends metrics to metrics.jsonl and to TensorBoard event files.
+
+  What metrics.jsonl has and the event files have not (a process was killed, or
+  wrote none) is added to them.
 
   Args:
     workdir: where.
     step: the step that training starts from. Lines after it (a process was
       killed between a checkpoint and its end) are dropped: they come again.
     tensorboard: whether event files are written.
+    lock: of the work directory; another process's lines are not written to.
+
+  Raises:
+    NotWrittenError: it cannot be written; from every method.
   """
 
   def __init__(
-    self, workdir: pathlib.Path, *, step: int, tensorboard: bool = True
+    self,
+    workdir: pathlib.Path,
+    *,
+    step: int,
+    tensorboard: bool = True,
+    lock: Lock | None = None,
   ):
-    self._path = workdir / 'metrics.jsonl'
-    if self._path.exists():
-      kept = [line for line in _lines(self._path) if line['step'] <= step]
-      _write(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
+    self._check = (lambda: None) if lock is None else lock.check
+    self._path = workdir / METRICS
+    kept = [line for line in _lines(self._path) if line['step'] <= step]
+    files.write_whole(
+      self._path, ''.join(json.dumps(line) + '\n' for line in kept)
+    )
     self._events = None
     if tensorboard:
-      import tensorboardX  # slow to import, and optional
+      directory = workdir / 'tensorboard'
+      there = tensorboard_events.scalars_in(directory)
+      self._events = tensorboard_events.EventFile(directory, step=step)
+      for line in kept:
+        at = line.pop('step')
+        missing = {k: v for k, v in line.items() if (k, at) not in there}
+        self._events.add(at, missing)
 
-      self._events = tensorboardX.SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=step + 1
-      )
+  def __exit__(self, kind, error, trace):
+    if self._events is None:
+      return
+    # What failed first is what is told.
+    quiet = (NotWrittenError,) if error is not None else ()
+    with contextlib.suppress(*quiet):
+      self._events.close()
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Appends one line: {"step": step, **values}."""
+    self._check()
     values = {name: float(value) for name, value in values.items()}
-    with self._path.open('a') as file:
-      file.write(json.dumps({'step': step, **values}) + '\n')
+    line = json.dumps({'step': step, **values}) + '\n'
+    with files.writing(self._path), _existing(self._path) as file:
+      file.write(line.encode())
     if self._events is not None:
-      for name, value in values.items():
-        self._events.add_scalar(name, value, step)
+      self._events.add(step, values)
 
-  def close(self) -> None:
-    """Flushes the event files."""
+  def flush(self) -> None:
+    """Sends everything to the disk: a checkpoint of this step may follow."""
+    self._check()
+    with files.writing(self._path), _existing(self._path) as file:
+      os.fsync(file.fileno())
     if self._events is not None:
-      self._events.close()
+      self._events.flush()
+
+
+def _existing(path):
+  """Opens a file to append to it, and makes none."""
+  return open(
+    path, 'ab', opener=lambda p, flags: os.open(p, flags & ~os.O_CREAT)
+  )
 
 
 def _lines(path):
-  for text in path.read_text(errors='replace').splitlines():
-    # The last line of a killed process may be half written: it comes again.
-    with contextlib.suppress(ValueError):
+  """Yields the lines of metrics.jsonl, without what cannot be read."""
+  try:
+    texts = path.read_bytes().splitlines()
+  except FileNotFoundError:
+    return
+  except OSError as error:
+    raise InputError(
+      f'expected the metrics of a run in {path}, which cannot be read '
+      f'({error.strerror}): restore it, or move it away'
+    ) from error
+  for number, text in enumerate(texts, 1):
+    try:
       line = json.loads(text)
-      if isinstance(line, dict) and 'step' in line:
-        yield line
+      if type(line['step']) is not int:
+        raise ValueError('no step')
+      values = {k: float(v) for k, v in line.items() if k != 'step'}
+      yield {'step': line['step'], **values}
+    except (ValueError, TypeError, KeyError, AttributeError):
+      # The last line of a killed process may be half written: it comes again.
+      if number < len(texts):
+        _log.warning('%s, line %s is damaged: it is dropped', path, number)
 
 
 class Progress:

@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from mpbn_jax import checkpoint, norm, record, sharding, tables
+from mpbn_jax import norm, record, sharding, tables
+from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.errors import InputError
 from mpbn_jax.evaluate import compare
+from mpbn_jax.folded import folded_path, load_folded, save_folded
 from mpbn_jax.folding import fold, fold_all, strip
-from mpbn_jax.train_step import build, init_state
+from mpbn_jax.train_step import build, for_epochs, init_state
 from mpbn_jax.wiring import readers_of_spikes
 
 SUMMARY = 'summary.json'
@@ -23,31 +25,32 @@ SUMMARY = 'summary.json'
 def restore(config: Mapping, *, workdir: pathlib.Path):
   """Returns (experiment, state) of a checkpoint in `workdir`.
 
-  Which one says `evaluation.checkpoint`. Nothing in the directory changes.
+  Which one says `evaluation.checkpoint`. Nothing in the directory changes. The
+  experiment has the number of epochs that the run has, whatever `config` says.
 
   Raises:
-    InputError: no run there, another configuration, no readable checkpoint.
+    InputError: no run there, another configuration, a checkpoint that cannot
+      be read.
   """
   experiment = build(config)
-  record.check_config_of(workdir, config)
+  stored = record.check_config_of(workdir, config)
   directory = workdir / record.CHECKPOINTS
-  none_there = InputError(
-    f'expected a trained network, got no checkpoint in {directory}: run '
-    '--mode=train first, or give its --workdir'
-  )
-  if not directory.is_dir():
-    raise none_there
   like = {'state': _abstract_state(experiment)}
-  with checkpoint.Checkpoints(directory, read_only=True) as checkpoints:
-    if config.evaluation.checkpoint == 'latest':
-      restored = checkpoints.restore_latest(like)
-      if restored is None:
-        raise none_there
-      return experiment, restored[1]['state']
-    step = checkpoints.best_step()
-    if step is None:
+  checkpoints = Checkpoints(directory, config=config, read_only=True)
+  if config.evaluation.checkpoint == 'latest':
+    restored = checkpoints.restore_latest(like)
+  else:
+    restored = checkpoints.restore_best(like)
+    if restored is None and checkpoints.steps():
       raise _no_best(experiment, directory)
-    return experiment, checkpoints.restore(like, step=step)['state']
+  if restored is None:
+    raise InputError(
+      f'expected a trained network, got no checkpoint in {directory}: run '
+      '--mode=train first, or give its --workdir'
+    )
+  step, items = restored
+  stored = checkpoints.config_of(step) or stored or config
+  return for_epochs(experiment, stored['num_epochs']), items['state']
 
 
 def _no_best(experiment, directory):
@@ -89,11 +92,19 @@ def fold_network(experiment: Any, variables: Mapping) -> dict:
 
 def write_folded(experiment: Any, state: Any, *, workdir: pathlib.Path) -> dict:
   """Returns the folded variables, written beside the checkpoint, read back."""
-  folded = fold_network(experiment, state.variables)
-  path = workdir / 'folded' / str(int(state.step))
-  checkpoint.save_variables(path, folded)
+  config, step = experiment.config, int(state.step)
+  kernels = config.evaluation.fold_convolutions
+  path = folded_path(workdir, step=step, kernels=kernels)
+  save_folded(
+    path,
+    fold_network(experiment, state.variables),
+    model=config.model,
+    step=step,
+    kernels=kernels,
+  )
   print(f'folded variables: {path}')
-  return checkpoint.load_variables(path)
+  _, variables = load_folded(path, model=experiment.model)
+  return variables
 
 
 def summary_file(mode: str, config: Mapping) -> str:

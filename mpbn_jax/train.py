@@ -14,6 +14,7 @@ from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.datasets.prefetch import Prefetch
 from mpbn_jax.errors import InputError
 from mpbn_jax.evaluate import evaluate
+from mpbn_jax.files import NotWrittenError
 from mpbn_jax.interrupt import Interrupted, SignalCatcher
 from mpbn_jax.train_step import (
   Experiment,
@@ -22,6 +23,7 @@ from mpbn_jax.train_step import (
   build,
   build_network,
   check_trainable,
+  for_epochs,
   init_state,
   make_train_step,
   start_state,
@@ -64,8 +66,11 @@ def train(
     (what was built, the state after the last step).
 
   Raises:
-    InputError: an unusable configuration or work directory; data that cannot
-      be read on the way: the state is saved.
+    InputError: an unusable configuration or work directory, or one that
+      another process uses; data that cannot be read on the way: the state is
+      saved.
+    NotWrittenError: an InputError; the disk is full, say. The last checkpoint
+      stays.
     Interrupted: SIGTERM or Ctrl-C came; the state is saved.
     FloatingPointError: a metric or a variable is not finite (names it and
       the step); the last checkpoint before it stays.
@@ -73,24 +78,25 @@ def train(
   experiment = build(config, mesh=mesh)
   train_step = make_train_step(experiment)
   check_trainable(experiment, train_step)
-  workdir = record.open_workdir(workdir, config)
   with (
+    record.hold_workdir(workdir, config) as held,
     SignalCatcher() as signals,
-    Checkpoints(workdir / record.CHECKPOINTS) as checkpoints,
   ):
+    checkpoints = Checkpoints(held.path / record.CHECKPOINTS, config=config)
     saved = saved_items(init_state(experiment), experiment.mesh)
-    restored = checkpoints.restore_latest(saved)
-    record.write_config(workdir, config)
-    total = experiment.total_steps
+    restored, wanted = checkpoints.restore_latest(saved), True
     if restored is None:
       print(tables.parameters(saved['state'].params), flush=True)
     else:
       step, saved = restored
-      done = 'is trained' if step >= total else 'continues'
-      print(f'{workdir} {done}: step {step} of {total}', flush=True)
-    saved, bad_input = _loop(
-      experiment, train_step, saved, workdir, checkpoints, signals
-    )
+      stored = checkpoints.config_of(step) or held.stored or config
+      experiment, wanted = _going_on(experiment, step, stored, held.path)
+    bad_input = None
+    if wanted:
+      record.write_config(held.path, config)
+      saved, bad_input = _loop(
+        experiment, train_step, saved, held, checkpoints, signals
+      )
     # Does nothing after the last step: that is saved.
     step = int(saved['state'].step)
     where = checkpoints.save(step, saved)
@@ -100,10 +106,51 @@ def train(
   if signals.received is not None:
     raise Interrupted(
       signals.received,
-      f'stopped at step {step} of {total}, saved in {where}: the same '
-      'command continues',
+      f'stopped at step {step} of {experiment.total_steps}, saved in {where}: '
+      'the same command continues',
     )
   return experiment, saved['state']
+
+
+def _going_on(experiment, step, stored, workdir):
+  """Says where a run goes on; returns (experiment, whether to train on).
+
+  The learning rate depends on num_epochs, so a change of it is said. A run that
+  was trained for longer than is asked for stays what it is, and the experiment
+  that is returned has its number of epochs.
+  """
+  asked, before = experiment.config.num_epochs, stored['num_epochs']
+  if before > asked and step >= experiment.total_steps:
+    experiment = for_epochs(experiment, before)
+    total = experiment.total_steps
+    state = 'is trained' if step == total else 'stays as it is'
+    print(
+      f'{workdir} {state}: step {step} of {total} ({before} epochs; {asked} '
+      'asked for)',
+      flush=True,
+    )
+    return experiment, False
+  total = experiment.total_steps
+  done = 'is trained' if step >= total else 'continues'
+  print(f'{workdir} {done}: step {step} of {total}', flush=True)
+  if before != asked and step > 0:
+    now, last = _rate(experiment), _rate(for_epochs(experiment, before))
+    print(
+      f'num_epochs changes from {before} to {asked}, and the learning rate '
+      f'with it: {now(step):.4g} in the next step, {last(step - 1):.4g} in the '
+      'last',
+      flush=True,
+    )
+  return experiment, True
+
+
+def _rate(experiment):
+  """Returns the learning rate as a function of the step."""
+  return optim.learning_rate(
+    experiment.config.optimizer,
+    steps_per_epoch=experiment.batches.steps_per_epoch,
+    num_epochs=experiment.config.num_epochs,
+  )
 
 
 def saved_items(state: TrainState, mesh: jax.sharding.Mesh) -> dict:
@@ -115,7 +162,7 @@ def _window(mesh):
   return jax.device_put(TrainMetrics.empty(), sharding.replicated(mesh))
 
 
-def _loop(experiment, train_step, saved, workdir, checkpoints, signals):
+def _loop(experiment, train_step, saved, held, checkpoints, signals):
   """Returns (what to save, None or what was wrong with the data).
 
   After the last step, or the one at which a signal or a bad image came.
@@ -127,7 +174,10 @@ def _loop(experiment, train_step, saved, workdir, checkpoints, signals):
   if step >= total:
     return saved, None
   writer = record.Metrics(
-    workdir, step=step, tensorboard=config.log.tensorboard
+    held.path,
+    step=step,
+    tensorboard=config.log.tensorboard,
+    lock=held.lock,
   )
   progress = record.Progress(total=total, done=step)
   log = _Log(experiment, writer, progress, saved['window'])
@@ -138,7 +188,7 @@ def _loop(experiment, train_step, saved, workdir, checkpoints, signals):
   )
   ready = Prefetch(on_devices, ahead=config.data.prefetch)
   try:
-    with _NotedInputError() as bad_input, ready:
+    with writer, _NotedInputError() as bad_input, ready:
       while step < total and signals.received is None:
         state, log.metrics, loss = train_step(state, log.metrics, next(ready))
         # One step runs while the next batch is asked for. Those of more steps
@@ -153,6 +203,7 @@ def _loop(experiment, train_step, saved, workdir, checkpoints, signals):
           log.check_finite(step)
           _check_variables(state.variables, step)
           accuracy = _validate(experiment, state, step, writer, progress)
+          writer.flush()
           checkpoints.save(
             step,
             {'state': state, 'window': log.metrics},
@@ -169,17 +220,18 @@ def _loop(experiment, train_step, saved, workdir, checkpoints, signals):
     ) from error
   finally:
     progress.close()
-    writer.close()
   return {'state': state, 'window': log.metrics}, bad_input.error
 
 
 class _NotedInputError(contextlib.AbstractContextManager):
-  """Ends its body at an InputError, and keeps it in `error`."""
+  """Ends its body where the data are bad, and keeps what was, in `error`."""
 
   error: InputError | None = None
 
   def __exit__(self, kind, error, trace):
-    if isinstance(error, InputError):
+    # Where a file could not be written, the last checkpoint stays the last:
+    # a later one would hide what the log lacks.
+    if isinstance(error, InputError) and not isinstance(error, NotWrittenError):
       self.error = error
     return self.error is not None
 
@@ -228,11 +280,7 @@ class _Log:
   def __init__(self, experiment, writer, progress, window):
     self._writer, self._progress = writer, progress
     self._experiment = experiment
-    self._rate = optim.learning_rate(
-      experiment.config.optimizer,
-      steps_per_epoch=experiment.batches.steps_per_epoch,
-      num_epochs=experiment.config.num_epochs,
-    )
+    self._rate = _rate(experiment)
     self._start(window, waited=0.0)
 
   def _start(self, window, *, waited):

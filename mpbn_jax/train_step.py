@@ -117,6 +117,14 @@ def build(config: Mapping, *, mesh: jax.sharding.Mesh | None = None):
   )
 
 
+def for_epochs(experiment: Experiment, num_epochs: int) -> Experiment:
+  """Returns the experiment with another number of epochs."""
+  config = experiment.config.copy_and_resolve_references()
+  config.num_epochs = num_epochs
+  total = num_epochs * experiment.batches.steps_per_epoch
+  return dataclasses.replace(experiment, config=config, total_steps=total)
+
+
 def start_state(config: Mapping, variables: Mapping) -> TrainState:
   """Returns the state before the first step, with these variables."""
   params = variables['params']

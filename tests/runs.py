@@ -1,11 +1,15 @@
 """How do tests train the smallest network, here and in another process?"""
 
+import functools
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import main as program
+from mpbn_jax import command_line
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Those that go on with a run; tests/test_import.py has the other.
@@ -28,6 +32,35 @@ def run(workdir: pathlib.Path, *arguments: str) -> int:
   return program.main([*TINY, f'--workdir={workdir}', *arguments])
 
 
+@functools.cache
+def finished() -> pathlib.Path:
+  """Returns the work directory of a finished run; not to be changed.
+
+  One for all the test files that a process runs.
+  """
+  directory = tempfile.TemporaryDirectory(prefix='mpbn_jax_run_')
+  _kept.append(directory)  # removed when the process ends
+  workdir = pathlib.Path(directory.name) / 'run'
+  assert run(workdir, '--config.log.tensorboard=true') == 0
+  return workdir
+
+
+_kept = []
+
+
+def half(workdir: pathlib.Path) -> pathlib.Path:
+  """Makes a copy of the finished run that was killed in its second epoch."""
+  shutil.copytree(finished(), workdir)
+  shutil.rmtree(workdir / 'checkpoints' / '32')
+  (workdir / 'checkpoints' / 'index.json').write_text('{"steps": [16]}')
+  return workdir
+
+
+def config(*arguments: str):
+  """Returns the configuration of these runs."""
+  return command_line.parse([*TINY, *arguments]).config
+
+
 def start(workdir: pathlib.Path, *arguments: str) -> subprocess.Popen:
   """Starts main.py in a process of its own, with one device."""
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
@@ -42,11 +75,11 @@ def start(workdir: pathlib.Path, *arguments: str) -> subprocess.Popen:
 
 
 def snapshot(directory: pathlib.Path) -> dict[str, bytes]:
-  """Returns {relative path: content} of every file below."""
+  """Returns {relative path: content} of every file below but the locks."""
   return {
     str(path.relative_to(directory)): path.read_bytes()
     for path in sorted(directory.rglob('*'))
-    if path.is_file()
+    if path.is_file() and path.name != '.lock'
   }
 
 

@@ -1,19 +1,23 @@
-"""Does a run survive every damage to the files of its checkpoints?"""
+"""Does a run keep the right checkpoints, and never a damaged one in silence?"""
 
-import json
+import os
 import pathlib
 import shutil
-import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+from runs import the_error
 
-from mpbn_jax import checkpoint, report
+from configs.default import get_config
+from mpbn_jax import arrays, checkpoint
 from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.errors import InputError
+from mpbn_jax.files import NotWrittenError
+
+BEST = '--config.evaluation.checkpoint=best'
 
 
 def tree(value):
@@ -29,9 +33,9 @@ def items(value):
 
 def write(directory, accuracies):
   """Saves a checkpoint for each {step: validation accuracy}."""
-  with Checkpoints(directory) as checkpoints:
-    for step, accuracy in accuracies.items():
-      checkpoints.save(step, items(step), validation_accuracy=accuracy)
+  checkpoints = Checkpoints(directory)
+  for step, accuracy in accuracies.items():
+    checkpoints.save(step, items(step), validation_accuracy=accuracy)
   return directory
 
 
@@ -40,8 +44,18 @@ def value_of(restored):
   np.testing.assert_array_equal(
     found['state']['params']['kernel'], tree(step)['params']['kernel']
   )
-  assert found['window']['loss'] == step
+  if 'window' in found:
+    assert found['window']['loss'] == step
   return step
+
+
+def damage(path):
+  """Flips a bit in the largest file of a checkpoint."""
+  files = [file for file in path.rglob('*') if file.is_file()]
+  file = max(files, key=lambda file: (file.stat().st_size, str(file)))
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(content)
 
 
 # ---- which checkpoints are kept
@@ -59,18 +73,20 @@ def value_of(restored):
 )
 def test_keeps_the_last_two_and_the_best(tmp_path, accuracies, kept, best):
   directory = write(tmp_path / 'c', accuracies)
-  with Checkpoints(directory, read_only=True) as checkpoints:
-    assert checkpoints.steps() == kept
-    assert checkpoints.best_step() == best
+  checkpoints = Checkpoints(directory, read_only=True)
+  assert checkpoints.steps() == kept
+  assert checkpoints.best_step() == best
+  names = {path.name for path in directory.iterdir()}
+  assert names == {'index.json', *(f'{step}' for step in kept)}
 
 
 def test_the_best_is_kept_by_the_next_process(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.9, 2: 0.1})
   write(directory, {3: 0.2})
   write(directory, {4: 0.3, 5: 0.4})
-  with Checkpoints(directory) as checkpoints:
-    assert checkpoints.steps() == [1, 4, 5]
-    assert checkpoints.best_step() == 1
+  checkpoints = Checkpoints(directory)
+  assert checkpoints.steps() == [1, 4, 5]
+  assert value_of(checkpoints.restore_best(items(0))) == 1
 
 
 def test_saving_a_step_again_leaves_it(tmp_path):
@@ -82,261 +98,321 @@ def test_saving_a_step_again_leaves_it(tmp_path):
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.5})
-  leftover = directory / '2.orbax-checkpoint-tmp'
+  leftover = directory / '.2.77-ab.tmp'
   shutil.copytree(directory / '1', leftover)
-  with Checkpoints(directory, read_only=True) as checkpoints:
-    assert checkpoints.steps() == [1]
+  assert Checkpoints(directory, read_only=True).steps() == [1]
   assert leftover.exists()
   write(directory, {2: 0.6})
   assert not leftover.exists()
-  with Checkpoints(directory) as checkpoints:
-    assert value_of(checkpoints.restore_latest(items(0))) == 2
+  assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
 
 
 def test_restoring_from_nothing_is_none(tmp_path):
-  with Checkpoints(tmp_path / 'c') as checkpoints:
-    assert checkpoints.restore_latest(items(0)) is None
-    assert checkpoints.best_step() is None
+  checkpoints = Checkpoints(tmp_path / 'c')
+  assert checkpoints.restore_latest(items(0)) is None
+  assert checkpoints.best_step() is None
 
 
-# ---- damage
+def test_other_arrays_than_the_run_has_are_refused(tmp_path):
+  directory = write(tmp_path / 'c', {1: 0.5})
+  checkpoints = Checkpoints(directory, read_only=True)
+  like = {'state': {**tree(0), 'more': np.float32(0)}}
+  with pytest.raises(InputError, match='state/more is missing'):
+    checkpoints.restore(like, step=1)
+  with pytest.raises(InputError, match='state/step is not expected'):
+    checkpoints.restore({'state': {'params': tree(0)['params']}}, step=1)
+  like = {'window': {'loss': np.float16(0)}}
+  with pytest.raises(InputError, match=r'float32\[\], expected float16\[\]'):
+    checkpoints.restore(like, step=1)
 
 
-def truncate(path):
-  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def test_double_precision_is_not_rounded_in_silence(tmp_path):
+  arrays.save(tmp_path / 'x.npz', {'a': np.ones(2)}, notes={})
+  with pytest.raises(arrays.UnreadableError, match='set jax_enable_x64'):
+    arrays.read(tmp_path / 'x.npz')
 
 
-def empty(path):
-  path.write_bytes(b'')
+def test_checkpoint_of_another_configuration_is_refused(tmp_path):
+  config = get_config()
+  Checkpoints(tmp_path, config=config).save(1, items(1))
+  config.num_epochs += 1  # may differ
+  Checkpoints(tmp_path, config=config).restore_latest(items(0))
+  config.model.tau = 0.5
+  with pytest.raises(InputError, match='1 .*model.tau: 0.25 -> 0.5'):
+    Checkpoints(tmp_path, config=config).restore_latest(items(0))
 
 
-def flip(path):
-  content = bytearray(path.read_bytes() or b' ')
-  content[len(content) // 2] ^= 1
-  path.write_bytes(content)
+def test_checkpoint_of_a_newer_format_is_refused_and_stays(tmp_path):
+  directory = write(tmp_path / 'c', {1: 0.5})
+  notes = {'format': 3, 'step': 2}
+  arrays.save(directory / '2', items(2), notes=notes)
+  with pytest.raises(InputError, match='expected .* format 2 .* got 3'):
+    Checkpoints(directory).restore_latest(items(0))
+  assert (directory / '2').exists()
 
 
-def delete(path):
-  path.unlink()
+# ---- damage; tests/test_damage.py has every kind in every file
 
 
-# At the top of a checkpoint; written last, and not needed.
-NOT_NEEDED = ('commit_success.txt', '_CHECKPOINT_METADATA')
-DAMAGES = {'truncate': truncate, 'empty': empty, 'flip': flip, 'delete': delete}
-
-
-def every_file(step_directory):
-  """Returns the files of a checkpoint; names of data files are random."""
-  return sorted(p for p in step_directory.rglob('*') if p.is_file())
-
-
-@pytest.mark.parametrize('damage', DAMAGES)
-def test_every_damaged_file_restores_or_falls_back(damage, tmp_path, caplog):
-  pristine = write(tmp_path / 'pristine', {1: 0.5, 2: 0.6})
-  files = every_file(pristine / '2')
-  assert len(files) > 10
-  for i, file in enumerate(files):
-    directory = tmp_path / str(i) / 'c'
-    shutil.copytree(pristine, directory)
-    DAMAGES[damage](directory / file.relative_to(pristine))
+def test_training_goes_on_from_the_one_before_the_damaged(tmp_path, caplog):
+  directory = write(tmp_path / 'c', {1: 0.5, 2: 0.6})
+  for again in ('2', '2.1'):
+    damage(directory / '2')
     caplog.clear()
-    with Checkpoints(directory) as checkpoints:
-      step = value_of(checkpoints.restore_latest(items(0)))
-      # Training goes on, and saves the same step and the next again.
-      for again in range(step + 1, 4):
-        checkpoints.save(again, items(again), validation_accuracy=0.7)
-    needed = file.name not in NOT_NEEDED or file.parent != pristine / '2'
-    assert step == (1 if needed else 2), file
-    aside = directory.with_name('c_damaged')
-    if step == 1:
-      assert f'{directory}/2 cannot be read' in caplog.text
-      assert f'moved to {aside}/2' in caplog.text
-      assert (aside / '2').is_dir()
-    else:
-      assert 'cannot be read' not in caplog.text
-      assert not aside.exists()
-    with Checkpoints(directory) as checkpoints:
-      assert checkpoints.steps()[-2:] == [2, 3]
-      assert value_of(checkpoints.restore_latest(items(0))) == 3
+    checkpoints = Checkpoints(directory)
+    assert value_of(checkpoints.restore_latest(items(0))) == 1
+    aside = tmp_path / 'c_damaged' / again
+    assert f'{directory}/2 cannot be read (' in caplog.text
+    assert f'from 1, the one before it; moved to {aside}' in caplog.text
+    assert aside.exists()
+    checkpoints.save(2, items(2), validation_accuracy=0.6)
+  assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
 
 
-def test_damaged_twice_keeps_both_damaged(tmp_path):
+def test_evaluation_takes_no_other_checkpoint_than_the_last(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.5, 2: 0.6})
-  for _ in range(2):
-    delete(directory / '2' / 'state' / '_METADATA')
-    with Checkpoints(directory) as checkpoints:
-      assert value_of(checkpoints.restore_latest(items(0))) == 1
-      checkpoints.save(2, items(2), validation_accuracy=0.6)
-  aside = sorted(p.name for p in tmp_path.joinpath('c_damaged').iterdir())
-  assert aside == ['2', '2.1']
-
-
-def test_half_deleted_old_checkpoint_is_no_obstacle(tmp_path):
-  # A process was killed while it removed a checkpoint that is not kept.
-  directory = write(tmp_path / 'c', {1: 0.5, 2: 0.6})
-  shutil.rmtree(directory / '1')
-  (directory / '1').mkdir()
-  with Checkpoints(directory) as checkpoints:
-    assert value_of(checkpoints.restore_latest(items(0))) == 2
-    assert checkpoints.best_step() == 2
-    checkpoints.save(3, items(3), validation_accuracy=0.1)
-    checkpoints.wait()
-    assert checkpoints.steps() == [2, 3]
+  damage(directory / '2')
+  before = runs.snapshot(tmp_path)
+  checkpoints = Checkpoints(directory, read_only=True)
+  with pytest.raises(InputError, match='2 cannot be read .*run --mode=tra'):
+    checkpoints.restore_latest(items(0))
+  assert runs.snapshot(tmp_path) == before
 
 
 def test_all_damaged_is_one_error_and_nothing_moves(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.5, 2: 0.6})
   for step in '12':
-    truncate(directory / step / 'state' / '_METADATA')
+    damage(directory / f'{step}')
   before = runs.snapshot(tmp_path)
-  with (
-    Checkpoints(directory) as checkpoints,
-    pytest.raises(InputError, match='none of .*/2, .*/1 can be read') as error,
-  ):
-    checkpoints.restore_latest(items(0))
+  with pytest.raises(InputError, match=r'2 cannot .*1 cannot') as error:
+    Checkpoints(directory).restore_latest(items(0))
   assert 'train into another --workdir' in str(error.value)
   assert '\n' not in str(error.value)
   assert runs.snapshot(tmp_path) == before
 
 
-def test_read_only_falls_back_and_moves_nothing(tmp_path, caplog):
+def test_missing_checkpoint_is_missed(tmp_path, caplog):
+  directory = write(tmp_path / 'c', {1: 0.9, 2: 0.5, 3: 0.6})
+  shutil.rmtree(directory / '3')
+  reader = Checkpoints(directory, read_only=True)
+  for restore in (reader.restore_latest, reader.restore_best):
+    with pytest.raises(InputError, match=r'3 cannot be read \(it is missi'):
+      restore(items(0))
+  assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
+  assert '3 cannot be read (it is missing)' in caplog.text
+  shutil.rmtree(directory / '1')
+  assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
+  assert '1 is missing, and may have been the best one' in caplog.text
+  caplog.clear()  # it is said once
+  assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
+  assert caplog.text == ''
+
+
+def test_missing_or_damaged_index_is_one_error(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.5, 2: 0.6})
-  truncate(directory / '2' / 'state' / '_METADATA')
-  before = runs.snapshot(tmp_path)
-  with Checkpoints(directory, read_only=True) as checkpoints:
-    assert value_of(checkpoints.restore_latest(items(0))) == 1
-  assert 'cannot be read' in caplog.text
-  assert 'moved' not in caplog.text
-  assert runs.snapshot(tmp_path) == before
+  for content in (None, b'', b'[]', b'{"steps": [1.5]}', b'\xff'):
+    (directory / 'index.json').unlink()
+    if content is not None:
+      (directory / 'index.json').write_bytes(content)
+    for read_only in (True, False):
+      with pytest.raises(InputError, match='index.json.*"steps": .1, 2.'):
+        Checkpoints(directory, read_only=read_only).restore_latest(items(0))
+    (directory / 'index.json').write_text('{"steps": [1, 2]}')
+    assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
 
 
-def test_damaged_step_that_was_asked_for_is_an_input_error(tmp_path):
+def test_best_one_is_named_if_its_record_is_damaged(tmp_path):
+  directory = write(tmp_path / 'c', {1: 0.9, 2: 0.1, 3: 0.2})
+  damage_notes(directory / '1')
+  checkpoints = Checkpoints(directory, read_only=True)
+  with pytest.raises(InputError, match='1 cannot be read') as error:
+    checkpoints.restore_best(items(0))
+  assert '--config.evaluation.checkpoint=latest' in str(error.value)
+  assert '\n' not in str(error.value)
+  with pytest.raises(InputError, match='1 cannot be read'):
+    checkpoints.best_step()
+
+
+def damage_notes(path):
+  content = (path / 'notes.json').read_text()
+  assert content.count('"validation_accuracy": 0.9') == 1
+  content = content.replace('accuracy": 0.9', 'accuracy": 0.0')
+  (path / 'notes.json').write_text(content)
+
+
+def test_training_on_keeps_what_may_be_the_best(tmp_path):
+  directory = write(tmp_path / 'c', {1: 0.9, 2: 0.1, 3: 0.2})
+  damage_notes(directory / '1')
+  write(directory, {4: 0.3, 5: 0.4, 6: 0.2})
+  assert Checkpoints(directory, read_only=True).steps() == [1, 5, 6]
+
+
+def test_checkpoint_under_another_name_is_no_checkpoint(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.5, 2: 0.6})
-  delete(directory / '1' / 'state' / '_METADATA')
-  with (
-    Checkpoints(directory, read_only=True) as checkpoints,
-    pytest.raises(InputError, match='expected a readable checkpoint in .*/1'),
-  ):
-    checkpoints.restore(items(0), step=1)
+  shutil.rmtree(directory / '2')
+  shutil.copytree(directory / '1', directory / '2')
+  checkpoints = Checkpoints(directory, read_only=True)
+  with pytest.raises(InputError, match=r'2 cannot .*\(it holds step 1\)'):
+    checkpoints.restore_latest(items(0))
 
 
-# ---- folded variables
+def test_unreadable_by_this_user_is_not_set_aside(tmp_path, monkeypatch):
+  directory = write(tmp_path / 'c', {1: 0.5, 2: 0.6})
+  read_text = pathlib.Path.read_text
+
+  def forbidden(path, *args):
+    if path.parent.name == '2':
+      raise PermissionError(13, 'Permission denied')
+    return read_text(path, *args)
+
+  monkeypatch.setattr(pathlib.Path, 'read_text', forbidden)
+  with pytest.raises(InputError, match=r'2 cannot .*\(Permission denied\)'):
+    Checkpoints(directory).restore_latest(items(0))
+  assert (directory / '2').exists()
 
 
-def test_variables_come_back_as_they_were(tmp_path):
-  variables = {'params': {'a': np.arange(3.0, dtype=np.float32)}}
-  checkpoint.save_variables(tmp_path / 'x' / '1', variables)
-  checkpoint.save_variables(tmp_path / 'x' / '1', variables)
-  loaded = checkpoint.load_variables(tmp_path / 'x' / '1')
-  jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+def test_reader_beside_a_writer_finds_what_is_there_now(tmp_path, monkeypatch):
+  directory = write(tmp_path / 'c', {1: 0.9, 2: 0.1})
+  reader = Checkpoints(directory, read_only=True)
+  restore = Checkpoints._restore
+
+  def overtaken(self, like, step):
+    monkeypatch.undo()
+    write(directory, {3: 0.95, 4: 0.2, 5: 0.3})
+    return restore(self, like, step)
+
+  monkeypatch.setattr(Checkpoints, '_restore', overtaken)
+  assert value_of(reader.restore_best(items(0))) == 3
 
 
-@pytest.mark.parametrize('damage', ['missing', 'truncated'])
-def test_unreadable_variables_are_an_input_error(damage, tmp_path):
-  path = tmp_path / '1'
-  if damage == 'truncated':
-    checkpoint.save_variables(path, {'a': np.ones(3, np.float32)})
-    truncate(path / '_METADATA')
-  with pytest.raises(InputError, match='run --mode=fold again'):
-    checkpoint.load_variables(path)
+# ---- writing
+
+
+def test_whatever_moment_a_process_is_killed_at_leaves_a_whole(
+  tmp_path, monkeypatch
+):
+  """Copies the directory before and after each thing that saving does."""
+  directory = write(tmp_path / 'c', {1: 0.5, 2: 0.1, 3: 0.2})
+  moments = []
+
+  def spied(function):
+    def at(*args, **kwargs):
+      for _ in range(2):
+        moments.append(tmp_path / f'moment{len(moments)}')
+        shutil.copytree(directory, moments[-1])
+        result = None if _ else function(*args, **kwargs)
+      return result
+
+    return at
+
+  checkpoints = Checkpoints(directory)
+  with monkeypatch.context() as patch:
+    for name in ('replace', 'fsync', 'unlink'):
+      patch.setattr(os, name, spied(getattr(os, name)))
+    checkpoints.save(4, items(4), validation_accuracy=0.3)
+  assert len(moments) >= 12
+  seen = set()
+  for moment in moments:
+    for read_only in (True, False):
+      there = Checkpoints(moment, read_only=read_only)
+      step = value_of(there.restore_latest(items(0)))
+      assert there.best_step() == 1
+    there.save(5, items(5), validation_accuracy=0.1)
+    assert there.steps() == [1, step, 5]
+    seen.add(step)
+  assert seen == {3, 4}
+
+
+def test_failing_to_save_leaves_the_one_before(tmp_path, monkeypatch):
+  directory = write(tmp_path / 'c', {1: 0.5})
+  before = runs.snapshot(directory)
+
+  def full(*_, **__):
+    raise ValueError('Writing "x": No space left on device [errno 28]')
+
+  checkpoints = Checkpoints(directory)
+  with monkeypatch.context() as patch:
+    patch.setattr(arrays.ocp.Checkpointer, 'save', full)
+    with pytest.raises(NotWrittenError, match='2.*No space .* make room'):
+      checkpoints.save(2, items(2))
+  assert runs.snapshot(directory) == before
+  checkpoints.save(2, items(2))
+  assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
+
+
+def test_directory_that_vanished_is_one_line(tmp_path):
+  checkpoints = Checkpoints(tmp_path / 'c')
+  checkpoints.save(1, items(1))
+  shutil.rmtree(tmp_path / 'c')
+  with pytest.raises(NotWrittenError, match='removed or replaced') as error:
+    checkpoints.save(2, items(2))
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'c').exists()
+
+
+def test_place_that_cannot_be_written_is_an_input_error(tmp_path):
+  (tmp_path / 'taken').write_text('mine')
+  with pytest.raises(InputError, match='expected to write .*taken'):
+    Checkpoints(tmp_path / 'taken')
+  assert (tmp_path / 'taken').read_text() == 'mine'
+
+
+def test_checkpoint_of_version_0_1_0_is_named_and_stays(tmp_path):
+  directory = tmp_path / 'c'
+  (directory / '7').mkdir(parents=True)
+  (directory / '7' / 'files.json').write_text('{}')
+  (directory / 'index.json').write_text('{"steps": [7]}')
+  with pytest.raises(InputError, match='expected .* format 2 .*c/7, got 1'):
+    Checkpoints(directory).restore_latest(items(0))
+  assert (directory / '7' / 'files.json').exists()
 
 
 # ---- the same through main.py
 
 
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-  """Returns the work directory of a finished run; not to be changed."""
-  workdir = tmp_path_factory.mktemp('trained') / 'run'
-  assert runs.run(workdir) == 0
-  return workdir
-
-
 @pytest.fixture
-def workdir(trained, tmp_path) -> pathlib.Path:
-  return shutil.copytree(trained, tmp_path / 'run')
-
-
-def test_training_falls_back_and_repeats_the_lost_epoch(
-  trained, workdir, capsys
-):
-  truncate(workdir / 'checkpoints' / '32' / 'state' / 'manifest.ocdbt')
-  assert runs.run(workdir) == 0
-  out, err = capsys.readouterr()
-  assert err.startswith('warning: checkpoint ')
-  assert err.count('\n') == 1
-  assert 'continues: step 16 of 32' in out
-  assert (workdir / 'checkpoints_damaged' / '32').is_dir()
-  ours, theirs = map(report.read_summary, (workdir, trained))
-  assert ours['firing_rate'] == theirs['firing_rate']
-  assert ours['thresholds'] == theirs['thresholds']
-
-
-@pytest.mark.parametrize('mode', ['evaluate', 'fold'])
-def test_reading_modes_fall_back_and_move_nothing(mode, workdir, capsys):
-  checkpoints = workdir / 'checkpoints'
-  truncate(checkpoints / '32' / 'state' / 'manifest.ocdbt')
-  before = runs.snapshot(checkpoints)
-  assert runs.run(workdir, f'--mode={mode}') == 0
-  _, err = capsys.readouterr()
-  assert err.startswith('warning: checkpoint ')
-  assert err.count('\n') == 1
-  assert report.read_summary(workdir)['step'] == 16
-  assert runs.snapshot(checkpoints) == before
-
-
-def test_falling_back_is_one_line_in_a_process_of_its_own(workdir):
-  truncate(workdir / 'checkpoints' / '32' / 'state' / 'manifest.ocdbt')
-  process = runs.start(workdir, '--mode=evaluate')
-  _, err = process.communicate()
-  assert process.returncode == 0
-  assert err.startswith('warning: checkpoint ')
-  assert err.count('\n') == 1
+def workdir(tmp_path):
+  return shutil.copytree(runs.finished(), tmp_path / 'run')
 
 
 @pytest.mark.parametrize('mode', ['train', 'evaluate', 'fold'])
 def test_all_damaged_is_one_line_and_nothing_changes(mode, workdir, capsys):
   for step in ('16', '32'):
-    truncate(workdir / 'checkpoints' / step / 'state' / 'manifest.ocdbt')
+    damage(workdir / 'checkpoints' / f'{step}')
   before = runs.snapshot(workdir)
   arguments = [f'--mode={mode}', '--config.num_epochs=3']
   assert runs.run(workdir, *arguments) == 2
-  out, err = capsys.readouterr()
-  assert out == ''
-  assert err.startswith('error: expected a readable checkpoint, but none of')
-  assert err.count('\n') == 1
+  assert '32 cannot be read' in the_error(capsys.readouterr())
   assert runs.snapshot(workdir) == before
 
 
 def test_damaged_best_is_one_line(workdir, capsys):
-  with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
-    best = checkpoints.best_step()
-  truncate(workdir / 'checkpoints' / str(best) / 'state' / 'manifest.ocdbt')
+  best = Checkpoints(workdir / 'checkpoints', read_only=True).best_step()
+  damage(workdir / 'checkpoints' / f'{best}')
   before = runs.snapshot(workdir)
-  best = '--config.evaluation.checkpoint=best'
-  assert runs.run(workdir, '--mode=evaluate', best) == 2
-  _, err = capsys.readouterr()
-  assert 'expected a readable checkpoint' in err
-  assert err.count('\n') == 1
+  assert runs.run(workdir, '--mode=evaluate', BEST) == 2
+  assert f'{best} cannot be read' in the_error(capsys.readouterr())
   assert runs.snapshot(workdir) == before
 
 
 def test_no_best_is_one_line(workdir, capsys):
-  for path in (workdir / 'checkpoints').glob('*/validation/metadata'):
-    path.write_text(json.dumps({'accuracy': None}))
-  best = '--config.evaluation.checkpoint=best'
-  assert runs.run(workdir, '--mode=evaluate', best) == 2
-  _, err = capsys.readouterr()
-  assert 'a checkpoint that was measured on validation, got none' in err
-  assert err.count('\n') == 1
+  directory = workdir / 'checkpoints'
+  for step in checkpoint.steps_in(directory):
+    path = directory / f'{step}'
+    tree, notes = arrays.read(path)
+    arrays.save(path, tree, notes={**notes, 'validation_accuracy': None})
+  assert runs.run(workdir, '--mode=evaluate', BEST) == 2
+  message = the_error(capsys.readouterr())
+  assert 'a checkpoint that was measured on validation, got none' in message
 
 
-def test_a_place_that_cannot_be_written_leaves_no_waiting_thread(tmp_path):
-  """Orbax's threads would hold the process for ten minutes."""
-  (tmp_path / 'taken').write_text('mine')
-  before = set(threading.enumerate())
-  with pytest.raises(InputError, match='expected to write in .*taken'):
-    checkpoint.save_variables(tmp_path / 'taken' / '7', {'a': jnp.ones(3)})
-  with pytest.raises(InputError, match='expected to write in .*taken'):
-    checkpoint.Checkpoints(tmp_path / 'taken')
-  assert set(threading.enumerate()) == before
+def test_sharding_of_what_is_restored_is_that_of_the_run(tmp_path):
+  directory = write(tmp_path / 'c', {1: 0.5})
+  devices = jax.devices()[:2]
+  everywhere = jax.sharding.NamedSharding(
+    jax.sharding.Mesh(np.array(devices), ('data',)),
+    jax.sharding.PartitionSpec(),
+  )
+  like = jax.device_put(jax.tree.map(jnp.asarray, items(0)), everywhere)
+  _, restored = Checkpoints(directory).restore_latest(like)
+  assert restored['state']['params']['kernel'].sharding == everywhere

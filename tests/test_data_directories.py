@@ -4,9 +4,8 @@ import pathlib
 
 import fake_cifar
 import pytest
-import runs
 
-from mpbn_jax import InputError
+from mpbn_jax import InputError, command_line
 from mpbn_jax.datasets import cifar_archive, load_dataset, prepare_dataset
 
 ON_DISK = ('cifar10', 'imagenet', 'cifar10_dvs', 'dvs_gesture', 'nmnist')
@@ -15,7 +14,7 @@ ARCHIVE = fake_cifar.ARCHIVES['cifar10'][0]
 
 def use(function, directory, name):
   options = f'--config.data.name={name}', f'--config.data.dir={directory}'
-  config = runs.program.command_line.parse(list(options)).config.data
+  config = command_line.parse(list(options)).config.data
   function(config, num_steps=2)
 
 

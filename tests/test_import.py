@@ -12,7 +12,7 @@ from runs import the_error
 
 import main as program
 from mpbn_jax import build_model, command_line, report
-from mpbn_jax.checkpoint import Checkpoints
+from mpbn_jax.checkpoint import steps_in
 from mpbn_jax.interop.torch import to_reference
 
 KEY = '--config.'
@@ -274,11 +274,14 @@ def test_directory_with_another_configuration_is_refused(workdir, capsys):
 
 def test_import_that_was_killed_can_be_repeated(workdir):
   checkpoints = workdir / 'checkpoints'
-  (checkpoints / '0').rename(checkpoints / '0.orbax-checkpoint-tmp-0')
+  (checkpoints / '0').rename(checkpoints / '.0.1-a.tmp')
+  (checkpoints / 'index.json').write_text('{"steps": []}')
   assert import_file(workdir, golden_path()) == 0
-  with Checkpoints(checkpoints, read_only=True) as there:
-    assert there.steps() == [0]
-  assert [path.name for path in checkpoints.iterdir()] == ['0']
+  assert steps_in(checkpoints) == [0]
+  assert sorted(p.name for p in checkpoints.iterdir()) == [
+    '0',
+    'index.json',
+  ]
 
 
 def test_unwritable_workdir_is_one_line(tmp_path, capsys):

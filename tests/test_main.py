@@ -22,12 +22,10 @@ SUMMARY_KEYS = {
 }
 
 
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+@pytest.fixture
+def trained():
   """Returns the work directory of a finished run; not to be changed."""
-  workdir = tmp_path_factory.mktemp('trained') / 'run'
-  assert runs.run(workdir) == 0
-  return workdir
+  return runs.finished()
 
 
 @pytest.fixture
@@ -51,7 +49,7 @@ def test_training_writes_a_summary_with_every_number(trained):
 
 def test_training_twice_evaluates_without_training(workdir, capsys):
   before = runs.snapshot(workdir)
-  assert runs.run(workdir) == 0
+  assert runs.run(workdir, KEY + 'log.tensorboard=true') == 0
   out, err = capsys.readouterr()
   assert err == ''
   assert 'is trained: step 32 of 32' in out
@@ -83,18 +81,6 @@ def test_table_says_what_the_summary_says(workdir, capsys):
       f'{rate:.1%}',
       f'{span["min"]:.4g} to {span["max"]:.4g}',
     ]
-
-
-def test_fold_writes_beside_and_leaves_the_unfolded(workdir, capsys):
-  before = runs.snapshot(workdir / 'checkpoints')
-  assert runs.run(workdir, '--mode=fold') == 0
-  out, err = capsys.readouterr()
-  assert err == ''
-  assert f'folded variables: {workdir}/folded/32' in out
-  assert 'spikes that differ' in out
-  assert runs.snapshot(workdir / 'checkpoints') == before
-  assert runs.snapshot(workdir / 'folded' / '32')
-  assert runs.run(workdir, '--mode=fold') == 0  # again: it is replaced
 
 
 def test_fold_of_convolutions_is_counted(workdir, capsys):
@@ -148,18 +134,55 @@ def test_without_membrane_norm_trains_and_refuses_to_fold(tmp_path, capsys):
 # ---- going on with another configuration
 
 
-def test_more_epochs_and_other_logging_continue(workdir, capsys):
-  arguments = [
-    KEY + 'num_epochs=3',
-    KEY + 'log.every_steps=4',
-    KEY + 'log.tensorboard=true',
-  ]
+def stored_epochs(workdir):
+  return json.loads((workdir / 'config.json').read_text())['num_epochs']
+
+
+def test_more_epochs_say_how_the_learning_rate_changes(workdir, capsys):
+  arguments = [KEY + 'num_epochs=3', KEY + 'log.every_steps=4']
   assert runs.run(workdir, *arguments) == 0
-  assert 'continues: step 32 of 48' in capsys.readouterr().out
+  out, _ = capsys.readouterr()
+  lines = out.splitlines()
+  assert lines[0].endswith('continues: step 32 of 48')
+  # 0.1 (1 + cos(pi 32/48)), and 0.1 (1 + cos(pi 31/32)).
+  assert lines[1] == (
+    'num_epochs changes from 2 to 3, and the learning rate with it: 0.05 in '
+    'the next step, 0.0004815 in the last'
+  )
   assert report.read_summary(workdir)['step'] == 48
-  stored = json.loads((workdir / 'config.json').read_text())
-  assert stored['num_epochs'] == 3
-  assert list((workdir / 'tensorboard').iterdir())
+  assert stored_epochs(workdir) == 3
+
+
+@pytest.mark.parametrize('mode', ['train', 'evaluate'])
+def test_fewer_epochs_than_were_trained_are_not_recorded(
+  mode, workdir, capsys, monkeypatch
+):
+  summarized = []
+  monkeypatch.setattr(
+    report, 'summarize', lambda *args, **_: summarized.append(args[0])
+  )
+  before = runs.snapshot(workdir)
+  assert runs.run(workdir, KEY + 'num_epochs=1', f'--mode={mode}') == 0
+  out, _ = capsys.readouterr()
+  if mode == 'train':
+    says = f'{workdir} is trained: step 32 of 32 (2 epochs; 1 asked for)'
+    assert out.splitlines() == [says]
+  (experiment,) = summarized
+  assert experiment.config.num_epochs == 2
+  assert experiment.total_steps == 32
+  assert runs.snapshot(workdir) == before
+
+
+def test_run_that_was_stopped_beyond_what_is_asked_for_stays(
+  tmp_path, capsys, monkeypatch
+):
+  workdir = runs.half(tmp_path / 'run')
+  monkeypatch.setattr(report, 'summarize', lambda *_, **__: None)
+  before = runs.snapshot(workdir)
+  assert runs.run(workdir, KEY + 'num_epochs=1') == 0
+  says = 'stays as it is: step 16 of 32 (2 epochs; 1 asked for)'
+  assert says in capsys.readouterr().out
+  assert runs.snapshot(workdir) == before
 
 
 @pytest.mark.parametrize('mode', runs.MODES)
@@ -172,10 +195,3 @@ def test_changed_keys_are_refused_by_name(mode, workdir, capsys):
   assert 'optimizer.nesterov: False -> True' in message
   assert '--workdir' in message
   assert runs.snapshot(workdir) == before
-
-
-def test_a_folder_that_cannot_take_the_folded_is_one_line(workdir, capsys):
-  (workdir / 'folded').write_text('mine')
-  assert runs.run(workdir, '--mode=fold') == 2
-  assert 'expected to write' in the_error(capsys.readouterr())
-  assert (workdir / 'folded').read_text() == 'mine'

@@ -14,6 +14,8 @@ PACKAGE = ROOT / 'mpbn_jax'
 # Flax. Longest prefix wins.
 ROWS = {
   'errors': 0,
+  'files': 0,
+  'lock': 0,
   'surrogate': 0,
   'neuron': 0,
   'norm': 0,
@@ -28,7 +30,9 @@ ROWS = {
   'losses': 3,
   'optim': 3,
   'sharding': 3,
+  'arrays': 3,
   'checkpoint': 3,
+  'tensorboard_events': 3,
   'record': 3,
   'tables': 3,
   'config': 3,
@@ -37,6 +41,7 @@ ROWS = {
   'train': 4,
   'train_step': 4,
   'evaluate': 4,
+  'folded': 4,
   'report': 4,
   'interop': 4,  # reads the leaves off the model: their wiring stands once
   'command_line': 4,

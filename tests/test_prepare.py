@@ -18,7 +18,7 @@ import pytest
 import runs
 from runs import the_error
 
-from mpbn_jax import InputError, datasets
+from mpbn_jax import InputError, command_line, datasets
 from mpbn_jax.datasets import (
   cifar_archive,
   cifar_builder,
@@ -47,7 +47,7 @@ def options(directory, name='cifar10'):
 
 
 def prepare(directory, **config):
-  parsed = runs.program.command_line.parse(list(options(directory)))
+  parsed = command_line.parse(list(options(directory)))
   config = {**parsed.config.data, **config}
   datasets.prepare_dataset(config, num_steps=1)
 
@@ -447,7 +447,7 @@ def test_what_a_killed_process_left_is_neither_taken_nor_kept(tmp_path):
   (left / 'dataset_info.json').write_text('{}')
   with pytest.raises(InputError, match='got none: run python main.py'):
     datasets.load_dataset(
-      runs.program.command_line.parse(list(options(tmp_path))).config.data,
+      command_line.parse(list(options(tmp_path))).config.data,
       num_steps=1,
     )
   prepare(tmp_path)

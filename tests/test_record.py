@@ -8,9 +8,11 @@ import sys
 
 import pytest
 import runs
+import tensorboardX
+from tensorboardX.proto import event_pb2
 
 from configs import default
-from mpbn_jax import config, record
+from mpbn_jax import config, record, tensorboard_events
 from mpbn_jax.errors import InputError
 
 
@@ -18,21 +20,27 @@ def stored(path):
   return json.loads((path / 'config.json').read_text())
 
 
+def open_workdir(path, config):
+  with record.hold_workdir(path, config):
+    pass
+
+
 # ---- config.json
 
 
 def test_workdir_is_made_with_its_configuration(tmp_path):
-  path = record.open_workdir(tmp_path / 'a' / 'b', default.get_config())
-  assert config.differences(default.get_config(), stored(path)) == []
+  with record.hold_workdir(tmp_path / 'a' / 'b', default.get_config()) as held:
+    assert held.stored is None
+  assert config.differences(default.get_config(), stored(held.path)) == []
 
 
 def test_free_keys_may_differ_and_are_stored_when_the_run_goes_on(tmp_path):
   before, now = default.get_config(), default.get_config()
-  record.open_workdir(tmp_path, before)
+  open_workdir(tmp_path, before)
   now.num_epochs += 1
   now.log.every_steps += 1
   now.evaluation.checkpoint = 'best'
-  record.open_workdir(tmp_path, now)
+  open_workdir(tmp_path, now)
   assert stored(tmp_path)['num_epochs'] == before.num_epochs
   record.write_config(tmp_path, now)
   assert stored(tmp_path)['num_epochs'] == now.num_epochs
@@ -48,7 +56,7 @@ FREE = (
 @pytest.mark.parametrize('key', config.flatten(default.get_config()))
 def test_every_other_key_that_differs_is_named(key, tmp_path):
   before = default.get_config()
-  record.open_workdir(tmp_path, before)
+  open_workdir(tmp_path, before)
   now = config.flatten(before)
   now[key] = 7 if now[key] != 7 else 8
   with_change = {}
@@ -67,7 +75,7 @@ def test_every_other_key_that_differs_is_named(key, tmp_path):
 
 
 def test_key_that_only_one_side_has_is_named(tmp_path):
-  record.open_workdir(tmp_path, default.get_config())
+  open_workdir(tmp_path, default.get_config())
   values = stored(tmp_path)
   values['model']['colour'] = 'red'
   (tmp_path / 'config.json').write_text(json.dumps(values))
@@ -88,11 +96,41 @@ def test_damaged_configuration_is_one_line(mode, text, tmp_path, capsys):
   assert runs.snapshot(tmp_path) == before
 
 
-def test_file_in_the_place_of_the_checkpoints_is_an_input_error(tmp_path):
+@pytest.mark.parametrize('kind', ['empty', 'file', 'dangling'])
+def test_place_that_is_no_directory_is_an_input_error(kind, tmp_path):
+  path = tmp_path / 'run'
+  if kind == 'file':
+    path.write_text('mine')
+  if kind == 'dangling':
+    path.symlink_to(tmp_path / 'nowhere')
+  with pytest.raises(InputError, match='expected a work directory') as error:
+    open_workdir('' if kind == 'empty' else path, default.get_config())
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'nowhere').exists()
+
+
+def test_file_in_the_place_of_the_checkpoints_is_one_line(tmp_path, capsys):
+  open_workdir(tmp_path, runs.config())
   (tmp_path / 'checkpoints').write_text('mine')
-  with pytest.raises(InputError, match='work directory that can be written'):
-    record.open_workdir(tmp_path, default.get_config())
-  assert (tmp_path / 'checkpoints').read_text() == 'mine'
+  before = runs.snapshot(tmp_path)
+  assert runs.run(tmp_path) == 2
+  assert 'expected to write' in runs.the_error(capsys.readouterr())
+  assert runs.snapshot(tmp_path) == before
+
+
+def test_work_directory_behind_a_link_is_used(tmp_path):
+  (tmp_path / 'disk').mkdir()
+  (tmp_path / 'run').symlink_to('disk')
+  open_workdir(tmp_path / 'run', default.get_config())
+  assert (tmp_path / 'disk' / 'config.json').exists()
+
+
+def test_configuration_of_another_format_is_one_short_line(tmp_path):
+  (tmp_path / 'config.json').write_text('{"version": 7, "lr": 0.1}')
+  with pytest.raises(InputError, match='; and [0-9]+ more') as error:
+    record.check_config_of(tmp_path, default.get_config())
+  assert f'{tmp_path}/config.json is of a run with another' in str(error.value)
+  assert len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize('mode', runs.MODES)
@@ -113,11 +151,10 @@ def steps(path):
   return [json.loads(line)['step'] for line in lines]
 
 
-def write_metrics(path, *, start, at):
-  metrics = record.Metrics(path, step=start, tensorboard=False)
-  for step in at:
-    metrics.write(step, {'loss': 0.5})
-  metrics.close()
+def write_metrics(path, *, start, at, tensorboard=False):
+  with record.Metrics(path, step=start, tensorboard=tensorboard) as metrics:
+    for step in at:
+      metrics.write(step, {'loss': 0.5})
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path):
@@ -135,45 +172,115 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path):
 @pytest.mark.parametrize(
   'tail', [b'{"step": 3, "lo', b'{', b'\xff', b'\n', b'[]\n', b'null\n']
 )
-def test_half_written_line_is_dropped(tmp_path, tail):
+def test_half_written_line_is_dropped(tmp_path, tail, caplog):
   write_metrics(tmp_path, start=0, at=[1, 2])
   with (tmp_path / 'metrics.jsonl').open('ab') as file:
     file.write(tail)
   write_metrics(tmp_path, start=2, at=[3])
   assert steps(tmp_path) == [1, 2, 3]
+  assert caplog.text == ''
 
 
-def test_damaged_line_costs_no_other_line(tmp_path):
+def test_damaged_line_is_named_and_costs_no_other_line(tmp_path, caplog):
   write_metrics(tmp_path, start=0, at=[1, 2, 3])
   path = tmp_path / 'metrics.jsonl'
   path.write_text(path.read_text().replace('{"step": 2', '{"st'))
   write_metrics(tmp_path, start=3, at=[4])
   assert steps(tmp_path) == [1, 3, 4]
+  assert f'{path}, line 2 is damaged: it is dropped' in caplog.text
 
 
-def test_event_files_are_written(tmp_path):
-  metrics = record.Metrics(tmp_path, step=0, tensorboard=True)
+# ---- TensorBoard
+
+
+def shown(path):
+  """Returns [(name, step)] of what TensorBoard shows, twice what is twice."""
+  directory = path / 'tensorboard'
+  found = []
+  for file in tensorboard_events._files(directory):
+    for data in tensorboard_events._records(file):
+      event = event_pb2.Event.FromString(data)
+      if event.session_log.status == event_pb2.SessionLog.START:
+        found = [(name, step) for name, step in found if step < event.step]
+      found += [(value.tag, event.step) for value in event.summary.value]
+  assert set(found) == tensorboard_events.scalars_in(directory)
+  return found
+
+
+def losses(*steps):
+  return [('loss', step) for step in steps]
+
+
+def test_tensorboardx_reads_what_is_written(tmp_path):
+  """Its own writer's bytes, but for the times."""
+  write_metrics(tmp_path, start=4, at=[5], tensorboard=True)
+  writer = tensorboardX.SummaryWriter(str(tmp_path / 'x'), purge_step=5)
+  writer.add_scalar('loss', 0.5, 5)
+  writer.close()
+  events = []
+  for directory in (tmp_path / 'tensorboard', tmp_path / 'x'):
+    (file,) = directory.iterdir()
+    events.append([])
+    for data in tensorboard_events._records(file):
+      event = event_pb2.Event.FromString(data)
+      event.wall_time = 0
+      if not event.file_version:
+        events[-1].append(event)
+  assert events[0] == events[1]
+  assert len(events[0]) == 2
+
+
+def test_what_a_killed_process_flushed_is_there(tmp_path):
+  metrics = record.Metrics(tmp_path, step=0)
   metrics.write(1, {'loss': 0.5})
-  metrics.close()
+  metrics.flush()
+  metrics.write(2, {'loss': 0.5})  # it is killed here
+  assert shown(tmp_path) == losses(1)
+  # The checkpoint of step 2 was written, say.
+  write_metrics(tmp_path, start=2, at=[3], tensorboard=True)
+  assert shown(tmp_path) == losses(1, 2, 3)
+  metrics._events._file.close()
+
+
+def test_what_was_logged_without_event_files_is_added(tmp_path):
+  write_metrics(tmp_path, start=0, at=[1, 2])
+  write_metrics(tmp_path, start=2, at=[3], tensorboard=True)
+  write_metrics(tmp_path, start=3, at=[4], tensorboard=True)
+  assert shown(tmp_path) == losses(1, 2, 3, 4)
+
+
+def test_steps_that_come_again_are_shown_once(tmp_path):
+  write_metrics(tmp_path, start=0, at=[1, 2, 3, 4], tensorboard=True)
+  write_metrics(tmp_path, start=2, at=[3, 4, 5], tensorboard=True)
+  assert shown(tmp_path) == losses(1, 2, 3, 4, 5)
+
+
+def test_what_a_damaged_event_file_lost_is_added(tmp_path):
+  write_metrics(tmp_path, start=0, at=[1, 2, 3], tensorboard=True)
   (file,) = (tmp_path / 'tensorboard').iterdir()
-  assert b'loss' in file.read_bytes()
+  content = file.read_bytes()
+  file.write_bytes(content[:-5])
+  write_metrics(tmp_path, start=3, at=[4], tensorboard=True)
+  assert shown(tmp_path) == losses(1, 2, 3, 4)
+  assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
 
 
-# ---- whole or not at all
+def test_clock_that_was_set_back_leaves_the_order(tmp_path, monkeypatch):
+  for now, step in ((2e9, 0), (1e9, 1), (1e9, 2)):
+    monkeypatch.setattr(tensorboard_events.time, 'time', lambda now=now: now)
+    write_metrics(tmp_path, start=step, at=[step + 1], tensorboard=True)
+  assert shown(tmp_path) == losses(1, 2, 3)
+  names = sorted(p.name for p in (tmp_path / 'tensorboard').iterdir())
+  stamps = [name.split('.')[3] for name in names]
+  assert stamps == ['2000000000', '2000000001', '2000000002']
 
 
-def test_failing_to_write_json_leaves_the_old_one(tmp_path, monkeypatch):
-  path = tmp_path / 'summary.json'
-  record.write_json(path, {'a': 1})
-
-  def full(descriptor):
-    del descriptor
-    raise OSError(28, 'No space left on device')
-
-  monkeypatch.setattr(os, 'fsync', full)
-  with pytest.raises(InputError, match='No space left on device'):
-    record.write_json(path, {'a': 2})
-  assert json.loads(path.read_text()) == {'a': 1}
+def test_metrics_that_were_removed_are_not_begun_anew(tmp_path):
+  metrics = record.Metrics(tmp_path, step=0, tensorboard=False)
+  metrics.write(1, {'loss': 0.5})
+  (tmp_path / 'metrics.jsonl').unlink()
+  with pytest.raises(InputError, match='expected to write .*metrics.jsonl'):
+    metrics.write(2, {'loss': 0.5})
 
 
 # ---- progress

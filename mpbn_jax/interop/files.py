@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpbn_jax import record, sharding
-from mpbn_jax.checkpoint import Checkpoints
+from mpbn_jax.checkpoint import Checkpoints, steps_in
 from mpbn_jax.errors import InputError, unknown
 from mpbn_jax.interop.torch import from_reference
 from mpbn_jax.train import saved_items
@@ -222,15 +222,14 @@ def import_checkpoint(
   state = jax.device_put(
     start_state(config, variables), sharding.replicated(mesh)
   )
-  workdir = record.open_workdir(workdir, config)
-  with Checkpoints(workdir / record.CHECKPOINTS) as checkpoints:
+  with record.hold_workdir(workdir, config) as held:
+    _check_no_run(workdir, config)  # none was begun meanwhile
+    checkpoints = Checkpoints(held.path / record.CHECKPOINTS, config=config)
     return checkpoints.save(0, saved_items(state, mesh))
 
 
 def _check_no_run(workdir, config):
-  directory = workdir / record.CHECKPOINTS
-  there = directory.iterdir() if directory.is_dir() else ()
-  steps = sorted(int(path.name) for path in there if path.name.isdigit())
+  steps = steps_in(workdir / record.CHECKPOINTS)
   if steps:
     raise InputError(
       f'expected a --workdir for a new run, got {workdir}, which holds a run '

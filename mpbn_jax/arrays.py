@@ -1,0 +1,254 @@
+"""How do pytrees of arrays, and what describes them, share one directory?
+
+Orbax writes the arrays. `notes.json` beside them is what makes the directory
+count: it says in which folder they are, with the size and checksum of every
+file, what each array is, and holds a checksum of itself. So no damage passes,
+and Orbax never sees any.
+"""
+
+import contextlib
+import json
+import logging
+import pathlib
+import secrets
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from mpbn_jax import files
+
+NOTES = 'notes.json'
+_ARRAYS = 'arrays-{unique}'
+
+
+class UnreadableError(Exception):
+  """A file is missing or damaged; the message is the reason, in one line."""
+
+
+def save(
+  path: pathlib.Path,
+  items: Mapping[str, Any],
+  *,
+  notes: Mapping[str, Any],
+) -> None:
+  """Writes pytrees of arrays and notes to one directory, whole or not at all.
+
+  Where the directory is there already, its content is replaced: whenever the
+  process stops, it holds the old arrays and notes or the new ones.
+
+  Args:
+    path: in a directory that exists.
+    items: {name: pytree of arrays}, which can be read one by one.
+    notes: what JSON can hold.
+
+  Raises:
+    NotWrittenError: it cannot be written.
+  """
+  if path.exists():
+    _write_into(path, items, notes, of=path)
+    return
+  with files.whole_directory(path) as temporary:
+    _write_into(temporary, items, notes, of=path)
+
+
+def _write_into(directory, items, notes, *, of):
+  arrays = directory / _ARRAYS.format(unique=secrets.token_hex(4))
+  # Orbax and TensorStore say that there is no room in several ways.
+  with _quiet(), files.writing(of, also=(ValueError, RuntimeError)):
+    arrays.mkdir()
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+      for name, tree in items.items():
+        if jax.tree.leaves(tree):  # Orbax refuses an empty one
+          checkpointer.save(
+            arrays.absolute() / name, args=ocp.args.StandardSave(tree)
+          )
+    content = {
+      'notes': notes,
+      'arrays': arrays.name,
+      'files': {name: _fingerprint(arrays / name) for name in _files(arrays)},
+      'leaves': {
+        name: [str(leaf.dtype), list(leaf.shape)]
+        for name, leaf in _named(dict(items))
+      },
+    }
+    for file in _files(arrays):
+      files.sync(arrays / file)
+  text = json.dumps({'content': content, 'checksum': _checksum(content)})
+  # From here on the new arrays count.
+  files.write_whole(directory / NOTES, text)
+  for other in directory.iterdir():
+    if other.name not in (NOTES, arrays.name):
+      files.remove(other)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps Orbax's threads from logging a traceback of what it raises."""
+  log = logging.getLogger('absl')
+  before = log.level
+  log.setLevel(logging.CRITICAL)
+  try:
+    yield
+  finally:
+    log.setLevel(before)
+
+
+def read_notes(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the notes of a directory.
+
+  Raises:
+    UnreadableError: missing or damaged.
+  """
+  return _guarded(lambda: _content(path)['notes'])
+
+
+def read_like(path: pathlib.Path, items: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the items of a directory as pytrees of a known structure.
+
+  Args:
+    path: as it was saved.
+    items: {name: pytree} of the items that are wanted; the leaves have a shape,
+      a dtype and perhaps a sharding.
+
+  Raises:
+    UnreadableError: missing or damaged, or the arrays are others.
+  """
+
+  def read():
+    content = _content(path)
+    _check_leaves(content['leaves'], items)
+    return _restore(path, content, items)
+
+  return _guarded(read)
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns (items, notes) of a directory, as Orbax saw them: nested dicts.
+
+  Raises:
+    UnreadableError: missing or damaged.
+  """
+
+  def read():
+    content = _content(path)
+    names = {name.split('/')[0] for name in content['leaves']}
+    return _restore(path, content, dict.fromkeys(names)), content['notes']
+
+  return _guarded(read)
+
+
+def _guarded(function):
+  """Returns function(); what damage may raise becomes an UnreadableError."""
+  try:
+    return function()
+  except PermissionError:
+    raise  # not damaged: another user's
+  except FileNotFoundError as error:
+    raise UnreadableError('it is missing') from error
+  except Exception as error:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    raise UnreadableError(lines[0][:160]) from error
+
+
+def _content(path):
+  """Returns what `notes.json` says; raises ValueError where it is damaged."""
+  if path.is_dir() and not (path / NOTES).exists():
+    raise ValueError(f'{NOTES} is missing')
+  sealed = json.loads((path / NOTES).read_text())
+  if _checksum(sealed['content']) != sealed['checksum']:
+    raise ValueError(f'{NOTES} has changed')
+  return sealed['content']
+
+
+def _restore(path, content, items):
+  """Returns arrays like `items`, after every file was compared with its seal.
+
+  An item that is None is restored as it is on disk.
+  """
+  arrays = path / content['arrays']
+  there = set(_files(arrays))
+  for name in sorted(there ^ content['files'].keys()):
+    raise ValueError(f'{name} is {"added" if name in there else "missing"}')
+  for name, sealed in content['files'].items():
+    if _fingerprint(arrays / name) != sealed:
+      raise ValueError(f'{name} has changed')
+  restored = {}
+  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    for name, tree in items.items():
+      where = arrays.absolute() / name
+      if tree is None:
+        tree = checkpointer.metadata(where).item_metadata.tree
+      restored[name] = tree
+      if jax.tree.leaves(tree):
+        args = ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
+        saved = checkpointer.restore(where, args=args)
+        restored[name] = jax.tree.map(_placed, tree, saved)
+  for name, leaf in _named(restored):
+    dtype, _ = content['leaves'][name]
+    if str(leaf.dtype) != dtype:
+      raise ValueError(
+        f'{name} is {dtype}, which JAX rounds to {leaf.dtype}: set '
+        'jax_enable_x64'
+      )
+  return restored
+
+
+def _sharding(leaf):
+  sharding = getattr(leaf, 'sharding', None)
+  return sharding if isinstance(sharding, jax.sharding.Sharding) else None
+
+
+def _abstract(leaf):
+  first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  sharding = _sharding(leaf) or first
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _placed(like, array):
+  """Returns an array on the devices asked for; if none were, bound to none."""
+  return array if _sharding(like) else jax.device_put(jax.device_get(array))
+
+
+def _check_leaves(leaves, items):
+  """Raises ValueError unless the wanted items are saved, wholly and alike."""
+  wanted = dict(_named(dict(items)))
+  there = {name for name in leaves if name.split('/')[0] in items}
+  for names, what in (
+    (wanted.keys() - there, 'is missing'),
+    (there - wanted.keys(), 'is not expected'),
+  ):
+    if names:
+      raise ValueError(f'{min(names)} {what}')
+  for name, like in wanted.items():
+    dtype, shape = leaves[name]
+    if (dtype, tuple(shape)) != (str(like.dtype), like.shape):
+      raise ValueError(
+        f'{name} is {dtype}{shape}, expected {like.dtype}{list(like.shape)}'
+      )
+
+
+def _named(tree) -> Iterator[tuple[str, Any]]:
+  """Yields (name, leaf) of a pytree."""
+  for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    yield jax.tree_util.keystr(key, simple=True, separator='/'), leaf
+
+
+def _files(directory):
+  """Returns the paths of all files below, relative, in order."""
+  return sorted(
+    str(path.relative_to(directory))
+    for path in directory.rglob('*')
+    if not path.is_dir()
+  )
+
+
+def _fingerprint(path):
+  content = path.read_bytes()
+  return [len(content), zlib.crc32(content)]
+
+
+def _checksum(content):
+  return zlib.crc32(json.dumps(content, sort_keys=True).encode())

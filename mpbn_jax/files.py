@@ -1,0 +1,194 @@
+"""How are files written whole or not at all, and what if they cannot be?"""
+
+import contextlib
+import errno
+import os
+import pathlib
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+from mpbn_jax.errors import InputError
+
+# No room: on the disk, in a quota, for a file of that size.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What should hold the file is gone, or was replaced by something else.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+_TEMPORARY = '.{name}.{unique}.tmp'
+
+
+class NotWrittenError(InputError):
+  """A run could not write one of its files; what it wrote before stays."""
+
+
+@contextlib.contextmanager
+def writing(
+  path: pathlib.Path, *, also: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+  """Turns the system's errors in its body into one line that names `path`.
+
+  Args:
+    path: what is written.
+    also: other errors by which a library says that it could not write.
+
+  Raises:
+    NotWrittenError: in place of any `OSError`, and of `also`.
+  """
+  try:
+    yield
+  except NotWrittenError:
+    raise
+  except (OSError, *also) as error:
+    raise NotWrittenError(_why(path, error)) from error
+
+
+def _why(path, error):
+  number = getattr(error, 'errno', None) or _errno_of(path, error)
+  reason = os.strerror(number) if number else str(error).splitlines()[0][:160]
+  if number in NO_ROOM:
+    with contextlib.suppress(OSError):
+      reason += f', {shutil.disk_usage(path.parent).free:,} bytes free'
+    mend = 'make room, then the same command goes on'
+  elif number in _GONE:
+    mend = (
+      'its directory was removed or replaced while it was in use; restore it, '
+      'or give another --workdir'
+    )
+  else:
+    mend = 'make it writable, remove what is in the way, or give another place'
+  return f'expected to write {path}, got an error ({reason}): {mend}'
+
+
+def _errno_of(path, error):
+  """Returns the number of the error that a library put into words, or 0."""
+  numbers = (*NO_ROOM, *_GONE, errno.EACCES, errno.EROFS)
+  said = [number for number in numbers if os.strerror(number) in str(error)]
+  if not said and not path.parent.is_dir():
+    return errno.ENOENT
+  return said[0] if said else 0
+
+
+@contextlib.contextmanager
+def whole_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Makes a directory that is there whole or not at all.
+
+  Yields a temporary directory beside it, which is renamed in the end.
+
+  Args:
+    path: is not there yet, in a directory that exists.
+
+  Raises:
+    NotWrittenError: it cannot be written.
+  """
+  unique = f'{os.getpid()}-{secrets.token_hex(4)}'
+  temporary = path.with_name(_TEMPORARY.format(name=path.name, unique=unique))
+  with writing(path):
+    try:
+      temporary.mkdir()
+      yield temporary
+      sync(temporary)
+      os.rename(temporary, path)
+    except BaseException:
+      shutil.rmtree(temporary, ignore_errors=True)
+      raise
+    sync(path.parent)
+
+
+def write_whole(
+  path: pathlib.Path, write: bytes | str | Callable[[BinaryIO], None]
+) -> None:
+  """Writes a file so that it is there whole or not at all, or as it was.
+
+  Whenever the process or the machine stops, `path` holds the old content or
+  the new one: a temporary file beside it is flushed to the disk and renamed.
+
+  Args:
+    path: in a directory that exists.
+    write: the content, or a function that writes it to a binary file.
+
+  Raises:
+    NotWrittenError: it cannot be written.
+  """
+  if isinstance(write, str):
+    write = write.encode()
+  # Unique: two processes may write the same file, and the last one counts.
+  unique = f'{os.getpid()}-{secrets.token_hex(4)}'
+  temporary = path.with_name(_TEMPORARY.format(name=path.name, unique=unique))
+  with writing(path):
+    try:
+      with temporary.open('xb') as file:
+        if isinstance(write, bytes):
+          file.write(write)
+        else:
+          write(file)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        temporary.unlink()
+      raise
+    sync(path.parent)
+
+
+def sync(path: pathlib.Path) -> None:
+  """Sends a file, or the names in a directory, to the disk.
+
+  After a power cut they are there.
+  """
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  except OSError as error:
+    # Some file systems do not know how, and need not.
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+      raise
+  finally:
+    os.close(descriptor)
+
+
+def remove_leftovers(directory: pathlib.Path, *, of: str = '*') -> None:
+  """Removes the temporary files of processes that were killed.
+
+  Only for those who hold the lock: another process may be writing.
+
+  Args:
+    directory: where.
+    of: the names of the files that were to be written.
+  """
+  for path in directory.glob(_TEMPORARY.format(name=of, unique='*')):
+    with writing(path):
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def remove(path: pathlib.Path) -> None:
+  """Removes a file or a directory, whole or not at all.
+
+  Raises:
+    NotWrittenError: it cannot be removed.
+  """
+  with writing(path):
+    if path.is_dir() and not path.is_symlink():
+      aside = path.with_name(
+        _TEMPORARY.format(name=path.name, unique='removed')
+      )
+      os.replace(path, aside)
+      shutil.rmtree(aside)
+    else:
+      path.unlink()
+
+
+def check_writable(directory: pathlib.Path) -> None:
+  """Makes a directory if need be, and makes sure that it takes files.
+
+  Raises:
+    NotWrittenError: it does not.
+  """
+  with writing(directory):
+    directory.mkdir(parents=True, exist_ok=True)
+    probe = directory / _TEMPORARY.format(
+      name='probe', unique=secrets.token_hex(4)
+    )
+    probe.touch(exist_ok=False)
+    probe.unlink()

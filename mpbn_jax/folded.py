@@ -1,0 +1,141 @@
+"""How does a folded network reach those who use it? Variables and settings.
+
+One directory holds both, so that the variables meet no network but their own.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+import mpbn_jax
+from mpbn_jax import arrays
+from mpbn_jax import config as configs
+from mpbn_jax.arrays import UnreadableError
+from mpbn_jax.errors import InputError
+from mpbn_jax.files import check_writable, remove_leftovers
+from mpbn_jax.lock import hold
+from mpbn_jax.models import build_model
+
+_FORMAT = 1
+# Only training and compilation depend on these.
+_OF_TRAINING = {
+  'detach_reset',
+  'last_scale',
+  'momentum',
+  'remat',
+  'surrogate',
+  'surrogate_parameter',
+  'unroll',
+}
+
+
+def folded_path(
+  workdir: pathlib.Path, *, step: int, kernels: bool
+) -> pathlib.Path:
+  """Returns where --mode=fold puts what it folds of a step.
+
+  `folded/640` has thresholds alone, `folded/640_all` kernels too.
+  """
+  return workdir / 'folded' / f'{step}{"_all" if kernels else ""}'
+
+
+def save_folded(
+  path: pathlib.Path,
+  variables: Mapping,
+  *,
+  model: Mapping,
+  step: int,
+  kernels: bool,
+) -> None:
+  """Writes a folded network, whole or not at all; an older one is replaced.
+
+  Args:
+    path: a directory; the one around it is made if need be.
+    variables: folded and stripped.
+    model: `config.model` of the network.
+    step: at which it was trained.
+    kernels: whether norms were folded into kernels, too.
+
+  Raises:
+    InputError: it cannot be written, or another process writes it.
+  """
+  notes = {
+    'format': _FORMAT,
+    'model': configs.plain(model),
+    'step': step,
+    'kernels_folded': kernels,
+    'mpbn_jax': mpbn_jax.__version__,
+    'jax': jax.__version__,
+  }
+  check_writable(path.parent)
+  with hold(path.parent):
+    remove_leftovers(path.parent)
+    arrays.save(path, dict(variables), notes=notes)
+
+
+def load_folded(
+  path: pathlib.Path | str, *, model: nn.Module | None = None
+) -> tuple[nn.Module, dict]:
+  """Returns (model, variables) of a folded network.
+
+  Args:
+    path: a directory that --mode=fold wrote.
+    model: the network that the variables should belong to; None builds the
+      one that was folded.
+
+  Raises:
+    InputError: missing or damaged; `model` is another network (names what
+      differs).
+
+  Example:
+    >>> model, variables = load_folded('runs/digits/folded/640')
+    >>> model.apply(variables, jnp.zeros((2, 8, 8, 1)), train=False).shape
+    (2, 10)
+  """
+  path = pathlib.Path(path)
+  try:
+    variables, notes = arrays.read(path)
+    if notes.get('format') != _FORMAT:
+      raise UnreadableError(
+        f'it has format {notes.get("format")}, expected {_FORMAT}'
+      )
+  except (UnreadableError, PermissionError) as error:
+    raise InputError(
+      f'expected a folded network in {path}, which cannot be read ({error}): '
+      'run --mode=fold again'
+    ) from error
+  try:
+    folded = build_model(notes['model'])
+  except InputError as error:
+    raise InputError(
+      f'expected a network of this version in {path}, got {error}'
+    ) from error
+  differences = [] if model is None else _differences(model, folded)
+  if differences:
+    raise InputError(
+      f'{path} was folded from another network '
+      f'({configs.listed(differences)}): leave the model out, load_folded '
+      'returns the right one'
+    )
+  return folded if model is None else model, variables
+
+
+def _differences(model, folded) -> list[str]:
+  """Returns 'setting: folded -> given' for each that the output depends on."""
+
+  def settings(network) -> dict[str, Any]:
+    fields = {field.name for field in dataclasses.fields(network)}
+    fields -= {'parent', 'name', *_OF_TRAINING}
+    values = {name: getattr(network, name) for name in fields}
+    return {'network': type(network).__name__, **values}
+
+  ours, theirs = settings(model), settings(folded)
+  return [
+    f'{name}: {theirs.get(name)!r} -> {ours.get(name)!r}'
+    for name in sorted(ours.keys() | theirs.keys())
+    if ours.get(name) != theirs.get(name)
+  ]

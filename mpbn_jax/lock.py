@@ -1,0 +1,120 @@
+"""Who uses a directory? A lock that ends with its process, and says whose."""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import logging
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+
+from mpbn_jax.errors import InputError
+from mpbn_jax.files import NotWrittenError, writing
+
+_log = logging.getLogger('mpbn_jax')
+_LOCK = '.lock'
+
+
+class Lock:
+  """One process's exclusive use of a directory; `hold` makes one."""
+
+  def __init__(self, path: pathlib.Path, descriptor: int):
+    self._path, self._descriptor = path, descriptor
+
+  def check(self) -> None:
+    """Raises NotWrittenError if the directory was removed or replaced.
+
+    Another process may use it then, and must not find our files in it.
+    """
+    if not _is_at(self._descriptor, self._path):
+      raise NotWrittenError(
+        f'expected {self._path.parent} as this process opened it, got it '
+        'removed or replaced: restore it, or give another --workdir'
+      )
+
+
+@contextlib.contextmanager
+def hold(directory: pathlib.Path) -> Iterator[Lock]:
+  """Gives its body the exclusive use of a directory.
+
+  The kernel frees the lock when the process ends, however it ends. The file
+  stays: removing it would let two processes lock two files of one name.
+
+  Args:
+    directory: exists.
+
+  Raises:
+    InputError: another process uses it (names host, process and since when),
+      or it cannot be written.
+  """
+  path = directory / _LOCK
+  descriptor = _acquire(path)
+  try:
+    yield Lock(path, descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def _acquire(path):
+  while True:
+    with writing(path):
+      descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+      _lock(descriptor, path)
+      # Whoever removed the directory in between left us another file.
+      if _is_at(descriptor, path):
+        _sign(descriptor)
+        return descriptor
+    except BaseException:
+      os.close(descriptor)
+      raise
+    os.close(descriptor)
+
+
+def _lock(descriptor, path):
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+      raise InputError(
+        f'expected {path.parent} to be in use by no other process, got '
+        f'{_holder(path)}: wait for it, stop it, or give another --workdir'
+      ) from error
+    _log.warning(  # some network file systems
+      'no lock to be had in %s (%s): let one process at a time use it',
+      path.parent,
+      error.strerror,
+    )
+
+
+def _is_at(descriptor, path):
+  try:
+    return os.path.samestat(os.fstat(descriptor), os.stat(path))
+  except OSError:
+    return False
+
+
+def _sign(descriptor):
+  holder = {
+    'host': socket.gethostname(),
+    'process': os.getpid(),
+    'since': datetime.datetime.now().astimezone().isoformat(' ', 'seconds'),
+  }
+  # For people only: without room for it, the lock holds all the same.
+  with contextlib.suppress(OSError):
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, (json.dumps(holder) + '\n').encode(), 0)
+
+
+def _holder(path):
+  try:
+    holder = json.loads(path.read_text())
+    return (
+      f'process {holder["process"]} on {holder["host"]}, which uses it since '
+      f'{holder["since"]}'
+    )
+  except (OSError, ValueError, KeyError, TypeError):  # it is just signing
+    return 'another process'

@@ -1,0 +1,209 @@
+"""Is every damage to every file of a work directory found, or harmless?
+
+MPBN_JAX_FUZZ=5000 tries so many random damages in place of a few.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import random
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from mpbn_jax import record, report, train_step
+from mpbn_jax.checkpoint import Checkpoints
+from mpbn_jax.errors import InputError
+from mpbn_jax.folded import load_folded
+
+CASES = int(os.environ.get('MPBN_JAX_FUZZ', 60))
+CONFIG = runs.config('--config.log.tensorboard=true')
+OF_BEST = runs.config('--config.evaluation.checkpoint=best')
+
+
+# ---- damages; each takes a file and a random generator
+
+
+def flip(path, rng):
+  content = bytearray(path.read_bytes())
+  for _ in range(rng.choice((1, 1, 2, 8))):
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+  path.write_bytes(content)
+
+
+def overwrite(path, rng):
+  content = bytearray(path.read_bytes())
+  start = rng.randrange(len(content))
+  block = content[start : start + rng.choice((1, 16, 512))]
+  content[start : start + len(block)] = rng.choice((b'\0', b'\xff')) * len(
+    block
+  )
+  path.write_bytes(content)
+
+
+def truncate(path, rng):
+  path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
+
+
+def empty(path, rng):
+  del rng
+  path.write_bytes(b'')
+
+
+def delete(path, rng):
+  del rng
+  path.unlink()
+
+
+def directory_instead(path, rng):
+  del rng
+  path.unlink()
+  path.mkdir()
+
+
+DAMAGES = (flip, flip, overwrite, truncate, empty, delete, directory_instead)
+
+
+# ---- what is done with a work directory
+
+
+@pytest.fixture(scope='module')
+def experiment():
+  """Builds once what every restoring builds."""
+  experiment = train_step.build(CONFIG)
+  shapes = report._abstract_state(experiment)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(report, 'build', lambda config: experiment)
+    patch.setattr(report, '_abstract_state', lambda experiment: shapes)
+    # Left by main.py, with the stream of another test.
+    patch.setattr(logging.getLogger('mpbn_jax'), 'handlers', [])
+    yield experiment
+
+
+@pytest.fixture(scope='module')
+def pristine(experiment, tmp_path_factory):
+  """Returns a finished run with a folded network; not to be changed."""
+  workdir = tmp_path_factory.mktemp('pristine') / 'run'
+  shutil.copytree(runs.finished(), workdir)
+  _, state = report.restore(CONFIG, workdir=workdir)
+  with contextlib.redirect_stdout(io.StringIO()):
+    report.write_folded(experiment, state, workdir=workdir)
+  return workdir
+
+
+def evaluate(experiment, workdir):
+  del experiment
+  _, state = report.restore(CONFIG, workdir=workdir)
+  return state
+
+
+def evaluate_best(experiment, workdir):
+  del experiment
+  _, state = report.restore(OF_BEST, workdir=workdir)
+  return state
+
+
+def use_folded(experiment, workdir):
+  path = workdir / 'folded' / '32'
+  _, variables = load_folded(path, model=experiment.model)
+  return variables
+
+
+def go_on(experiment, workdir):
+  """Does as training does before and after its steps."""
+  like = {'state': report._abstract_state(experiment)}
+  with record.hold_workdir(workdir, CONFIG) as held:
+    checkpoints = Checkpoints(held.path / 'checkpoints', config=CONFIG)
+    step, items = checkpoints.restore_latest(like)
+    with record.Metrics(workdir, step=step) as metrics:
+      metrics.write(step + 1, {'loss': 1.0})
+      metrics.flush()
+  record.write_json(workdir / 'summary.json', {})
+  return step, items['state']
+
+
+ACTIONS = (evaluate, evaluate_best, use_folded, go_on)
+
+
+def bits(tree):
+  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.fixture(scope='module')
+def expected(experiment, pristine):
+  """Returns {action: bits}; of going on, {step: bits}."""
+  found = {
+    action: bits(action(experiment, pristine))
+    for action in (evaluate, evaluate_best, use_folded)
+  }
+  like = {'state': report._abstract_state(experiment)}
+  reader = Checkpoints(pristine / 'checkpoints', read_only=True)
+  found[go_on] = {
+    step: bits(reader.restore(like, step=step)['state'])
+    for step in reader.steps()
+  }
+  return found
+
+
+def files_of(workdir):
+  return sorted(
+    path.relative_to(workdir)
+    for path in workdir.rglob('*')
+    if path.is_file() and path.name != '.lock'
+  )
+
+
+def check(experiment, expected, workdir, file, caplog):
+  """Raises AssertionError where damage to `file` passes unnoticed."""
+  for action in ACTIONS:
+    caplog.clear()
+    try:
+      result = action(experiment, workdir)
+    except InputError as error:
+      told = str(error)
+    else:
+      told = None
+    if told is not None:
+      # Where to look: the file, or the folder of many.
+      assert str(file) in told or str(workdir / file.parent) in told, action
+      assert '\n' not in told
+    elif action is go_on:
+      step, state = result
+      assert bits(state) == expected[go_on][step]
+      if step != max(expected[go_on]):
+        assert file.name in caplog.text
+    else:
+      assert bits(result) == expected[action], action
+
+
+def test_a_pristine_run_passes(experiment, expected, pristine, tmp_path):
+  workdir = shutil.copytree(pristine, tmp_path / 'run')
+  step, state = go_on(experiment, workdir)
+  assert bits(state) == expected[go_on][step]
+  names = {path.parts[0] for path in files_of(pristine)}
+  assert names == {
+    *('checkpoints', 'config.json', 'folded', 'metrics.jsonl'),
+    *('summary.json', 'tensorboard'),
+  }
+
+
+def test_no_damage_passes_unnoticed(
+  experiment, expected, pristine, tmp_path, caplog
+):
+  files = files_of(pristine)
+  for case in range(CASES):
+    rng = random.Random(case)
+    # Every pair of them in turn.
+    file = files[case % len(files)]
+    damage = DAMAGES[case // len(files) % len(DAMAGES)]
+    workdir = shutil.copytree(pristine, tmp_path / 'run')
+    damage(workdir / file, rng)
+    try:
+      check(experiment, expected, workdir, file, caplog)
+    except Exception as error:
+      raise AssertionError(f'case {case}: {damage.__name__} {file}') from error
+    shutil.rmtree(workdir)
