@@ -80,12 +80,18 @@ def _psp_bn_train(params, stats, a, *, momentum, eps):
 
 
 def _psp_bn_evaluate(params, stats, a, *, eps):
-  return _over_deviation(params, base.along(stats['moment'], a), a, eps)
+  gain = base.along(_psp_bn_gain(params, stats, eps=eps), a)
+  return (a.astype(jnp.float32) * gain).astype(a.dtype)
 
 
 def _psp_bn_gain(params, stats, *, eps):
-  """Returns what every reader's inputs are multiplied by, [C] or [T, C]."""
-  return params['scale'] * jax.lax.rsqrt(stats['moment'] + eps)
+  """Returns what every reader's inputs are multiplied by, [C] or [T, C].
+
+  A square root and a quotient are one number in every program; `rsqrt`, which
+  the compiler would make of the two, has another last bit among constants.
+  """
+  deviation = jax.lax.optimization_barrier(jnp.sqrt(stats['moment'] + eps))
+  return params['scale'] / deviation
 
 
 def _init_psp_bn(shape, num_steps=None):
