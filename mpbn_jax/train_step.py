@@ -19,6 +19,8 @@ from mpbn_jax.datasets.base import Dataset
 from mpbn_jax.datasets.batches import TrainingBatches
 from mpbn_jax.errors import InputError
 from mpbn_jax.models import build_model
+from mpbn_jax.norm import NORMS
+from mpbn_jax.wiring import readers_of_spikes
 
 
 @flax.struct.dataclass
@@ -221,7 +223,16 @@ def make_train_step(experiment: Experiment) -> Callable:
 
 
 def check_trainable(experiment: Experiment, step: Callable) -> None:
-  """Raises what a training step would raise, without compiling or running."""
+  """Raises what training would raise, without compiling or running.
+
+  The last thing that it does is to fold, if the configuration says so: what no
+  norm can be folded into is better named before.
+  """
   state = jax.eval_shape(lambda: init_state(experiment))
   metrics = jax.eval_shape(TrainMetrics.empty)
   jax.eval_shape(step, state, metrics, experiment.batches.abstract())
+  config = experiment.config
+  norm = NORMS.get(config.model.spike_norm)
+  if config.evaluation.fold_convolutions and norm is not None and norm.fold:
+    x = jax.ShapeDtypeStruct((1, *experiment.dataset.example_shape), 'float32')
+    readers_of_spikes(experiment.model, state.variables, x)

@@ -21,16 +21,18 @@ class Wiring(Mapping):
   asks the network again, so that nothing can be left out of it.
   """
 
-  __slots__ = ('_model', '_readers', '_shape')
+  __slots__ = ('_model', '_readers', '_variables', '_x')
 
   def __init__(
     self,
     readers: Mapping[str, tuple[str, ...]],
     *,
     model: nn.Module,
+    variables: Mapping,
     x: jax.ShapeDtypeStruct,
   ):
-    self._readers, self._model, self._shape = dict(readers), model, x
+    self._readers, self._model, self._x = dict(readers), model, x
+    self._variables = variables
 
   def __getitem__(self, norm: str) -> tuple[str, ...]:
     return self._readers[norm]
@@ -50,15 +52,25 @@ class Wiring(Mapping):
     Raises:
       InputError: not the variables of this network.
     """
-    readers = _readers(self._model, variables, self._shape)
+    readers = self._readers
+    if _abstract(variables) != self._variables:  # other ones: folded, say
+      readers = _readers(self._model, _abstract(variables), self._x)
     if readers != self._readers:
       raise InputError(
         'expected the readers_of_spikes of the network that the variables are '
         f'of, which are {readers}, got {self._readers}'
       )
     # The activations are dead code in it, and not compiled.
-    function = jax.jit(lambda v: _pass(self._model, v, self._shape))
-    return _counted(function(variables), readers)
+    function = jax.jit(lambda v: _pass(self._model, v, self._x))
+    try:
+      folded = function(variables)
+    except jax.errors.UnexpectedTracerError as error:
+      raise InputError(
+        'expected every layer in an nn.cond, nn.while_loop, ... to be one of '
+        'the module that is handed to its function, got one from outside, into '
+        'which no norm of spikes can be folded'
+      ) from error
+    return _counted(folded, readers)
 
 
 def readers_of_spikes(model: nn.Module, variables: Mapping, x: Any) -> Wiring:
@@ -89,13 +101,20 @@ def readers_of_spikes(model: nn.Module, variables: Mapping, x: Any) -> Wiring:
     >>> readers_of_spikes(model, variables, x)['lif4_spikes']
     ('head',)
   """
-  shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-  return Wiring(_readers(model, variables, shape), model=model, x=shape)
+  x = jax.ShapeDtypeStruct(x.shape, x.dtype)
+  variables = _abstract(variables)
+  readers = _readers(model, variables, x)
+  return Wiring(readers, model=model, variables=variables, x=x)
 
 
-def _pass(model, variables, shape):
+def _abstract(variables):
+  """Returns the shapes and types of variables, comparable."""
+  return jax.eval_shape(lambda: variables)
+
+
+def _pass(model, variables, x):
   """Returns the `folded` collection that the pass that folds leaves."""
-  x = jnp.zeros(shape.shape, shape.dtype)
+  x = jnp.zeros(x.shape, x.dtype)
   y, updates = model.apply(variables, x, train=False, mutable=['folded'])
   for leaf in jax.tree.leaves(y):
     if isinstance(leaf, Spikes):
@@ -107,23 +126,20 @@ def _pass(model, variables, shape):
   return updates.get('folded', {})
 
 
-def _run(model, variables, shape):
-  model.apply(variables, jnp.zeros(shape.shape, shape.dtype), train=False)
+def _run(model, variables, x):
+  model.apply(variables, jnp.zeros(x.shape, x.dtype), train=False)
 
 
-def _readers(model, variables, shape):
+def _readers(model, variables, x):
   """Returns {norm: layers}; raises where the norms cannot be folded."""
-  variables = jax.eval_shape(lambda: variables)
   try:
-    folded = jax.eval_shape(lambda v: _pass(model, v, shape), variables)
+    folded = jax.eval_shape(lambda v: _pass(model, v, x), variables)
     # Every layer refuses other spikes than those of the norm that it took in.
-    jax.eval_shape(
-      lambda v: _run(model, v, shape), {**variables, 'folded': folded}
-    )
+    jax.eval_shape(lambda v: _run(model, v, x), {**variables, 'folded': folded})
   except InputError:
     raise
   except Exception as error:
-    _check_runs(model, variables, shape)
+    _check_runs(model, variables, x)
     reason = str(error).strip().split('\n')[0]
     raise InputError(
       'expected a network whose norms of spikes can be folded, got one that '
@@ -136,10 +152,10 @@ def _readers(model, variables, shape):
   return {norm: tuple(sorted(readers[norm])) for norm in sorted(readers)}
 
 
-def _check_runs(model, variables, shape):
+def _check_runs(model, variables, x):
   """Raises what the network raises by itself."""
   try:
-    jax.eval_shape(lambda v: _run(model, v, shape), variables)
+    jax.eval_shape(lambda v: _run(model, v, x), variables)
   except flax.errors.FlaxError as error:
     reason = str(error).strip().split(' (http')[0]
     raise InputError(

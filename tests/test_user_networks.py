@@ -717,9 +717,11 @@ def test_normed_spikes_as_the_output_are_refused(out):
     readers_of_spikes(model, variables, X)
 
 
-def test_function_that_hides_the_error_of_its_input_shows_the_spikes():
-  # `nn.relu` has a derivative of its own; JAX asks its inputs for nothing.
-  model = Net(lambda x: end(nn.relu(spikes(x))))
+@pytest.mark.parametrize(
+  'function', [nn.relu, lambda a: jax.pure_callback(np.tanh, X, a)]
+)
+def test_function_that_asks_its_input_for_nothing_shows_the_spikes(function):
+  model = Net(lambda x: end(function(spikes(x))))
   with pytest.raises(TypeError, match='is of type .*Spikes') as error:
     random_variables(model)
   assert 'which only ConvNorm, Readout and' in str(error.value.__cause__)

@@ -6,27 +6,25 @@ import common
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
+from configs import digits
 from mpbn_jax import (
   MODELS,
   InputError,
   build_model,
+  fold_all,
   fold_spike_norms,
   readers_of_spikes,
+  strip,
+  train,
 )
-from mpbn_jax.layers import (
-  LIF,
-  ConvNorm,
-  Readout,
-  SpikeNorm,
-  average_pool,
-  over_time,
-)
+from mpbn_jax.models.spiking_cnn import SpikingCNN
 
 
-def _readers(name, **settings):
+@functools.cache
+def _abstract(name, **settings):
+  """Returns (model, its abstract variables, an abstract input)."""
   side = common.SIDES[name]
   model = build_model(
     {
@@ -38,15 +36,19 @@ def _readers(name, **settings):
     }
   )
   x = jax.ShapeDtypeStruct((2, side, side, 1), jnp.float32)
-  variables = jax.eval_shape(
-    lambda x: model.init(jax.random.key(0), x, train=False), x
-  )
-  return readers_of_spikes(model, variables, x), variables
+  init = functools.partial(model.init, train=False)
+  return model, jax.eval_shape(init, jax.random.key(0), x), x
+
+
+@functools.cache
+def _readers(name, **settings):
+  return readers_of_spikes(*_abstract(name, **settings))
 
 
 @pytest.mark.parametrize('name', MODELS)
 def test_every_norm_is_read_and_every_layer_reads_one(name):
-  readers, variables = _readers(name)
+  _, variables, _ = _abstract(name)
+  readers = _readers(name)
   paths = {
     '/'.join(key.key for key in path[:-2])
     for path, _ in jax.tree_util.tree_leaves_with_path(variables['params'])
@@ -66,16 +68,19 @@ def test_every_norm_is_read_and_every_layer_reads_one(name):
 
 
 def test_spiking_cnn_is_a_chain():
-  assert _readers('spiking_cnn')[0] == {
+  readers = _readers('spiking_cnn')
+  chain = {
     'lif1_spikes': ('conv2',),
     'lif2_spikes': ('conv3',),  # through an average pool
     'lif3_spikes': ('conv4',),
     'lif4_spikes': ('head',),
   }
+  assert readers == chain
+  assert repr(readers) == f'Wiring({chain})'
 
 
 def test_block_of_resnet_reads_through_its_shortcut_too():
-  readers, _ = _readers('resnet20', tau_s=0.5)
+  readers = _readers('resnet20')
   assert readers['stem_lif3_spikes'] == (
     'stage1_block1_conv1',
     'stage1_block1_shortcut',
@@ -89,123 +94,164 @@ def test_block_of_resnet_reads_through_its_shortcut_too():
 
 @pytest.mark.parametrize('remat', [False, True])
 def test_scanned_blocks_are_wired_inside(remat):
-  readers, _ = _readers('preact_resnet', depth=16, remat=remat)
+  # The default depth has more than one block of a shape.
+  readers = _readers('preact_resnet', **{'remat': True} if remat else {})
   assert readers['stage1_blocks/lif1_spikes'] == ('stage1_blocks/conv1',)
   assert readers['stage2_first/lif1_spikes'] == (
-    'stage2_first/shortcut',
     'stage2_first/conv1',
+    'stage2_first/shortcut',
   )
   assert readers['last_lif_spikes'] == ('head',)
 
 
-def _readers_through(join, norm='psp_bn'):
-  class Net(nn.Module):
-    @nn.compact
-    def __call__(self, x, *, train):
-      one = ConvNorm(4, name='conv1')(x, train=train)
-      spikes = [
-        SpikeNorm(norm=norm, name=f'norm{i}')(
-          LIF(name=f'lif{i}')(one, train=train), train=train
-        )
-        for i in (1, 2)
-      ]
-      return Readout(3, nn.initializers.ones, name='head')(
-        join(*spikes).mean((2, 3))
-      )
-
-  net = Net()
-  x = jnp.zeros((2, 2, 4, 4, 1))
-  init = functools.partial(net.init, train=False)
-  variables = jax.eval_shape(init, jax.random.key(0), x)
-  return readers_of_spikes(net, variables, x)
+# ---- what a fold accepts
 
 
 @pytest.mark.parametrize(
-  ('join', 'message'),
-  [
-    (lambda a, b: a + b, "'head' to read the spikes of one layer.*'add'"),
-    (
-      lambda a, b: jnp.tanh(a),
-      "'head' to read.*norm1 after the operation 'tanh'",
-    ),
-    (
-      lambda a, b: a * b,
-      "'head' to read.*norm1, norm2 after the operation 'mul'",
-    ),
-    (lambda a, b: a * a, "'head' to read.*norm1 after the operation 'mul'"),
-    (lambda a, b: 1 / a, "'head' to read.*norm1 after the operation 'div'"),
-    (lambda a, b: a + 0 * a.sum(-1, keepdims=True), "after.*'reduce_sum'"),
-    (
-      lambda a, b: jnp.broadcast_to(a.mean(-1, keepdims=True), a.shape),
-      "'reduce_sum'",
-    ),
-    (lambda a, b: a.swapaxes(1, -1), 'norm1 after moving the channel axis'),
-    (
-      lambda a, b: (
-        a.reshape(*a.shape[:4], 2, 2).swapaxes(-1, -2).reshape(a.shape)
-      ),
-      "'reshape'",
-    ),
-    (lambda a, b: a[..., 1:], "norm1 after the operation 'slice'"),
-    (lambda a, b: jnp.concatenate([a, b], -1), "'head'.*norm1, norm2"),
-  ],
+  'readers', [{}, {'lif1_spikes': ('conv2',)}, None, [('lif1_spikes', 'conv2')]]
 )
-def test_what_a_factor_does_not_pass_through_is_named(join, message):
-  with pytest.raises(InputError, match=message):
-    _readers_through(join)
+def test_readers_that_a_hand_wrote_are_refused(readers):
+  _, variables = common.small(spike_norm='psp_bn')
+  message = r'the readers that mpbn_jax.readers_of_spikes\(model.*got \w+: pass'
+  with pytest.raises(TypeError, match=message):
+    fold_spike_norms(variables, readers=readers)
+  with pytest.raises(TypeError, match=message):
+    fold_all(variables, readers=readers)
 
 
-def test_moments_of_steps_do_not_pass_through_a_mean_over_the_steps():
-  def mean(a, b):
-    return jnp.broadcast_to(a.mean(1, keepdims=True), a.shape)
-
-  assert _readers_through(mean) == {'norm1': ('head',)}
-  with pytest.raises(
-    InputError, match="norm1 after the operation 'reduce_sum'"
-  ):
-    _readers_through(mean, norm='psp_bn_step')
+def test_readers_cannot_be_left_out_later():
+  readers = _readers('spiking_cnn')
+  with pytest.raises(TypeError, match='does not support item deletion'):
+    del readers['lif1_spikes']
+  with pytest.raises(AttributeError):
+    readers.readers = {}
 
 
-@pytest.mark.parametrize('norm', ['psp_bn', 'psp_bn_step'])
 @pytest.mark.parametrize(
-  'join',
+  ('other', 'message'),
   [
-    lambda a: jnp.pi * a / 2,
-    lambda a: over_time(lambda x: average_pool(x, window=2), a),
-    lambda a: over_time(
-      lambda x: average_pool(x, window=3, stride=2, padding=1), a
-    ),
-    lambda a: a.transpose(4, 0, 1, 2, 3).transpose(1, 2, 3, 4, 0),
-    lambda a: a.reshape(-1).reshape(a.shape),
-    lambda a: a[:, :, 1:3],
-    lambda a: jax.lax.map(lambda x: 2 * x, a),
+    ({'width': 2}, 'expected the variables of the network, got others'),
+    ({'spike_norm': 'psp_bn_step'}, 'expected the variables of the network'),
+    ({'name': 'vgg16'}, 'expected the variables of the network, got others'),
   ],
 )
-def test_what_a_factor_passes_through_is_read(join, norm):
-  a = jax.random.normal(jax.random.key(0), (2, 2, 4, 4, 4))
-  factor = jnp.arange(1.0, 5) * jnp.arange(1.0, 3)[:, None]
-  factor = factor[:, None, None] if norm == 'psp_bn_step' else factor[0]
-  np.testing.assert_allclose(factor * join(a), join(factor * a), rtol=1e-5)
-  found = _readers_through(lambda a, b: join(a), norm)
-  assert found == {'norm1': ('head',)}
-
-
-def test_norm_without_a_reader_is_not_folded():
+def test_readers_of_another_network_are_refused(other, message):
   _, variables = common.small(spike_norm='psp_bn')
-  with pytest.raises(InputError, match="that reads 'lif1_spikes', got none"):
-    fold_spike_norms(variables, readers={})
+  settings = {'width': 4, 'num_steps': 3} | other
+  readers = _readers(settings.pop('name', 'spiking_cnn'), **settings)
+  with pytest.raises(InputError, match=message) as error:
+    fold_spike_norms(variables, readers=readers)
+  assert '\n' not in str(error.value)
 
 
-def test_readers_of_another_model_are_refused():
-  _, variables = common.small(spike_norm='psp_bn')
-  message = "'conv2' to read the 8 channels of 'lif3_spikes', .* kernel for 4"
+@pytest.fixture(scope='module')
+def folded():
+  """Returns (model, variables, folded and stripped ones)."""
+  model, variables = common.small(spike_norm='psp_bn')
+  readers = readers_of_spikes(model, variables, common.images())
+  return model, variables, strip(fold_spike_norms(variables, readers=readers))
+
+
+def test_fold_says_how_many_layers_read_a_norm():
+  _, variables, _ = _abstract('preact_resnet')
+  fold = functools.partial(fold_spike_norms, readers=_readers('preact_resnet'))
+  count = jax.eval_shape(fold, variables)['folded']
+  # In numbers below, in every network that is compared.
+  assert count['stage1_blocks']['lif1_spikes']['readers'].shape == (3,)
+
+
+def _run(model, variables):
+  x = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+  jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, x)
+
+
+def _without(variables, layer, leaf):
+  layers = {k: dict(v) for k, v in variables['folded'].items()}
+  del layers[layer][leaf]
+  return {**variables, 'folded': layers}
+
+
+def test_folded_network_with_a_reader_left_out_is_refused(folded):
+  model, variables, others = folded
+  others = _without(others, 'conv3', 'reads')
+  message = (
+    "'conv3', which reads 'lif2_spikes', to have this folded norm in its"
+  )
   with pytest.raises(InputError, match=message):
-    fold_spike_norms(
-      variables,
-      readers={
-        'lif1_spikes': ['conv2'],
-        'lif2_spikes': ['conv3'],
-        'lif3_spikes': ['conv2'],
-        'lif4_spikes': ['head'],
-      },
+    _run(model, others)
+
+
+def test_folded_network_with_a_norm_that_is_not_folded_is_refused(folded):
+  model, variables, others = folded
+  others = _without({**others, **variables}, 'lif2_spikes', 'readers')
+  message = "'conv3', .* the norm 'lif2_spikes', .* got the unfolded norm"
+  with pytest.raises(InputError, match=message):
+    _run(model, others)
+
+
+class Switched(SpikingCNN):
+  """Its head reads another norm where there is one example only."""
+
+  def features(self, currents, *, train):
+    a = self.lif(name='lif1')(currents, train=train)
+    b = self.lif(name='lif2')(
+      self.conv_norm(4, name='conv2')(a, train=train), train=train
     )
+    return a if len(currents) == 1 else b
+
+
+def test_folded_network_that_other_inputs_wire_differently_is_refused():
+  model = Switched(width=4, num_steps=2, spike_norm='psp_bn', v_th=0.5)
+  x = common.images(2)
+  variables = common.random_variables(model, x)
+  readers = readers_of_spikes(model, variables, x)
+  others = fold_all(variables, readers=readers)
+  _run(model, others)
+  message = (
+    "'head', whose kernel takes in the norm 'lif2_spikes', .* 'lif1_spikes'"
+  )
+  with pytest.raises(InputError, match=message):
+    model.apply(others, x[:1], train=False)
+
+
+# ---- before training
+
+
+class ReadsTheirArray(SpikingCNN):
+  """Trains and evaluates, and cannot be folded."""
+
+  def features(self, currents, *, train):
+    return super().features(currents, train=train).array
+
+
+class HasDenseLayers(SpikingCNN):
+  """What somebody writes who does not know of `Readout`."""
+
+  def head(self, fan_in):
+    del fan_in
+    return nn.Dense(self.num_classes, name='head')
+
+
+@pytest.mark.parametrize(
+  ('network', 'folds', 'message'),
+  [
+    (ReadsTheirArray, True, "'lif4_spikes', got code that takes their .array"),
+    (ReadsTheirArray, False, ''),
+    (HasDenseLayers, False, "got the normed spikes of 'lif4_spikes', which"),
+  ],
+)
+def test_network_that_does_not_fold_is_refused_before_it_is_trained(
+  network, folds, message, monkeypatch
+):
+  monkeypatch.setitem(MODELS, 'spiking_cnn', network)
+  config = digits.get_config()
+  config.model.update({'width': 2, 'spike_norm': 'psp_bn'})
+  config.evaluation.fold_convolutions = folds
+  config.data.fake = config.data.batch_size
+  experiment = train.build(config)
+  step = train.make_train_step(experiment)
+  if not message:
+    train.check_trainable(experiment, step)
+    return
+  with pytest.raises(InputError, match=message):
+    train.check_trainable(experiment, step)

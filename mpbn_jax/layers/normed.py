@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
@@ -122,7 +123,7 @@ class Spikes:
 
   def __getattr__(self, name: str) -> NoReturn:
     # `hasattr` of what no array has is False, as ever.
-    if hasattr(jax.Array, name) or name in _PROTOCOLS:
+    if any(hasattr(kind, name) for kind in _ARRAYS) or name in _PROTOCOLS:
       self._refuse()
     raise AttributeError(f'normed spikes have no attribute {name!r}')
 
@@ -140,6 +141,7 @@ class Spikes:
 
 # What JAX and NumPy look for, and all that Python's syntax calls. Identity and
 # hash are those of the object.
+_ARRAYS = (jax.Array, np.ndarray)
 _PROTOCOLS = ('__jax_array__', '__array__', '__array_interface__')
 _OPERATORS = (
   *('add', 'sub', 'mul', 'matmul', 'truediv', 'floordiv', 'mod', 'divmod'),
@@ -259,6 +261,11 @@ def keep(module: nn.Module, x: Any, name: str, value: jax.Array) -> None:
 
 def times_gain(kernel: jax.Array, gain: jax.Array) -> jax.Array:
   """Returns kernel [(T,) (k, k,) C_in, C_out] times gain [(T,) C_in]."""
+  if kernel.shape[-2] != gain.shape[-1]:  # broadcasting would be silent
+    raise InputError(
+      'expected a kernel with an input channel for each channel of the gain, '
+      f'got {kernel.shape} and {gain.shape}'
+    )
   if gain.ndim == 1:
     return kernel * gain[:, None]
   space = (1, 1) if kernel.ndim >= 4 else ()

@@ -80,12 +80,19 @@ def _psp_bn_train(params, stats, a, *, momentum):
 
 
 def _psp_bn_evaluate(params, stats, a):
-  return _over_deviation(params, stats, base.along(stats['moment'], a), a)
+  gain = base.along(_psp_bn_gain(params, stats), a)
+  return (a.astype(jnp.float32) * gain).astype(a.dtype)
 
 
 def _psp_bn_gain(params, stats):
-  """Returns what every reader's inputs are multiplied by, [C] or [T, C]."""
-  return params['scale'] * jax.lax.rsqrt(stats['moment'] + stats['eps'])
+  """Returns what every reader's inputs are multiplied by, [C] or [T, C].
+
+  A square root and a quotient are one number in every program; `rsqrt`, which
+  the compiler would make of the two, has another last bit among constants.
+  """
+  variance = stats['moment'] + stats['eps']
+  deviation = jax.lax.optimization_barrier(jnp.sqrt(variance))
+  return params['scale'] / deviation
 
 
 def _init_psp_bn(shape, *, eps, num_steps=None):
