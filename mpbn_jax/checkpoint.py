@@ -91,7 +91,7 @@ class Checkpoints:
       files.check_writable(self._directory)
       files.remove_leftovers(self._directory)
       for leftover in self._directory.glob('*.orbax-checkpoint-tmp*'):
-        files.remove(leftover)  # of version 0.1.0
+        files.remove(leftover)  # of format 1
       if not (self._directory / _INDEX).exists() and not self._formatted():
         self._write_index(self.steps())
       self._indexed()

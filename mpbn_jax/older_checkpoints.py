@@ -1,4 +1,4 @@
-"""How are the checkpoints of version 0.1.0 read? Directories that Orbax wrote.
+"""How are checkpoints of format 1 read? Directories that Orbax wrote.
 
 Each has a file for every array or so, `validation/metadata` with the accuracy,
 and `files.json`, which names every file with its size and checksum.

@@ -368,11 +368,11 @@ def test_place_that_cannot_be_written_is_an_input_error(tmp_path):
   assert (tmp_path / 'taken').read_text() == 'mine'
 
 
-# ---- those of version 0.1.0
+# ---- those of format 1
 
 
 def write_older(directory, accuracies):
-  """Writes checkpoints as version 0.1.0 did."""
+  """Writes checkpoints of format 1, with Orbax."""
   for step, accuracy in accuracies.items():
     path = directory / str(step)
     with ocp.CheckpointManager(directory.absolute()) as manager:

@@ -89,7 +89,7 @@ def test_another_network_is_refused(variables, tmp_path):
 def test_file_without_settings_is_refused(variables, tmp_path):
   np.savez(tmp_path / '1.npz', **{'params/head/bias': np.zeros(3)})
   arrays.save(tmp_path / '2.npz', variables, notes={})
-  (tmp_path / '3').mkdir()  # as version 0.1.0 wrote them
+  (tmp_path / '3').mkdir()  # as Orbax wrote them
   path = save(tmp_path / '4.npz', variables, colour='red')
   for path, reason in {
     '1.npz': 'notes.json',
