@@ -92,9 +92,14 @@ def load_folded(
       differs).
 
   Example:
-    >>> model, variables = load_folded('runs/digits/folded/640')
-    >>> model.apply(variables, jnp.zeros((2, 8, 8, 1)), train=False).shape
-    (2, 10)
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / '640'
+    >>> settings = {'name': 'spiking_cnn', 'width': 4, 'num_steps': 3}
+    >>> folded = mpbn_jax.strip(mpbn_jax.fold(variables))
+    >>> save_folded(path, folded, model=settings, step=640, kernels=False)
+    >>> model, folded = load_folded(path)
+    >>> model.apply(folded, x, train=False).shape
+    (8, 10)
   """
   path = pathlib.Path(path)
   try:

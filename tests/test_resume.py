@@ -4,41 +4,34 @@ import json
 import re
 import shutil
 import signal
+import sys
 import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import runs
 
-from mpbn_jax import report, train
+from mpbn_jax import arrays, interrupt, record, report, train
+from mpbn_jax.checkpoint import steps_in
 from mpbn_jax.interrupt import SignalCatcher
 
 LAST = runs.EPOCHS * runs.STEPS_PER_EPOCH
-LINE = re.compile(r'step (\d+)/')
 
 
-@pytest.fixture(scope='module')
-def uninterrupted(tmp_path_factory):
+@pytest.fixture
+def uninterrupted():
   """Returns the work directory of a run that nobody stopped."""
-  workdir = tmp_path_factory.mktemp('uninterrupted') / 'run'
-  process = runs.start(workdir)
-  _, err = process.communicate()
-  assert (process.returncode, err) == (0, '')
-  return workdir
+  return runs.finished()
 
 
-def arrays(workdir, step=LAST):
+def arrays_of(workdir, step=LAST):
   """Returns every array of a checkpoint, state and metrics."""
-  found = {}
-  for item in ('state', 'window'):
-    path = workdir.absolute() / 'checkpoints' / str(step) / item
-    with ocp.StandardCheckpointer() as checkpointer:
-      tree = checkpointer.restore(path)
-    for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
-      found[item + jax.tree_util.keystr(key)] = np.asarray(leaf)
-  return found
+  tree, _ = arrays.read(workdir / 'checkpoints' / f'{step}.npz')
+  return {
+    jax.tree_util.keystr(key): np.asarray(leaf)
+    for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def metrics(workdir):
@@ -52,7 +45,7 @@ def metrics(workdir):
 
 
 def check_equal(workdir, other):
-  ours, theirs = arrays(workdir), arrays(other)
+  ours, theirs = arrays_of(workdir), arrays_of(other)
   assert ours.keys() == theirs.keys()
   for name, array in ours.items():
     assert array.dtype == theirs[name].dtype, name
@@ -65,112 +58,222 @@ def check_equal(workdir, other):
   assert summaries[0] == summaries[1]
 
 
-def stop_at(workdir, step, signum):
-  """Starts a run, stops it when it says a step; returns (code, out, err)."""
-  process = runs.start(workdir)
-  said = []
-  for line in process.stdout:
-    said.append(line)
-    match = LINE.match(line)
-    if match and int(match[1]) >= step:
-      process.send_signal(signum)
-      break
-  out, err = process.communicate()
-  return process.returncode, ''.join(said) + out, err
-
-
-def finish(workdir):
-  process = runs.start(workdir)
-  out, err = process.communicate()
-  assert (process.returncode, err) == (0, '')
+def finish(workdir, capsys):
+  assert runs.run(workdir) == 0
+  out, err = capsys.readouterr()
+  assert err == ''
   return out
 
 
-@pytest.mark.slow
+@pytest.fixture
+def at_step(monkeypatch):
+  """Returns a function that has another one called when a step is said."""
+
+  def call(step, function):
+    say = record.Progress.say
+
+    def and_call(self, at, text):
+      say(self, at, text)
+      if at == step:
+        monkeypatch.setattr(record.Progress, 'say', say)
+        function()
+
+    monkeypatch.setattr(record.Progress, 'say', and_call)
+
+  return call
+
+
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_a_signal_saves_and_resumes_bit_for_bit(
-  signum, uninterrupted, tmp_path
+  signum, uninterrupted, tmp_path, capsys, at_step
 ):
   workdir = tmp_path / 'run'
-  code, _, err = stop_at(workdir, 5, signum)
-  assert code == 128 + signum
-  match = re.fullmatch(
-    rf'stopped at step (\d+) of {LAST}, saved in (\S+): the same command '
-    r'continues\n',
-    err,
+  at_step(20, lambda: signal.raise_signal(signum))
+  assert runs.run(workdir) == 128 + signum
+  assert capsys.readouterr().err == (
+    f'stopped at step 20 of {LAST}, saved in {workdir}/checkpoints/20.npz: the '
+    'same command continues\n'
   )
-  assert match, err
-  step = int(match[1])
-  assert 5 <= step <= LAST
-  assert match[2] == str(workdir / 'checkpoints' / str(step))
-  assert f'continues: step {step} of {LAST}' in finish(workdir)
+  assert f'continues: step 20 of {LAST}' in finish(workdir, capsys)
   check_equal(workdir, uninterrupted)
 
 
 @pytest.mark.slow
-def test_killed_run_continues_from_the_last_checkpoint(uninterrupted, tmp_path):
-  workdir = tmp_path / 'run'
+def test_killed_run_continues_from_the_last_checkpoint(tmp_path):
+  workdir, uninterrupted = tmp_path / 'run', tmp_path / 'other'
   process = runs.start(workdir)
-  while not (workdir / 'checkpoints' / '16').exists():
+  while not (workdir / 'checkpoints' / '16.npz').exists():
     assert process.poll() is None
     time.sleep(0.001)
   process.kill()
   process.communicate()
   assert process.returncode == -signal.SIGKILL
+  said = {}
+  for path in (workdir, uninterrupted):
+    process = runs.start(path)
+    said[path], err = process.communicate()
+    assert (process.returncode, err) == (0, '')
   # 32, if the machine was busy in between.
-  assert re.search(rf'step (16|32) of {LAST}', finish(workdir))
+  assert re.search(rf'step (16|32) of {LAST}', said[workdir])
   check_equal(workdir, uninterrupted)
 
 
 @pytest.mark.parametrize('kept', [(), (16,)])
 def test_run_that_lost_what_came_after_a_checkpoint_is_completed(
-  kept, uninterrupted, tmp_path
+  kept, uninterrupted, tmp_path, capsys
 ):
   # What kill -9 leaves at an exact place: metrics that are ahead, a half
   # written line, a half written checkpoint.
-  workdir = shutil.copytree(uninterrupted, tmp_path / 'run')
+  workdir = runs.half(tmp_path / 'run')
   checkpoints = workdir / 'checkpoints'
   (workdir / 'summary.json').unlink()
-  (checkpoints / str(LAST)).rename(checkpoints / f'{LAST}.orbax-checkpoint-tmp')
-  (checkpoints / f'{LAST}.orbax-checkpoint-tmp' / 'files.json').unlink()
+  (checkpoints / f'.{LAST}.npz.7-ab.tmp').write_bytes(b'PK')
   if not kept:
-    shutil.rmtree(checkpoints / '16')
+    (checkpoints / '16.npz').unlink()
+    (checkpoints / 'index.json').write_text('{"steps": []}')
   with (workdir / 'metrics.jsonl').open('a') as file:
     file.write('{"step": 33, "lo')
-  out = finish(workdir)
+  out = finish(workdir, capsys)
   assert (f'continues: step 16 of {LAST}' in out) == bool(kept)
   check_equal(workdir, uninterrupted)
 
 
-def test_signal_before_the_first_step_saves_the_initial_state(
-  uninterrupted, tmp_path
+def test_run_that_fell_back_repeats_the_lost_epoch(
+  uninterrupted, tmp_path, capsys
 ):
-  workdir = tmp_path / 'run'
-  process = runs.start(workdir)
-  for line in process.stdout:
-    if line.startswith('Total: '):  # the overview comes before training
-      process.send_signal(signal.SIGTERM)
-      break
-  _, err = process.communicate()
-  assert process.returncode == 128 + signal.SIGTERM
-  assert re.match(rf'stopped at step [0-9]+ of {LAST}, saved in', err)
-  finish(workdir)
+  workdir = shutil.copytree(uninterrupted, tmp_path / 'run')
+  last = workdir / 'checkpoints' / f'{LAST}.npz'
+  last.write_bytes(last.read_bytes()[:-100])
+  assert runs.run(workdir) == 0
+  out, err = capsys.readouterr()
+  assert err.startswith(f'warning: {last} cannot be read (')
+  assert err.count('\n') == 1
+  assert f'continues: step 16 of {LAST}' in out
   check_equal(workdir, uninterrupted)
 
 
-def test_signal_after_training_is_one_line(uninterrupted, tmp_path):
+def test_signal_before_the_first_step_saves_the_initial_state(
+  tmp_path, capsys, monkeypatch
+):
+  workdir = tmp_path / 'run'
+  overview = train.parameter_overview.get_parameter_overview
+
+  def signalled(params):
+    signal.raise_signal(signal.SIGTERM)
+    return overview(params)
+
+  monkeypatch.setattr(
+    train.parameter_overview, 'get_parameter_overview', signalled
+  )
+  assert runs.run(workdir) == 128 + signal.SIGTERM
+  assert f'stopped at step 0 of {LAST}, saved in' in capsys.readouterr().err
+  assert steps_in(workdir / 'checkpoints') == [0]
+
+
+def test_signal_after_training_is_one_line(
+  uninterrupted, tmp_path, capsys, monkeypatch
+):
   workdir = shutil.copytree(uninterrupted, tmp_path / 'run')
   before = runs.snapshot(workdir)
-  process = runs.start(workdir)
-  for line in process.stdout:
-    if 'is trained' in line:
-      process.send_signal(signal.SIGINT)
-      break
-  _, err = process.communicate()
-  assert process.returncode == 128 + signal.SIGINT
-  assert err.startswith('stopped')
-  assert err.count('\n') == 1
+  going_on = train._going_on
+
+  def signalled(*args):
+    signal.raise_signal(signal.SIGINT)
+    return going_on(*args)
+
+  monkeypatch.setattr(train, '_going_on', signalled)
+  arguments = ('--config.log.tensorboard=true',)
+  assert runs.run(workdir, *arguments) == 128 + signal.SIGINT
+  assert capsys.readouterr().err.startswith(f'stopped at step {LAST} of {LAST}')
   assert runs.snapshot(workdir) == before
+
+
+# ---- signals whose exception is lost
+
+
+def lost(signum):
+  """Sends a signal where Python drops exceptions, as in callbacks of JAX."""
+
+  class Dropped:
+    def __del__(self):
+      signal.raise_signal(signum)
+
+  Dropped()
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_signal_that_is_lost_while_starting_stops_before_the_first_step(
+  signum, tmp_path, capsys, monkeypatch
+):
+  build = train.build
+
+  def signalled(*args, **kwargs):
+    lost(signum)
+    return build(*args, **kwargs)
+
+  monkeypatch.setattr(train, 'build', signalled)
+  assert runs.run(tmp_path / 'run') == 128 + signum
+  err = capsys.readouterr().err
+  assert err.startswith(f'stopped at step 0 of {LAST}')
+  assert err.count('\n') == 1
+
+
+def test_signal_that_is_lost_while_evaluating_is_the_exit_code(
+  uninterrupted, tmp_path, capsys, monkeypatch
+):
+  workdir = shutil.copytree(uninterrupted, tmp_path / 'run')
+  monkeypatch.setattr(
+    report, 'summarize', lambda *_, **__: lost(signal.SIGTERM)
+  )
+  code = runs.run(workdir, '--mode=evaluate')
+  assert code == 128 + signal.SIGTERM
+  assert capsys.readouterr().err == (
+    'stopped; the checkpoints written so far stay: the same command continues\n'
+  )
+
+
+def test_error_that_a_signal_caused_is_not_told(
+  uninterrupted, capsys, monkeypatch
+):
+  def broken(*_, **__):
+    try:
+      signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+      raise RuntimeError('a library makes this of it') from None
+
+  monkeypatch.setattr(report, 'restore', broken)
+  code = runs.run(uninterrupted, '--mode=evaluate')
+  assert code == 128 + signal.SIGINT
+  assert capsys.readouterr().err.startswith('stopped; ')
+
+
+def test_other_exceptions_that_are_lost_are_still_shown(monkeypatch):
+  shown = []
+  monkeypatch.setattr(sys, 'unraisablehook', shown.append)
+
+  class Broken:
+    def __del__(self):
+      raise ZeroDivisionError
+
+  with interrupt.raise_on_signals():
+    Broken()
+  assert [found.exc_type for found in shown] == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_signal_while_importing_is_one_line(signum, tmp_path):
+  workdir = tmp_path / 'run'
+  file = tmp_path / 'slow.py'
+  file.write_text(
+    f'import signal, time\nsignal.raise_signal({int(signum)})\ntime.sleep(60)\n'
+  )
+  process = runs.start(workdir, f'--config={file}')
+  _, err = process.communicate()
+  assert process.returncode == 128 + signum
+  assert err == (
+    'stopped; the checkpoints written so far stay: the same command continues\n'
+  )
+  assert not workdir.exists()
 
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
@@ -183,23 +286,13 @@ def test_signal_while_evaluating_is_one_line(
   monkeypatch.setattr(
     report, 'compare', lambda *_, **__: signal.raise_signal(signum)
   )
-  assert runs.run(workdir) == 128 + signum
+  arguments = ('--config.log.tensorboard=true',)
+  assert runs.run(workdir, *arguments) == 128 + signum
   assert capsys.readouterr().err == (
     'stopped; the checkpoints written so far stay: the same command continues\n'
   )
   assert runs.snapshot(workdir) == before
   assert signal.getsignal(signum) == handler
-
-
-def test_signal_while_importing_leaves_no_directory(tmp_path):
-  workdir = tmp_path / 'run'
-  file = tmp_path / 'slow.py'
-  file.write_text('import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n')
-  process = runs.start(workdir, f'--config={file}')
-  _, err = process.communicate()
-  assert process.returncode == 128 + signal.SIGTERM
-  assert err.startswith('stopped')
-  assert not workdir.exists()
 
 
 def test_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not():
@@ -226,7 +319,7 @@ def test_nan_names_metric_and_step_and_saves_nothing(tmp_path, capsys):
     r'optimizer.learning_rate .*; nothing was saved\n$',
     err,
   )
-  assert not list((workdir / 'checkpoints').iterdir())
+  assert steps_in(workdir / 'checkpoints') == []
   assert not (workdir / 'summary.json').exists()
 
 
