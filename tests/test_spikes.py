@@ -195,3 +195,21 @@ def test_norm_in_training_returns_spikes_too():
   )
   assert isinstance(y, Spikes)
   assert isinstance(y.array, jax.Array)
+
+
+@pytest.mark.parametrize('norm', GAINS)
+def test_gain_is_one_number_in_every_program(norm):
+  rng = np.random.default_rng(0)
+  shape = {'scale': (1000,), 'moment': (3, 1000) if 'step' in norm else (1000,)}
+  scale, moment = (
+    rng.uniform(0.01, 2, shape[k]).astype(np.float32)
+    for k in ('scale', 'moment')
+  )
+
+  def gain(scale, moment):
+    return NORMS[norm].fold({'scale': scale}, {'moment': moment}, eps=1e-5)
+
+  expected = scale / np.sqrt(moment + np.float32(1e-5))
+  constants = jax.jit(lambda: gain(jnp.asarray(scale), jnp.asarray(moment)))
+  for found in (gain(scale, moment), jax.jit(gain)(scale, moment), constants()):
+    np.testing.assert_array_equal(found, expected)

@@ -1,16 +1,26 @@
-"""Is every network that a user may write folded right, or refused by name?"""
+"""Does a network that a user writes fold to the same logits?"""
 
-import functools
-from collections.abc import Callable
-
-import common
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from user_networks import (
+  Block,
+  Net,
+  X,
+  conv,
+  end,
+  ensemble,
+  fold,
+  lif,
+  norm_variables,
+  pooled,
+  random_variables,
+  spikes,
+  stacked,
+)
 
-from mpbn_jax import InputError, fold_all, readers_of_spikes, strip
 from mpbn_jax.layers import (
   LIF,
   ConvNorm,
@@ -18,64 +28,8 @@ from mpbn_jax.layers import (
   Readout,
   SpikeNorm,
   Spikes,
-  average_pool,
   mean_over_space,
-  over_time,
 )
-from mpbn_jax.norm import synaptic_filter
-
-X = common.images(4, side=4, channels=4)[:, None] + jnp.arange(2.0).reshape(
-  (1, 2, 1, 1, 1)
-)  # [B, T, H, W, C]
-
-
-class Net(nn.Module):
-  """A user's network: `body` between an encoder and a linear layer."""
-
-  body: Callable
-
-  @nn.compact
-  def __call__(self, x, *, train):
-    x = self.body(conv(x, name='encoder'))
-    return Readout(3, nn.initializers.normal(1.0), name='head')(x).mean(1)
-
-
-# All evaluate: no test here needs statistics of a batch.
-def conv(x, name=None, features=4, kind=ConvNorm, **options):
-  return kind(features, norm='none', name=name, **options)(x, train=False)
-
-
-def lif(currents, name=None):
-  return LIF(name=name)(currents, train=False)
-
-
-def spikes(currents, name=None, norm='psp_bn', **options):
-  return SpikeNorm(norm=norm, name=name, **options)(lif(currents), train=False)
-
-
-def end(x):
-  """Returns [B, T, C] of whatever stands before the linear layer."""
-  return mean_over_space(x)
-
-
-def pooled(a, **options):
-  return over_time(functools.partial(average_pool, **options), a)
-
-
-def random_variables(model):
-  """Returns variables without a leaf that is what init gives, in NumPy."""
-  init = functools.partial(model.init, train=False)
-  shapes = jax.eval_shape(init, jax.random.key(0), X)
-  rng = np.random.default_rng(0)
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: (
-      rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
-      * (0.2 if path[-1].key == 'kernel' else 1)
-      * rng.choice([-1, 1] if path[-1].key == 'kernel' else [1], leaf.shape)
-    ),
-    shapes,
-  )
-
 
 FOLDS = {}
 
@@ -183,23 +137,6 @@ def spiking_mlp(x):
   return spikes(Readout(4, init)(spikes(end(x))))
 
 
-class Block(nn.Module):
-  """A block as of a residual network, with several ways in."""
-
-  @nn.compact
-  def __call__(self, x):
-    a = spikes(x, name='norm')
-    return Identity(name='shortcut')(a) + conv(a, name='conv')
-
-  def as_carry(self, x, _):
-    return self(x), None
-
-
-def stacked(**others):
-  every = {'params': 0, 'batch_stats': 0, 'folded': 0}
-  return {'variable_axes': every | others, 'split_rngs': {'params': True}}
-
-
 @folds
 def scanned_blocks(x):
   blocks = nn.scan(Block, length=3, methods=['as_carry'], **stacked())
@@ -226,10 +163,6 @@ def blocks_under_remat(x):
 @folds
 def blocks_under_jit_that_share_a_trace(x):
   return end(nn.jit(Block)(name='b')(nn.jit(Block)(name='a')(x)))
-
-
-def ensemble(x, **options):
-  return nn.vmap(Block, in_axes=None, axis_size=3, **options)(name='blocks')(x)
 
 
 @folds
@@ -318,6 +251,24 @@ class Scaled(ConvNorm):
 
 
 @folds
+def readers_in_both_branches(x):
+  class Branches(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      readers = [ConvNorm(4, norm='none') for _ in range(2)]
+      y = sum(reader(a, train=False) for reader in readers)
+      return y + nn.cond(
+        x.sum() > 0,
+        lambda _: readers[0](a, train=False),
+        lambda _: 2 * readers[1](a, train=False),
+        self,
+      )
+
+  a = spikes(x)
+  return end(Branches()(x))
+
+
+@folds
 def subclass_of_a_reader(x):
   return end(lif(conv(spikes(x), kind=Scaled)))
 
@@ -359,20 +310,6 @@ def reader_of_the_norm_of_another_network(x):
   return end(spikes(conv(a)))
 
 
-def norm_variables():
-  return {
-    'params': {'psp_bn': {'scale': np.arange(1.0, 5)}},
-    'batch_stats': {'psp_bn': {'moment': np.arange(1.0, 5)}},
-  }
-
-
-def fold(model):
-  """Returns (variables, folded and stripped ones) of a user's network."""
-  variables = random_variables(model)
-  readers = readers_of_spikes(model, variables, X)
-  return variables, strip(fold_all(variables, readers=readers))
-
-
 @pytest.mark.parametrize('name', FOLDS)
 def test_network_folds_to_the_same_logits(name):
   model = Net(FOLDS[name])
@@ -386,351 +323,3 @@ def test_network_folds_to_the_same_logits(name):
   logits = run(variables)
   assert jnp.abs(logits).max() > 1e-2
   np.testing.assert_allclose(logits, run(folded), rtol=1e-4, atol=1e-5)
-
-
-# ---- networks that are refused, with what the message says
-
-REFUSED = {}
-
-
-def refused(message):
-  def note(function):
-    REFUSED[function.__name__] = (function, message)
-    return function
-
-  return note
-
-
-NO_ARRAY = r"expected an array, got the normed spikes of '.*SpikeNorm_\d'"
-
-
-def other(reader, norm, got):
-  return f"{reader}', whose kernel takes in the norm '{norm}', .* got {got}"
-
-
-@refused(NO_ARRAY)
-def residual_sum(x):
-  a = spikes(x)
-  return end(lif(conv(a) + a))
-
-
-@refused(NO_ARRAY)
-def residual_sum_the_other_way_round(x):
-  a = spikes(x)
-  return end(lif(a + conv(a)))
-
-
-@refused(NO_ARRAY)
-def concatenation(x):
-  return end(lif(jnp.concatenate([spikes(x), spikes(x)], -1)))
-
-
-@refused(NO_ARRAY)
-def lateral_inhibition(x):
-  a = spikes(x)
-  return end(lif(a - a.mean(-1, keepdims=True)))
-
-
-@refused(NO_ARRAY)
-def flax_convolution(x):
-  return end(nn.Conv(4, (3, 3))(spikes(x)))
-
-
-@refused(NO_ARRAY)
-def flax_dense(x):
-  return end(nn.Dense(4)(spikes(x)))
-
-
-@refused(NO_ARRAY)
-def flax_dense_in_a_sequence(x):
-  return nn.Sequential([spikes, end, nn.Dense(4)])(x)
-
-
-@refused(NO_ARRAY)
-def flax_batch_norm(x):
-  return end(nn.BatchNorm(use_running_average=True)(spikes(x)))
-
-
-@refused(NO_ARRAY)
-def flax_layer_norm(x):
-  return end(nn.LayerNorm()(spikes(x)))
-
-
-@refused(NO_ARRAY)
-def flax_dropout(x):
-  return end(
-    nn.Dropout(0.5, deterministic=False, rng_collection='params')(spikes(x))
-  )
-
-
-@refused(NO_ARRAY)
-def flax_dropout_in_evaluation(x):
-  return end(lif(nn.Dropout(0.5, deterministic=True)(spikes(x))))
-
-
-@refused(NO_ARRAY)
-def flax_attention(x):
-  return nn.MultiHeadDotProductAttention(2)(end(spikes(x)))
-
-
-@refused(NO_ARRAY)
-def einsum(x):
-  a = end(spikes(x))
-  return jnp.einsum('btc,bsc->btc', a, a)
-
-
-@refused(NO_ARRAY)
-def function_of_numpy(x):
-  return end(np.tanh(spikes(x)))
-
-
-@refused(NO_ARRAY)
-def synaptic_filter_of_normed_spikes(x):
-  return end(synaptic_filter(spikes(x), tau_s=0.5))
-
-
-@refused(NO_ARRAY)
-def neuron_of_normed_spikes(x):
-  return end(lif(spikes(x)))
-
-
-@refused(NO_ARRAY)
-def norm_of_normed_spikes(x):
-  return end(SpikeNorm(norm='psp_ln')(spikes(x), train=False))
-
-
-@refused(NO_ARRAY)
-def another_function_over_time(x):
-  return end(over_time(jnp.tanh, spikes(x)))
-
-
-@refused(NO_ARRAY)
-def tree_map(x):
-  return end(jax.tree.map(jnp.tanh, {'a': spikes(x)})['a'])
-
-
-@refused(NO_ARRAY)
-def scan_of_jax_over_the_spikes(x):
-  _, y = jax.lax.scan(lambda c, a: (c, a), 0, spikes(x))
-  return end(y)
-
-
-@refused(NO_ARRAY)
-def delay_line(x):
-  a = spikes(x)
-  _, y = jax.lax.scan(lambda r, _: (r, 0), (a, a, a), None, length=2)
-  return end(y)
-
-
-@refused(NO_ARRAY)
-def while_loop(x):
-  y = jax.lax.while_loop(lambda a: True, lambda a: 2 * a, spikes(x))
-  return end(y)
-
-
-@refused(NO_ARRAY)
-def fori_loop(x):
-  return end(jax.lax.fori_loop(0, 2, lambda i, a: 2 * a, spikes(x)))
-
-
-@refused(NO_ARRAY)
-def cond(x):
-  return end(jax.lax.cond(True, lambda a: a, lambda a: 2 * a, spikes(x)))
-
-
-@refused(NO_ARRAY)
-def vmap(x):
-  return end(jax.vmap(lambda a: a + 1)(spikes(x)))
-
-
-@refused(NO_ARRAY)
-def jit(x):
-  return end(jax.jit(lambda a: a)(spikes(x)))
-
-
-@refused(NO_ARRAY)
-def checkpoint(x):
-  return end(jax.checkpoint(lambda a: 2 * a)(spikes(x)))
-
-
-@refused(NO_ARRAY)
-def eval_shape(x):
-  return end(jax.eval_shape(lambda a: a, spikes(x)))
-
-
-@refused(NO_ARRAY)
-def closure_of_a_program(x):
-  a = spikes(x)
-  return end(jax.jit(lambda y: y + a)(x))
-
-
-@refused(NO_ARRAY)
-def custom_gradient(x):
-  f = jax.custom_vjp(lambda a: a)
-  f.defvjp(lambda a: (a, None), lambda _, g: (g,))
-  return end(f(spikes(x)))
-
-
-@refused(NO_ARRAY)
-def stop_gradient(x):
-  return end(lif(jax.lax.stop_gradient(spikes(x))))
-
-
-@refused(NO_ARRAY)
-def scan_of_flax_carries_them(x):
-  class Step(nn.Module):
-    @nn.compact
-    def __call__(self, a, _):
-      return a, None
-
-  steps = nn.scan(Step, length=2, **stacked())
-  return end(steps()(spikes(x), None)[0])
-
-
-@refused(NO_ARRAY)
-def remat_of_flax_takes_them(x):
-  return end(
-    lif(
-      nn.remat(ConvNorm, static_argnums=())(4, norm='none')(
-        spikes(x), train=False
-      )
-    )
-  )
-
-
-@refused(NO_ARRAY)
-def stacked_norm_read_by_an_unstacked_layer(x):
-  class Normed(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-      return spikes(x)
-
-  norms = nn.vmap(Normed, in_axes=None, axis_size=2, **stacked())
-  return end(norms()(x).mean(0))
-
-
-@refused('code that takes their .array.*cannot be folded')
-def their_array(x):
-  return end(lif(spikes(x).array))
-
-
-@refused('code that takes their .array.*cannot be folded')
-def their_array_over_time(x):
-  return end(over_time(lambda a: nn.max_pool(a.array, (2, 2)), spikes(x)))
-
-
-@refused(other("'.*ConvNorm_0", 'SpikeNorm_0', 'an array without it'))
-def convolution_of_spikes_and_of_currents(x):
-  reader = ConvNorm(4, norm='none')
-  return end(lif(reader(spikes(x), train=False) + reader(x, train=False)))
-
-
-@refused(other("'.*ConvNorm_0", 'SpikeNorm_0', 'an array without it'))
-def loop_with_one_convolution_and_one_norm(x):
-  norm, reader = SpikeNorm(norm='psp_bn'), ConvNorm(4, norm='none')
-  for _ in range(3):
-    a = norm(lif(reader(x, train=False)), train=False)
-    x = reader(a, train=False)
-  return end(x)
-
-
-@refused(
-  other("'.*ConvNorm_0", 'SpikeNorm_0', "the norm 'SpikeNorm_1' as well")
-)
-def convolution_of_two_norms(x):
-  reader = ConvNorm(4, norm='none')
-  return end(
-    lif(reader(spikes(x), train=False) + reader(spikes(x), train=False))
-  )
-
-
-@refused(
-  other("'.*Identity_0", 'SpikeNorm_0', "the norm 'SpikeNorm_1' as well")
-)
-def identity_of_two_norms(x):
-  reader = Identity()
-  return end(lif(reader(spikes(x)) + reader(spikes(x))))
-
-
-@refused("a layer that reads the normed spikes of 'SpikeNorm_0', got none")
-def norm_without_a_reader(x):
-  spikes(x)
-  return end(x)
-
-
-@refused("expected the network to use 'SpikeNorm_0' in evaluation")
-def norm_of_the_initialization_only(x):
-  if nn.module._context.module_stack[-1].is_initializing():
-    spikes(x)
-  return end(x)
-
-
-@refused("to use 'blocks/norm' in evaluation.*let that pass `folded` on")
-def ensemble_that_does_not_pass_folded_on(x):
-  axes = {'params': 0, 'batch_stats': 0}
-  options = {'variable_axes': axes, 'split_rngs': {'params': True}}
-  return end(ensemble(x, **options).sum(0))
-
-
-@refused("to use 'blocks/norm' in evaluation.*let that pass `folded` on")
-def scan_that_does_not_pass_folded_on(x):
-  blocks = nn.scan(
-    Block,
-    length=3,
-    methods=['as_carry'],
-    variable_axes={'params': 0, 'batch_stats': 0},
-    split_rngs={'params': True},
-  )
-  return end(blocks(name='blocks').as_carry(x, None)[0])
-
-
-@refused('nn.WeightNorm, say. that keeps `folded` as it is')
-def weight_norm_around_a_reader(x):
-  reader = nn.WeightNorm(ConvNorm(4, norm='none', name='conv'))
-  return end(lif(reader(spikes(x), train=False)))
-
-
-@refused(r'psp_ln. does not fold')
-def norm_that_does_not_fold(x):
-  return end(spikes(conv(spikes(x)), norm='psp_ln') + x)
-
-
-@refused(r"a kernel beside 'bn', as in a ConvNorm, got none")
-def flax_batch_norm_called_bn(x):
-  x = nn.BatchNorm(use_running_average=True, name='bn')(conv(spikes(x)))
-  return end(spikes(x))
-
-
-@pytest.mark.parametrize(
-  'out', [lambda a: a, lambda a: {'out': [a]}, lambda a: (a.ndim, (a, a))]
-)
-def test_normed_spikes_as_the_output_are_refused(out):
-  class Headless(nn.Module):
-    @nn.compact
-    def __call__(self, x, *, train):
-      return out(spikes(x, name='norm'))
-
-  model = Headless()
-  variables = {c: {'norm': leaves} for c, leaves in norm_variables().items()}
-  message = "an output that is an array, got the normed spikes of 'norm'"
-  with pytest.raises(InputError, match=message):
-    readers_of_spikes(model, variables, X)
-
-
-@pytest.mark.parametrize(
-  'function', [nn.relu, lambda a: jax.pure_callback(np.tanh, X, a)]
-)
-def test_function_that_asks_its_input_for_nothing_shows_the_spikes(function):
-  model = Net(lambda x: end(function(spikes(x))))
-  with pytest.raises(TypeError, match='is of type .*Spikes') as error:
-    random_variables(model)
-  assert 'which only ConvNorm, Readout and' in str(error.value.__cause__)
-
-
-@pytest.mark.parametrize('name', REFUSED)
-def test_network_is_refused_by_name(name):
-  body, message = REFUSED[name]
-  model = Net(body)
-  with pytest.raises(InputError, match=message) as error:
-    fold(model)
-  assert '\n' not in str(error.value)

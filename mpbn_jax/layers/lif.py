@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
 from mpbn_jax.layers import variables
+from mpbn_jax.layers.normed import check_array
 from mpbn_jax.neuron import Fire, fire_at, lif_scan
 from mpbn_jax.surrogate import emit, spike
 
@@ -78,6 +79,7 @@ class LIF(nn.Module):
       InputError: a stored constant is not the layer's setting, where it is
         known; training of what is folded; a learned tau that starts at 0.
     """
+    check_array(currents)
     tau, v_th = self._tau_and_v_th(currents.shape[-1])
     fire, state, write, v_th = self._predicate(currents.shape[2:], v_th, train)
     spikes, state = lif_scan(

@@ -175,6 +175,12 @@ def on_array(
   )
 
 
+def check_array(x: Any) -> None:
+  """Raises InputError for normed spikes where an array is due."""
+  if isinstance(x, Spikes):
+    x._refuse()
+
+
 def check_merged(spikes: Spikes, function: str, *, merged: bool) -> None:
   """Raises InputError for spikes inside `over_time` where others are due."""
   if spikes._merged != merged:

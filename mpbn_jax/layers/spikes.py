@@ -43,6 +43,7 @@ class SpikeNorm(nn.Module):
   @nn.compact
   def __call__(self, spikes: jax.Array, *, train: bool) -> jax.Array | Spikes:
     """Returns [B, T, ..., C] of spikes [B, T, ..., C]."""
+    normed.check_array(spikes)
     a = norms.synaptic_filter(spikes, tau_s=self.tau_s, unroll=self.unroll)
     if self.norm == norms.NONE:
       return a
