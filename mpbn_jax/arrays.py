@@ -47,6 +47,10 @@ def save(
   Raises:
     NotWrittenError: it cannot be written.
   """
+  leaves = jax.tree.leaves(dict(items))
+  # Every array may take one block more than it fills; the rest is Orbax's own.
+  blocks = 4096 * (len(leaves) + 32)
+  files.check_room(path, sum(leaf.nbytes for leaf in leaves) + blocks)
   if path.exists():
     _write_into(path, items, notes, of=path)
     return

@@ -6,6 +6,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -69,6 +70,20 @@ def _errno_of(path, error):
   return said[0] if said else 0
 
 
+def check_room(path: pathlib.Path, size: int) -> None:
+  """Raises NotWrittenError where a disk has less than `size` bytes left.
+
+  Before a library starts that handles a full disk badly.
+
+  Args:
+    path: what will be written, in a directory that exists.
+    size: in bytes, about.
+  """
+  with writing(path):
+    if shutil.disk_usage(path.parent).free < size:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 @contextlib.contextmanager
 def whole_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Makes a directory that is there whole or not at all.
@@ -90,9 +105,22 @@ def whole_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
       sync(temporary)
       os.rename(temporary, path)
     except BaseException:
-      shutil.rmtree(temporary, ignore_errors=True)
+      _remove_beside_writers(temporary)
       raise
     sync(path.parent)
+
+
+def _remove_beside_writers(directory):
+  """Removes a directory into which threads of a library may still write.
+
+  After an error TensorStore finishes other files that were under way, and makes
+  their directories anew.
+  """
+  for _ in range(20):
+    shutil.rmtree(directory, ignore_errors=True)
+    time.sleep(0.1)
+    if not directory.exists():
+      return
 
 
 def write_whole(
