@@ -23,7 +23,11 @@ def get_config():
 
   config.data.name = 'photo_digits'
   config.data.batch_size = 64
+  config.data.train_size = 8000
 
   config.optimizer.learning_rate = 0.3
+  # At the full rate the network may stay at chance for epochs, at a third of it
+  # it learns too slowly for ten.
+  config.optimizer.warmup_epochs = 3.0
   config.optimizer.weight_decay = 5e-4
   return config
