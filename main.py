@@ -116,10 +116,12 @@ def _prepare(config):
 
 
 def _import(file, config, workdir):
-  from mpbn_jax.interop.files import import_checkpoint
+  from mpbn_jax.interop.files import import_checkpoint, sha256
 
   where = import_checkpoint(file, config, workdir=workdir)
   print(f'imported: {where}')
+  # A .safetensors has no checksum of its own.
+  print(f'sha256 of {file}: {sha256(file)}')
   print(
     'next: the same command without --checkpoint, and with --mode=evaluate, '
     '--mode=fold or --mode=train'
