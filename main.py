@@ -150,6 +150,8 @@ def _import(files, command):
   _, config, workdir, file = command
   where = files.import_checkpoint(file, config, workdir=workdir)
   print(f'imported: {where}')
+  # A .safetensors has no checksum of its own.
+  print(f'sha256 of {file}: {files.sha256(file)}')
   print(
     'next: the same command without --checkpoint, and with --mode=evaluate, '
     '--mode=fold or --mode=train'

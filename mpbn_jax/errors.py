@@ -1,4 +1,4 @@
-"""What does the package raise when the user can mend the cause?"""
+"""Errors that the user can mend."""
 
 import difflib
 
@@ -8,8 +8,14 @@ class InputError(ValueError):
 
   The message is one line: what was expected, what came, how to mend it.
   `main.py` prints it without a traceback and exits with code 2; every other
-  exception is a defect of this package and keeps its traceback.
+  exception is a defect of this package and keeps its traceback. A name in it
+  that comes from a file may hold anything: what cannot be printed is escaped.
   """
+
+  def __init__(self, message: str):
+    super().__init__(
+      ''.join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    )
 
 
 def unknown(kind: str, name: object, known) -> InputError:

@@ -1,6 +1,7 @@
 """Do weights of the reference become a run, and does bad input say why not?"""
 
 import functools
+import hashlib
 import shutil
 
 import common
@@ -110,6 +111,8 @@ def test_import_says_where_and_what_next(tmp_path, capsys):
   assert err == ''
   assert f'imported: {tmp_path}/run/checkpoints/0\n' in out
   assert '--mode=evaluate' in out
+  checksum = hashlib.sha256(golden_path().read_bytes()).hexdigest()
+  assert f'sha256 of {golden_path()}: {checksum}\n' in out
 
 
 def test_evaluate_accepts_the_import(workdir):
@@ -233,7 +236,7 @@ def test_weights_that_are_not_finite_are_named(value, tmp_path, capsys):
   np.savez(tmp_path / 'a.npz', **state | {'model.fc.conv.bias': bias})
   assert import_file(tmp_path / 'run', tmp_path / 'a.npz') == 2
   message = the_error(capsys.readouterr())
-  assert 'params/head/bias holds NaN or infinity' in message
+  assert 'model.fc.conv.bias with NaN or infinity' in message
   assert not (tmp_path / 'run').exists()
 
 

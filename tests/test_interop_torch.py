@@ -33,7 +33,9 @@ def _case(name, membrane_norm='mpbn_channel', channels=3):
   constants = {'eps': jnp.float32(1e-5), 'v_th': jnp.float32(0.5)}
 
   def leaf(path, shape):
-    drawn = jnp.asarray(rng.normal(0, 1, shape.shape), jnp.float32)
+    drawn = rng.normal(0, 1, shape.shape)
+    drawn = abs(drawn) if path[-1].key == 'var' else drawn
+    drawn = jnp.asarray(drawn, jnp.float32)
     return constants.get(path[-1].key, drawn)
 
   return config, jax.tree_util.tree_map_with_path(leaf, shapes)
@@ -119,3 +121,52 @@ def test_what_the_reference_does_not_learn_is_refused(key):
   state = to_reference(variables, config)
   with pytest.raises(InputError, match=f'the reference has no {key}'):
     from_reference(state, config | {key: True})
+
+
+VAR = 'model.conv1.2.bn.running_var'
+BIAS = 'model.fc.conv.bias'
+
+
+@pytest.mark.parametrize(
+  ('name', 'change', 'message'),
+  [
+    (VAR, lambda a: a - 9, f'variances of at least 0, got {VAR} with the var'),
+    (VAR, lambda a: a * np.nan, f'{VAR} with NaN or infinity'),
+    (BIAS, lambda a: a / 0.0, f'{BIAS} with NaN or infinity'),
+    (BIAS, lambda a: np.full(10, 1e39), f'{BIAS} with NaN or infinity'),
+    (BIAS, lambda a: a + 1j, f'{BIAS} of dtype complex64'),
+    (BIAS, lambda a: a.astype(np.int8), f'{BIAS} of dtype int8'),
+    (BIAS, lambda a: a > 0, f'{BIAS} of dtype bool'),
+  ],
+)
+def test_numbers_that_no_network_has_are_named(name, change, message):
+  config, variables = _case('resnet20')
+  state = to_reference(variables, config)
+  with np.errstate(divide='ignore'):
+    state[name] = change(state[name])
+  with pytest.raises(InputError, match=message):
+    from_reference(state, config)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float64, jnp.bfloat16])
+def test_floating_point_numbers_of_every_width_are_taken(dtype):
+  config, variables = _case('resnet20')
+  state = to_reference(variables, config)
+  state[BIAS] = np.asarray(state[BIAS]).astype(dtype)
+  bias = from_reference(state, config)['params']['head']['bias']
+  np.testing.assert_array_equal(bias, state[BIAS].astype(np.float32))
+
+
+def test_name_with_and_without_the_prefix_is_refused():
+  config, variables = _case('resnet20')
+  state = to_reference(variables, config)
+  state[f'module.{BIAS}'] = state[BIAS] + 1
+  with pytest.raises(InputError, match=f"once, got '{BIAS}' with and"):
+    from_reference(state, config)
+
+
+def test_key_that_is_no_name_is_refused():
+  config, variables = _case('resnet20')
+  state = to_reference(variables, config) | {0: np.zeros(3)}
+  with pytest.raises(TypeError, match='arrays by name, got the key 0'):
+    from_reference(state, config)

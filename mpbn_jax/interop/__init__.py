@@ -1,1 +1,1 @@
-"""How do networks travel to and from other programs?"""
+"""Exchange of networks with other programs."""

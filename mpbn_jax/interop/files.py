@@ -1,12 +1,7 @@
-"""How does a file of weights from another program become a checkpoint?
+"""Weights of another program: the file as arrays, and as a checkpoint."""
 
-The files are read without ever running code that they may hold.
-"""
-
-import json
+import hashlib
 import pathlib
-import re
-import warnings
 from collections.abc import Mapping
 
 import jax
@@ -15,179 +10,62 @@ import numpy as np
 
 from mpbn_jax import record, sharding
 from mpbn_jax.checkpoint import Checkpoints, steps_in
-from mpbn_jax.errors import InputError, unknown
+from mpbn_jax.errors import InputError
+from mpbn_jax.interop.readers import (
+  entries,
+  is_floating,
+  say_what_is_unchecked,
+)
 from mpbn_jax.interop.torch import from_reference
 from mpbn_jax.train import saved_items
 from mpbn_jax.train_step import build_network, start_state
 
 # ---- reading
 
-# Whole checkpoints hold the weights under one of these.
-_NESTED = ('state_dict', 'model', 'net')
-# Archives that hold more than weights, as tests/golden does, have it on these.
-_PREFIX = 'state/'
-
 
 def read_state(path: pathlib.Path | str) -> dict[str, np.ndarray]:
   """Returns {name: array} of a file of weights.
 
   Args:
-    path: its suffix says how it is read. .npz: NumPy, the entries 'state/...'
-      without that prefix where there are any. .safetensors. .pth, .pt, .tar:
-      PyTorch, which must be installed; a `state_dict`, bare or under
-      'state_dict', 'model' or 'net'.
+    path: as for `readers.entries`.
 
   Returns:
     Names and axes as in the file, numbers as float32.
 
   Raises:
-    InputError: no such file, unknown kind, damaged, code in it, no weights.
+    InputError: no such file, unknown kind, damaged, code in it, no weights,
+      other numbers than floating-point ones.
   """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise InputError(
-      f"expected a file of weights, got '{path}', which is none: give its path "
-      'as --checkpoint=FILE'
-    )
-  suffix = path.suffix.lower()
-  if suffix not in _READERS:
-    raise unknown('kind of file of weights', suffix, _READERS)
-  try:
-    state = _READERS[suffix](path)
-  except InputError:
-    raise
-  except Exception as error:  # whatever a damaged file may raise
-    raise InputError(
-      f'expected weights in {path}, which cannot be read as {suffix} '
-      f'({_reason(error)}): restore a copy'
-    ) from error
-  if not state:
-    raise InputError(
-      f'expected arrays by name in {path}, got none: save what '
-      'model.state_dict() returns'
-    )
-  for name, array in state.items():
-    if array.dtype.kind not in 'biuf':
-      raise InputError(
-        f'expected numbers in {path}, got {name} of dtype {array.dtype}: save '
-        'it as float32'
-      )
+  found = _weights(path)
   with np.errstate(over='ignore'):  # `import_checkpoint` refuses infinity
-    return {name: array.astype(np.float32) for name, array in state.items()}
-
-
-def _reason(error):
-  sentence = re.split(r'\.?(?:\s*\n|\. |$)', str(error).strip())[0]
-  name = type(error).__name__
-  return f'{name}: {sentence[:160]}' if sentence else name
-
-
-def _read_npz(path):
-  with path.open('rb') as file:  # np.load leaves a damaged one open
-    archive = np.load(file, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-      raise ValueError('one array without a name')
-    names = [name for name in archive.files if name.startswith(_PREFIX)]
-    return {
-      name.removeprefix(_PREFIX): archive[name]
-      for name in names or archive.files
+    state = {
+      name: entry.read().astype(np.float32) for name, entry in found.items()
     }
-
-
-_SAFETENSORS = {
-  'BOOL': '?',
-  'I8': '<i1',
-  'U8': '<u1',
-  'I16': '<i2',
-  'U16': '<u2',
-  'I32': '<i4',
-  'U32': '<u4',
-  'I64': '<i8',
-  'U64': '<u8',
-  'F16': '<f2',
-  'BF16': '<u2',  # NumPy has none: the upper half of a float32
-  'F32': '<f4',
-  'F64': '<f8',
-}
-
-
-def _read_safetensors(path):
-  """Reads the whole format, which is too small to depend on a package for.
-
-  Eight bytes N, N bytes of JSON {name: dtype, shape, data_offsets}, the data.
-  """
-  content = memoryview(path.read_bytes())
-  start = 8 + int.from_bytes(content[:8], 'little')
-  if len(content) < max(start, 8):
-    raise ValueError('it is cut off')
-  header = json.loads(bytes(content[8:start]))
-  header.pop('__metadata__', None)
-  state = {}
-  for name, entry in header.items():
-    dtype = entry['dtype']
-    if dtype not in _SAFETENSORS:
-      raise ValueError(f'{name} has dtype {dtype}')
-    first, last = (start + offset for offset in entry['data_offsets'])
-    if not start <= first <= last <= len(content):
-      raise ValueError(f'{name} is cut off')
-    array = np.frombuffer(content[first:last], _SAFETENSORS[dtype])
-    if dtype == 'BF16':
-      array = (array.astype(np.uint32) << 16).view(np.float32)
-    state[name] = array.reshape(entry['shape'])
+  say_what_is_unchecked(pathlib.Path(path))
   return state
 
 
-def _read_torch(path):
-  try:
-    import torch  # large, and needed for nothing else
-  except ImportError as error:
-    raise InputError(
-      f'expected PyTorch, to read {path}, which cannot be imported '
-      f'({_reason(error)}): pip install torch, or where it is installed write '
-      "s = torch.load('x.pth', weights_only=True, map_location='cpu'); "
-      "numpy.savez('x.npz', **{k: v.float().numpy() for k, v in s.items()})"
-    ) from error
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # an error says it all in one line
-    try:
-      content = torch.load(path, weights_only=True, map_location='cpu')
-    except Exception as error:
-      found = _code_in(str(error))
-      if found is None:
-        raise
+def _weights(path):
+  """Returns the entries of a file, none of which has been read."""
+  found = entries(path)
+  for name, entry in found.items():
+    counts = entry.shape == () and entry.dtype.lower() in _COUNTS
+    if not is_floating(entry.dtype) and not counts:
       raise InputError(
-        f'expected tensors alone in {path}, got {found}, and code in '
-        'checkpoints is never run: save what model.state_dict() returns alone, '
-        'with torch.save'
-      ) from error
-    for key in _NESTED:
-      if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-        content = content[key]
-    entries = content.items() if isinstance(content, Mapping) else ()
-    return {
-      name: np.asarray(tensor.detach().float())
-      for name, tensor in entries
-      if isinstance(tensor, torch.Tensor)
-    }
+        f'expected numbers with a point in {path}, got {name} of dtype '
+        f'{entry.dtype}: save it as float32'
+      )
+  return found
 
 
-def _code_in(message):
-  """Returns what `weights_only` refused, None if the file is just damaged."""
-  match = re.search(r'GLOBAL ([\w.]+)', message)
-  if match:
-    return f'the Python object {match[1]}'
-  if 'TorchScript' in message:
-    return 'a TorchScript program'
-  return 'a pickle' if 'Weights only load failed' in message else None
+# Of one number, such as PyTorch's num_batches_tracked.
+_COUNTS = {'i32', 'i64', 'u32', 'u64', 'int32', 'int64', 'uint32', 'uint64'}
 
 
-_READERS = {
-  '.npz': _read_npz,
-  '.pt': _read_torch,
-  '.pth': _read_torch,
-  '.safetensors': _read_safetensors,
-  '.tar': _read_torch,  # .pth.tar
-}
+def sha256(path: pathlib.Path | str) -> str:
+  """Returns the checksum of a file, hexadecimal."""
+  with pathlib.Path(path).open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 # ---- the checkpoint
@@ -199,7 +77,7 @@ def import_checkpoint(
   """Writes weights as the checkpoint of step 0 of a new run; returns where.
 
   The optimizer starts afresh. No data are read. Nothing is written before
-  the file is known to fit.
+  the file is known to fit, and no array is read that has another shape.
 
   Args:
     file: as for `read_state`, with the reference's names.
@@ -212,13 +90,14 @@ def import_checkpoint(
   """
   model, spec, mesh = build_network(config)
   _check_no_run(workdir, config)
-  variables = from_reference(read_state(file), config.model)
+  variables = from_reference(_weights(file), config.model)
   shape = (1, *spec.example_shape(config.model.num_steps))
   image = jax.ShapeDtypeStruct(shape, jnp.float32)
   expected = jax.eval_shape(
     lambda key, x: model.init(key, x, train=False), jax.random.key(0), image
   )
   _check_variables(variables, expected, file=file, spec=spec)
+  say_what_is_unchecked(pathlib.Path(file))
   state = jax.device_put(
     start_state(config, variables), sharding.replicated(mesh)
   )

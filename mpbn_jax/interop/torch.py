@@ -1,4 +1,4 @@
-"""How do checkpoints of the paper's PyTorch implementation map onto ours?
+"""Checkpoints of the paper's PyTorch implementation, mapped onto ours.
 
 Its arrays are channels-first: kernels OIHW, the linear layer [out, in],
 element-wise normalizations [C, H, W]. Names are those of its `state_dict`.
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpbn_jax.errors import InputError, unknown
+from mpbn_jax.interop.readers import Entry, is_floating
 from mpbn_jax.models import build_model
 from mpbn_jax.norm import CONSTANTS
 
@@ -161,12 +162,51 @@ def _side(config, state, first):
   return stride * np.shape(weight)[1]
 
 
+def _by_name(state):
+  """Returns the arrays that count, named as from one device."""
+  ours = {}
+  for name, value in state.items():
+    if not isinstance(name, str):
+      raise TypeError(
+        f'expected arrays by name, got the key {name!r}: give what '
+        'model.state_dict() returns'
+      )
+    if name.endswith('num_batches_tracked'):
+      continue
+    short = name.removeprefix('module.')
+    if short in ours:
+      raise InputError(
+        f'expected each name once, got {short!r} with and without "module.": '
+        'leave one of them out'
+      )
+    ours[short] = value if hasattr(value, 'shape') else np.asarray(value)
+  return ours
+
+
+def _numbers(name, value):
+  """Returns (float32 array, what is wrong with its numbers or '')."""
+  if not is_floating(value.dtype):
+    return (
+      None,
+      f'{name} of dtype {value.dtype}',
+    )
+  array = value.read() if isinstance(value, Entry) else np.asarray(value)
+  with np.errstate(over='ignore'):
+    array = array.astype(np.float32)
+  if not np.isfinite(array).all():
+    return array, f'{name} with NaN or infinity'
+  if name.endswith('running_var') and (array < 0).any():
+    return array, f'{name} with the variance {array.min():.4g}'
+  return array, ''
+
+
 def from_reference(state: Mapping, config: Mapping) -> dict:
   """Returns our variables of a reference checkpoint.
 
   Args:
-    state: names to arrays or tensors, as in the reference's `state_dict`,
-      with or without a leading `module.`; `num_batches_tracked` is ignored.
+    state: names to arrays, tensors or `readers.Entry`, as in the reference's
+      `state_dict`, with or without a leading `module.`; `num_batches_tracked`
+      is ignored.
     config: `config.model` of the network that it holds.
 
   Returns:
@@ -175,7 +215,8 @@ def from_reference(state: Mapping, config: Mapping) -> dict:
 
   Raises:
     InputError: an architecture that the reference has not; missing, extra and
-      wrongly shaped entries, all by name at once.
+      wrongly shaped entries, other numbers than finite floating-point ones and
+      negative variances, all by name at once.
 
   Example:
     >>> config = {'name': 'resnet20', 'width': 4, 'num_steps': 2}
@@ -183,35 +224,40 @@ def from_reference(state: Mapping, config: Mapping) -> dict:
     ['batch_stats', 'params']
   """
   _check(config)
-  state = {
-    name.removeprefix('module.'): np.asarray(value)
-    for name, value in state.items()
-    if not name.endswith('num_batches_tracked')
-  }
+  state = _by_name(state)
   first = 'conv1' if config['name'] == 'vgg16' else 'stem_conv1'
   kernel, _ = ARCHITECTURES[config['name']](first)
   shape = np.shape(state.get(f'{kernel}.weight', np.zeros((1, 3))))
   expected, constants = _expected(config, shape[1], _side(config, state, first))
 
   problems = []
-  ours = dict(constants)
-  for path, (name, shape) in expected.items():
+  for name, shape in expected.values():
+    want = tuple(shape[axis] for axis in _their_axes(len(shape)))
     if name not in state:
       problems.append(f'missing {name}')
-      continue
-    theirs = state[name]
-    axes = _their_axes(len(shape))
-    want = tuple(shape[axis] for axis in axes)
-    if theirs.shape != want:
-      problems.append(f'{name} has shape {theirs.shape}, expected {want}')
-      continue
-    ours[path] = jnp.asarray(theirs.transpose(np.argsort(axes)), jnp.float32)
+    elif tuple(state[name].shape) != want:
+      got = tuple(state[name].shape)
+      problems.append(f'{name} has shape {got}, expected {want}')
   names = {name for name, _ in expected.values()}
   problems += [f'extra {name}' for name in sorted(state.keys() - names)]
   if problems:
     raise InputError(
       f'the checkpoint is not one of {config["name"]!r} with this '
       f'config.model (width, num_classes, norms): {"; ".join(problems)}'
+    )
+
+  ours = dict(constants)
+  for path, (name, shape) in expected.items():
+    theirs, problem = _numbers(name, state[name])
+    if problem:
+      problems.append(problem)
+      continue
+    leaf = theirs.transpose(np.argsort(_their_axes(len(shape))))
+    ours[path] = jnp.asarray(leaf, jnp.float32)
+  if problems:
+    raise InputError(
+      'expected finite floating-point numbers, and variances of at least 0, '
+      f'got {"; ".join(problems)}: restore a copy of the checkpoint'
     )
   variables: dict = {}
   for path, leaf in ours.items():

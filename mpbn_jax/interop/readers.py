@@ -1,0 +1,357 @@
+"""Readers of files of weights: what is in one first, its numbers when asked.
+
+No code that a file may hold is run, and nothing is allocated because a header
+says so: the shapes are known before any array is made.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import pathlib
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mpbn_jax.errors import InputError, unknown
+
+_log = logging.getLogger('mpbn_jax')
+
+# Whole checkpoints hold the weights under one of these.
+_NESTED = ('state_dict', 'model', 'net')
+# Archives that hold more than weights, as tests/golden does, have it on these.
+_PREFIX = 'state/'
+
+
+def is_floating(dtype: Any) -> bool:
+  """Returns whether a dtype of any library, or its name, has a point."""
+  name = str(dtype).removeprefix('torch.').lower()
+  return re.fullmatch(r'[<>=]?(bf|f|bfloat|float)\d+\w*', name) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """An array in a file, which `read` reads.
+
+  Attributes:
+    shape: of it.
+    dtype: as the file calls it.
+    load: reads it, as float32 or in the numbers of the file.
+    path: of the file, for messages.
+    name: in the file.
+  """
+
+  shape: tuple[int, ...]
+  dtype: str
+  load: Callable[[], np.ndarray]
+  path: pathlib.Path
+  name: str
+
+  @property
+  def ndim(self) -> int:
+    return len(self.shape)
+
+  def read(self) -> np.ndarray:
+    """Returns the array; its numbers are the file's, or float32.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    with readable(self.path):
+      array = self.load()
+      if array.shape != self.shape:
+        raise ValueError(f'{self.name} is not {list(self.shape)}')
+      return array
+
+
+def entries(path: pathlib.Path | str) -> dict[str, Entry]:
+  """Returns {name: entry} of a file of weights; reads no numbers yet.
+
+  Args:
+    path: its suffix says how it is read. .npz: NumPy, the entries 'state/...'
+      without that prefix where there are any. .safetensors. .pth, .pt, .tar:
+      PyTorch, which must be installed; a `state_dict`, bare or under
+      'state_dict', 'model' or 'net'.
+
+  Raises:
+    InputError: no such file, unknown kind, damaged, code in it, no weights.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise InputError(
+      f"expected a file of weights, got '{path}', which is none: give its path "
+      'as --checkpoint=FILE'
+    )
+  suffix = path.suffix.lower()
+  if suffix not in _READERS:
+    raise unknown('kind of file of weights', suffix, _READERS)
+  with readable(path):
+    found = _READERS[suffix](path)
+  if not found:
+    raise InputError(
+      f'expected arrays by name in {path}, got none: save what '
+      'model.state_dict() returns'
+    )
+  return found
+
+
+@contextlib.contextmanager
+def readable(path: pathlib.Path) -> Iterator[None]:
+  """Makes one line of whatever a damaged file may raise in its body."""
+  try:
+    yield
+  except InputError:
+    raise
+  except Exception as error:  # there is no list of what it may be
+    raise InputError(
+      f'expected weights in {path}, which cannot be read as '
+      f'{path.suffix.lower()} ({_reason(error)}): restore a copy'
+    ) from error
+
+
+def _reason(error):
+  sentence = re.split(r'\.?(?:\s*\n|\. |$)', str(error).strip())[0]
+  name = type(error).__name__
+  return f'{name}: {sentence[:160]}' if sentence else name
+
+
+def say_what_is_unchecked(path: pathlib.Path) -> None:
+  """Warns where damage to numbers cannot be seen, for want of checksums."""
+  kind = '.safetensors'
+  if path.suffix.lower() != kind:
+    if zipfile.is_zipfile(path):
+      return
+    kind = 'the format of PyTorch before 1.6'
+  _log.warning(
+    'damage to the numbers in %s cannot be seen, since %s has no checksum: '
+    'compare its sha256 with the one of its source',
+    path,
+    kind,
+  )
+
+
+# ---- NumPy
+
+
+def _npz(path):
+  with path.open('rb') as file:
+    if file.read(6) == b'\x93NUMPY':
+      raise ValueError('one array without a name')
+  found = {}
+  with zipfile.ZipFile(path) as archive:
+    for member in archive.infolist():
+      name = member.filename.removesuffix('.npy')
+      if name == member.filename:
+        raise ValueError(f'{name} in it is no array')
+      if name in found:
+        raise ValueError(f'{name} is in it twice')
+      found[name] = _npy(path, name, archive, member)
+  chosen = [name for name in found if name.startswith(_PREFIX)]
+  return {name.removeprefix(_PREFIX): found[name] for name in chosen or found}
+
+
+def _npy(path, name, archive, member):
+  """Returns the entry of an .npy in an archive, whose header alone is read."""
+  with archive.open(member) as file:
+    version = np.lib.format.read_magic(file)
+    read = {
+      (1, 0): np.lib.format.read_array_header_1_0,
+      (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in read:
+      raise ValueError(f'{name} has version {version} of the format')
+    shape, fortran, dtype = read[version](file)
+    start = file.tell()
+  if dtype.hasobject:
+    raise ValueError(f'{name} holds Python objects, which are never unpickled')
+  size = math.prod(shape) * dtype.itemsize
+  if min(shape, default=0) < 0 or start + size != member.file_size:
+    raise ValueError(f'{name} is not as long as its header says')
+
+  def load():
+    with zipfile.ZipFile(path) as archive:
+      content = archive.read(member)  # all of it: then the checksum is checked
+    array = np.frombuffer(content, dtype, offset=start)
+    return array.reshape(shape, order='F' if fortran else 'C')
+
+  return Entry(shape, str(dtype), load, path, name)
+
+
+# ---- safetensors
+
+_SAFETENSORS = {
+  'BOOL': '?',
+  'I8': '<i1',
+  'U8': '<u1',
+  'I16': '<i2',
+  'U16': '<u2',
+  'I32': '<i4',
+  'U32': '<u4',
+  'I64': '<i8',
+  'U64': '<u8',
+  'F16': '<f2',
+  'BF16': '<u2',  # NumPy has none: the upper half of a float32
+  'F32': '<f4',
+  'F64': '<f8',
+}
+
+
+def _safetensors(path):
+  """Reads the whole format, which is too small to depend on a package for.
+
+  Eight bytes N, N bytes of JSON {name: dtype, shape, data_offsets}, the data.
+  It has no checksum; but every byte of the data belongs to one array.
+  """
+  total = path.stat().st_size
+  with path.open('rb') as file:
+    length = int.from_bytes(file.read(8), 'little')
+    start = 8 + length
+    if total < max(start, 8):
+      raise ValueError('it is cut off')
+    header = json.loads(file.read(length), object_pairs_hook=_each_once)
+  header.pop('__metadata__', None)
+  found, spans = {}, []
+  for name, entry in header.items():
+    if entry['dtype'] not in _SAFETENSORS:
+      raise ValueError(f'{name} has dtype {entry["dtype"]}')
+    dtype = np.dtype(_SAFETENSORS[entry['dtype']])
+    shape, span = tuple(entry['shape']), tuple(entry['data_offsets'])
+    whole = all(type(n) is int and n >= 0 for n in (*shape, *span))
+    if not whole or len(span) != 2:
+      raise ValueError(f'{name} has the shape {shape} at {span}')
+    if span[1] - span[0] != math.prod(shape) * dtype.itemsize:
+      raise ValueError(f'{name} is not as long as its shape says')
+    if start + span[1] > total:
+      raise ValueError(f'{name} is cut off')
+    spans.append(span)
+    load = _slice(path, start + span[0], dtype, shape, entry['dtype'])
+    found[name] = Entry(shape, entry['dtype'], load, path, name)
+  end = 0
+  for first, last in sorted(spans):
+    if first != end:
+      raise ValueError('its arrays overlap, or leave gaps')
+    end = last
+  if start + end != total:
+    raise ValueError('it holds more than its arrays')
+  return found
+
+
+def _each_once(pairs):
+  names = [name for name, _ in pairs]
+  if len(set(names)) != len(names):
+    raise ValueError('a name is in its header twice')
+  return dict(pairs)
+
+
+def _slice(path, start, dtype, shape, kind):
+  def load():
+    count = math.prod(shape)
+    array = np.fromfile(path, dtype, count=count, offset=start)
+    if kind == 'BF16':
+      array = (array.astype(np.uint32) << 16).view(np.float32)
+    return array.reshape(shape)
+
+  return load
+
+
+# ---- PyTorch
+
+
+def _torch(path):
+  try:
+    import torch  # large, and needed for nothing else
+  except ImportError as error:
+    raise InputError(
+      f'expected PyTorch, to read {path}, which cannot be imported '
+      f'({_reason(error)}): pip install torch, or where it is installed write '
+      "s = torch.load('x.pth', weights_only=True, map_location='cpu'); "
+      "numpy.savez('x.npz', **{k: v.float().numpy() for k, v in s.items()})"
+    ) from error
+  if zipfile.is_zipfile(path):
+    _check_archive(path)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # an error says it all in one line
+    try:
+      content = torch.load(path, weights_only=True, map_location='cpu')
+    except Exception as error:
+      found = _code_in(str(error))
+      if found is None:
+        raise
+      raise InputError(
+        f'expected tensors alone in {path}, got {found}, and code in '
+        'checkpoints is never run: save what model.state_dict() returns alone, '
+        'with torch.save'
+      ) from error
+  tensors = _tensors_in(content, path, torch)
+  return {name: _of_tensor(path, name, t) for name, t in tensors.items()}
+
+
+def _check_archive(path):
+  """PyTorch itself compares no checksums."""
+  with zipfile.ZipFile(path) as archive:
+    for member in archive.infolist():
+      if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(
+          f'{member.filename} is compressed, as never by PyTorch'
+        )
+    damaged = archive.testzip()
+  if damaged is not None:
+    raise ValueError(f'the checksum of {damaged} is wrong')
+
+
+def _tensors_in(content: Any, path, torch) -> Mapping[str, Any]:
+  """Returns the tensors by name of a state dict, bare or nested."""
+  if not isinstance(content, Mapping):
+    return {}
+  nested = {
+    key: tensors
+    for key in _NESTED
+    if (tensors := _tensors_in(content.get(key), path, torch))
+  }
+  if len(nested) > 1:
+    raise InputError(
+      f'expected one state dict in {path}, got {" and ".join(nested)}: save '
+      'the one that is meant alone, with torch.save'
+    )
+  if nested:
+    return next(iter(nested.values()))
+  tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
+  for name in tensors:
+    if not isinstance(name, str):
+      raise InputError(
+        f'expected tensors by name in {path}, got the key {name!r}: save what '
+        'model.state_dict() returns'
+      )
+  return tensors
+
+
+def _of_tensor(path, name, tensor):
+  def load():
+    return np.asarray(tensor.detach().float())
+
+  dtype = str(tensor.dtype).removeprefix('torch.')
+  return Entry(tuple(tensor.shape), dtype, load, path, name)
+
+
+def _code_in(message):
+  """Returns what `weights_only` refused, None if the file is just damaged."""
+  match = re.search(r'GLOBAL ([\w.]+)', message)
+  if match:
+    return f'the Python object {match[1]}'
+  if 'TorchScript' in message:
+    return 'a TorchScript program'
+  return 'a pickle' if 'Weights only load failed' in message else None
+
+
+_READERS: dict[str, Callable[[pathlib.Path], dict[str, Entry]]] = {
+  '.npz': _npz,
+  '.pt': _torch,
+  '.pth': _torch,
+  '.safetensors': _safetensors,
+  '.tar': _torch,  # .pth.tar
+}
