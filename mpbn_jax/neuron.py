@@ -55,6 +55,25 @@ def fire_at(
   return fire
 
 
+@jax.custom_jvp
+def kept(tau: jax.Array | float, u_res: jax.Array) -> jax.Array:
+  """Returns tau * u_res, the potential that a step starts with.
+
+  Rounded by itself: a compiler may contract a product and the sum after it to
+  a fused multiply-add, and whether it does differs from program to program
+  (jitted, op by op, constants inside). It does not contract through a
+  selection, which costs nothing that could be measured in a network.
+  """
+  return jnp.where(u_res == 0, 0.0, tau * u_res)
+
+
+@kept.defjvp
+def _kept_jvp(primals, tangents):
+  # The derivative of the product: at 0 too, where neurons were reset.
+  (tau, u_res), (tau_dot, u_res_dot) = primals, tangents
+  return kept(tau, u_res), tau * u_res_dot + tau_dot * u_res
+
+
 def lif_step(
   carry: tuple[jax.Array, Any],
   current: jax.Array,
@@ -90,7 +109,7 @@ def lif_step(
     ((u_res, state), spikes): a body for `jax.lax.scan`.
   """
   u_res, state = carry
-  u = tau * u_res + current
+  u = kept(tau, u_res) + current
   state, spikes = fire(state, u)
   reset_spikes = jax.lax.stop_gradient(spikes) if detach_reset else spikes
   return (RESETS[reset](u, reset_spikes, v_th), state), spikes

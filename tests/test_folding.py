@@ -191,27 +191,28 @@ def _closed_form(variables, name):
 
 
 @pytest.mark.parametrize('name', FOLDABLE)
-def test_eager_jitted_scanned_and_constant_programs_decide_alike(name):
-  layer, variables = _neurons(name, adversarial=True)
+@pytest.mark.parametrize('tau', [0.25, 0.3])
+def test_eager_jitted_scanned_and_constant_programs_decide_alike(name, tau):
+  layer, variables = _neurons(name, adversarial=True, tau=tau)
   folded = strip(fold(variables))
   currents = _currents_near_threshold(
-    folded, batch=64, steps=1, rng=np.random.default_rng(0)
+    folded, batch=64, steps=4, rng=np.random.default_rng(0), tau=tau
   )
-  currents = (
-    currents.reshape((64, 1, 4, 4, 64))
-    if name.endswith('element')
-    else jnp.tile(currents[:, :, None, None], (1, 1, 4, 4, 1))
-  )
+  if name.endswith('channel'):
+    currents = currents[:, :, None, None]
   expected = layer.apply(folded, currents, train=False)
   eager = layer.apply(variables, currents, train=False)
   jitted = _run(layer, variables, currents)
   constant = jax.jit(lambda c: layer.apply(variables, c, train=False))(currents)
+  constants = jax.jit(lambda: layer.apply(variables, currents, train=False))()
+  with jax.disable_jit():
+    op_by_op = layer.apply(variables, currents, train=False)
   _, scanned = jax.lax.scan(
     lambda none, c: (none, layer.apply(variables, c[None], train=False)[0]),
     None,
     currents,
   )
-  for spikes in (eager, jitted, constant, scanned):
+  for spikes in (eager, jitted, constant, constants, op_by_op, scanned):
     np.testing.assert_array_equal(spikes, expected)
 
 

@@ -192,6 +192,37 @@ def test_copies_count_in_the_unbiased_variance_only():
   np.testing.assert_allclose(new_once['var'], new_all['var'], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+  'name', [name for name in NORMS if 'var' in _init(name)[1]]
+)
+def test_moments_are_right_where_the_mean_is_far_from_zero(name):
+  """In the first step too, whose running mean is 0."""
+  params, stats = _init(name)
+  steps = () if NORMS[name].place == 'membrane' else (T,)
+  shape = (16, *steps, 16, 16, C)
+  if name == 'mpbn_element':
+    params, stats = _init(name, shape[1:])
+  rng = np.random.default_rng(0)
+  x = (1e4 * rng.choice([-1, 1], C) + rng.normal(0, 1, shape)).astype('f4')
+  y, new = NORMS[name].train(params, stats, x, momentum=0.1)
+  expected, new_expected = REFERENCES[name](params, stats, x, train=True)
+  # One unit in the last place of the mean is 1e-3.
+  np.testing.assert_allclose(y, expected, rtol=0, atol=2e-3)
+  np.testing.assert_allclose(new['mean'], new_expected['mean'], rtol=2e-7)
+  np.testing.assert_allclose(new['var'], new_expected['var'], rtol=1e-5)
+
+
+@pytest.mark.parametrize('shape', [(9, 7, 3), (9, 1, 1, 3), (2, 4, 4, 3)])
+def test_variance_is_right_where_one_row_is_far_from_the_others(shape):
+  x = np.random.default_rng(0).normal(0, 1e-3, shape).astype('f4')
+  x[:, shape[1] // 2] += 100
+  axes = tuple(range(len(shape) - 1))
+  mean, var = moments(jnp.asarray(x), axes=axes)
+  x = x.astype('f8')
+  np.testing.assert_allclose(mean, x.mean(axes), rtol=1e-6)
+  np.testing.assert_allclose(var, x.var(axes), rtol=1e-4)
+
+
 def test_variance_of_a_constant_is_not_negative():
   _, var = moments(jnp.full((1000, 3), 0.1), axes=(0,))
   assert (var >= 0).all()

@@ -123,7 +123,8 @@ class LIF(nn.Module):
         self.param('tau_logit', lambda _: logit(jnp.float32(tau)))
       )
     if self.learn_v_th:
-      v_th = self.param('v_th', nn.initializers.constant(v_th), (channels,))
+      init = nn.initializers.constant(v_th)
+      v_th = self.param('v_th', init, (channels,), jnp.float32)
     return tau, v_th
 
   def _predicate(

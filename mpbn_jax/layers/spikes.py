@@ -117,7 +117,8 @@ class Readout(nn.Module):
     shape = (x.shape[-1], self.features)
     kernel = variables.weight(self, 'kernel', self.kernel_init, shape)
     x, kernel = normed.read_with(self, x, kernel)
-    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    zeros = nn.initializers.zeros
+    bias = self.param('bias', zeros, (self.features,), jnp.float32)
     if kernel.ndim == 2:
       return jnp.dot(x, kernel) + bias
     variables.check_steps_equal(self, kernel.shape[0], x.shape[1])

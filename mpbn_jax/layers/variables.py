@@ -22,10 +22,13 @@ from mpbn_jax.errors import InputError
 def weight(
   module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]
 ) -> jax.Array:
-  """Returns the folded weight of that name, or else declares the parameter."""
+  """Returns the folded weight of that name, or else declares the parameter.
+
+  It is float32, with jax_enable_x64 too.
+  """
   if module.has_variable('folded', name):
     return module.get_variable('folded', name)
-  return module.param(name, init, shape)
+  return module.param(name, init, shape, jnp.float32)
 
 
 class NormVariables:

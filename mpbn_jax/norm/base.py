@@ -74,13 +74,36 @@ def constant(value: float) -> jax.Array:
 def moments(x: jax.Array, *, axes: tuple[int, ...]):
   """Returns mean and biased variance over axes, float32 whatever x is.
 
-  One pass over x: E[x^2] - E[x]^2. Both sums travel between devices together.
+      d = x - shift,  mean = shift + E[d],  var = E[d^2] - E[d]^2
+
+  The shift is the mean of a part of x. Without one, E[x^2] - E[x]^2 loses every
+  digit where the mean is thousands of deviations from 0. One pass over x:
+  both sums travel between devices together.
+
+  Args:
+    x: [B, ...], B first, which may lie on several devices.
+    axes: that the mean is taken over, 0 among them.
   """
+  # Which shift: the running mean costs as little, and is wrong in the first
+  # steps; a second pass over all of x, for its mean, costs 4 to 7 % of a
+  # training step of convolution, batch norm and MPBN neurons (2 CPU cores,
+  # [16, 4, 32, 32, 64]); the mean of one row of the maps costs nothing that
+  # could be measured. It is close enough: the mean of one row of n is at most
+  # sqrt(n) deviations from the mean of all. Never a part of the batch, which
+  # would have to travel between devices.
+  axis = max(axes, key=lambda axis: x.shape[axis] * (axis > 0))
   x = x.astype(jnp.float32)
+  part = x
+  if axis > 0 and x.shape[axis] > 1:
+    row = x.shape[axis] // 2
+    part = jax.lax.slice_in_dim(x, row, row + 1, axis=axis)
+  # No gradient through it: neither result depends on the shift.
+  shift = jax.lax.stop_gradient(jnp.mean(part, axes, keepdims=True))
+  x = x - shift
   mean = jnp.mean(x, axes)
   # Rounding can push the difference below zero where x is nearly constant.
   var = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0.0)
-  return mean, var
+  return shift.reshape(mean.shape) + mean, var
 
 
 def along(leaf: jax.Array, x: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mpbn_jax.errors import InputError
+from mpbn_jax.neuron import kept
 from mpbn_jax.norm import base
 
 
@@ -47,7 +48,7 @@ def synaptic_filter(
     return spikes
 
   def step(a, s):
-    a = tau_s * a + s
+    a = kept(tau_s, a) + s
     return a, a.astype(s.dtype)
 
   spikes = jnp.moveaxis(spikes, 1, 0)
