@@ -21,6 +21,7 @@ def get_config():
 
   config.data.name = 'cifar10'
   config.data.batch_size = 128
+  config.data.last_batch = 'keep'
   config.data.shift = 4
   config.data.flip = True
   config.data.cutout = 16

@@ -20,6 +20,7 @@ def get_config():
 
   config.data.name = 'cifar10_dvs'
   config.data.batch_size = 128
+  config.data.last_batch = 'keep'
   config.data.flip = True
   config.data.roll = 5
 

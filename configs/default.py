@@ -61,6 +61,9 @@ def get_config() -> ml_collections.ConfigDict:
   # cifar10_dvs | dvs_gesture | nmnist
   data.name = 'digits'
   data.batch_size = 128  # of all devices together
+  # Training examples that fill no whole batch at the end of an epoch: they are
+  # a smaller batch, as in the paper's code, or left out: keep | drop.
+  data.last_batch = 'drop'
   # Where prepared data sets lie. Archives of CIFAR that you bring belong into
   # <dir>/downloads/manual, those of events into <dir>/CIFAR10DVS, DVSGesture
   # or NMNIST.

@@ -38,6 +38,9 @@ def flatten(config: Mapping, prefix: str = '') -> dict[str, Any]:
   return flat
 
 
+# Keys that runs of earlier versions lack, with what these versions did.
+_ADDED = {'data.last_batch': 'drop'}
+
 # What others call our keys.
 _SYNONYMS = {
   'batch': 'data.batch_size',
@@ -221,7 +224,7 @@ def plain(config: Mapping) -> dict[str, Any]:
 def differences(config: Mapping, stored: Mapping) -> list[str]:
   """Returns 'key: stored -> now' for each key that may not differ and does."""
   ours = flatten(json.loads(to_json(config)))
-  theirs = flatten(stored)
+  theirs = _ADDED | flatten(stored)
   return [
     f'{key}: {theirs.get(key)!r} -> {ours.get(key)!r}'
     for key in sorted(ours.keys() | theirs.keys())

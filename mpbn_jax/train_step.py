@@ -108,6 +108,8 @@ def build(config: Mapping, *, mesh: jax.sharding.Mesh | None = None):
     batch_size=config.data.batch_size,
     seed=config.seed,
     host=sharding.host(),
+    last=config.data.last_batch,
+    devices=mesh.size,
   )
   return Experiment(
     config=config,
@@ -230,7 +232,8 @@ def check_trainable(experiment: Experiment, step: Callable) -> None:
   """
   state = jax.eval_shape(lambda: init_state(experiment))
   metrics = jax.eval_shape(TrainMetrics.empty)
-  jax.eval_shape(step, state, metrics, experiment.batches.abstract())
+  for size in experiment.batches.sizes:
+    jax.eval_shape(step, state, metrics, experiment.batches.abstract(size))
   config = experiment.config
   norm = NORMS.get(config.model.spike_norm)
   if config.evaluation.fold_convolutions and norm is not None and norm.fold:

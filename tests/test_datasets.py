@@ -247,6 +247,7 @@ ALL = functools.reduce(dict.__or__, AUGMENTATIONS.values())
 OTHER_KEYS = {
   'name',
   'batch_size',
+  'last_batch',
   'dir',
   'fake',
   'train_size',

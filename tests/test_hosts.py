@@ -104,7 +104,7 @@ def _evaluation(dataset, *, batch_size, host, seed):
 def test_shapes_are_known_without_reading(mixup):
   dataset = dataclasses.replace(_dataset(20), mixup=mixup)
   batches = TrainingBatches(dataset, batch_size=12, seed=3)
-  shapes = batches.abstract()
+  shapes = batches.abstract(batches.sizes[0])
   batch = batches.batch(0)
   assert shapes.keys() == batch.keys()
   for name, value in batch.items():

@@ -1,6 +1,7 @@
 """Batches: which examples each holds, of which host, and changed how."""
 
 import functools
+import math
 import zlib
 from collections.abc import Iterator
 
@@ -13,6 +14,8 @@ from mpbn_jax.datasets.checks import check_batch
 from mpbn_jax.errors import InputError, unknown
 
 Batch = dict[str, np.ndarray]
+# What becomes of the examples of an epoch that fill no whole batch.
+LAST_BATCHES = ('keep', 'drop')
 # (index, count): this host's number, and how many there are.
 Host = tuple[int, int]
 
@@ -21,23 +24,40 @@ class TrainingBatches:
   """Shuffled, augmented batches; `batch(step)` is a pure function.
 
   Of the seed and the step alone: to resume, only the step is needed. An
-  epoch visits every example at most once; the last, incomplete batch is
-  dropped. Each host reads a part of every batch, all of one size; in the
-  order of the hosts they are the batch that one host alone would read.
+  epoch visits every example once; the last batch is smaller where they do not
+  fill it, or is dropped. Each host reads a part of every batch, all of one
+  size; in the order of the hosts they are the batch that one host alone would
+  read.
 
   Args:
     dataset: its training split is read.
     batch_size: of all hosts together.
     seed: of the order and the augmentations.
     host: which part is read here.
+    last: 'keep' or 'drop', the examples that fill no whole batch.
+    devices: of all hosts together; each gets the same share of every batch.
 
   Attributes:
     steps_per_epoch: batches in an epoch.
+    sizes: of the batches, of all hosts together: one, or the last one's too.
+
+  Raises:
+    InputError: a batch size that the split, the hosts or the devices cannot
+      have; unknown `last`.
   """
 
   def __init__(
-    self, dataset: Dataset, *, batch_size: int, seed: int, host: Host = (0, 1)
+    self,
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    host: Host = (0, 1),
+    last: str = 'drop',
+    devices: int = 1,
   ):
+    if last not in LAST_BATCHES:
+      raise unknown('data.last_batch', last, LAST_BATCHES)
     self._dataset = dataset
     self._split = dataset.splits['train']
     self._seed = seed
@@ -50,7 +70,20 @@ class TrainingBatches:
         f'--config.data.batch_size={count} or less'
       )
     self._part = _part('data.batch_size', batch_size, host)
-    self.steps_per_epoch = count // batch_size
+    self._host = host
+    self.steps_per_epoch, rest = divmod(count, batch_size)
+    self.sizes: tuple[int, ...] = (batch_size,)
+    if rest and last == 'keep':
+      shares = math.lcm(devices, host[1])
+      if rest % shares:
+        raise InputError(
+          f'data.last_batch=keep leaves {rest} of the {count:,} training '
+          f'examples of {dataset.spec.name!r} to the last batch, which '
+          f'{shares} devices cannot share: set --config.data.last_batch=drop, '
+          'or another --config.data.batch_size'
+        )
+      self.steps_per_epoch += 1
+      self.sizes += (rest,)
     # A memo of a pure function: the order of an epoch serves many steps.
     self._epoch = functools.lru_cache(maxsize=1)(self._draw_epoch)
 
@@ -77,8 +110,11 @@ class TrainingBatches:
     """
     epoch, index = divmod(step, self.steps_per_epoch)
     order, drawn, mixing = self._epoch(epoch)
-    part = slice(*(index * self._batch_size + edge for edge in self._part))
-    chosen = order[part]
+    start = index * self._batch_size
+    edges = self._part
+    if start + self._batch_size > len(order):
+      edges = _part('the last batch', self.sizes[-1], self._host)
+    chosen = order[start + edges[0] : start + edges[1]]
     images, labels = self._augmented(chosen, drawn)
     if mixing is None:
       return {'image': images, 'label': labels}
@@ -102,9 +138,13 @@ class TrainingBatches:
         images = each.apply(images, rows[each.name])
     return images, labels
 
-  def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shapes and types of a batch of all hosts; reads nothing."""
-    size = (self._batch_size,)
+  def abstract(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes and types of a batch of all hosts; reads nothing.
+
+    Args:
+      batch_size: one of `sizes`.
+    """
+    size = (batch_size,)
     shapes = {
       'image': (size + self._dataset.example_shape, np.uint8),
       'label': (size, np.int32),
