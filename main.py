@@ -99,7 +99,7 @@ def _run(command, start):
     with raise_on_signals():
       _prepare(command.config)
     return
-  from mpbn_jax import report, train
+  from mpbn_jax import report, training
   from mpbn_jax.interop import files
 
   with raise_on_signals():
@@ -107,13 +107,13 @@ def _run(command, start):
     if mode == 'import':
       _import(files, command)
     else:
-      _work(report, train, command, start)
+      _work(report, training, command, start)
 
 
-def _work(report, train, command, start):
+def _work(report, training, command, start):
   mode, config, workdir, _ = command
   if mode == 'train':
-    experiment, state = train.train(config, workdir=workdir)
+    experiment, state = training.train(config, workdir=workdir)
   else:
     experiment, state = report.restore(config, workdir=workdir)
   folded = None

@@ -1,7 +1,7 @@
 """Deep spiking networks with Membrane Potential Batch Normalization in JAX.
 
 The public names. Nothing here imports a data set, plotting or checkpoint
-library: those load when `mpbn_jax.train` or `mpbn_jax.evaluate` is used.
+library: those load when `train`, `evaluate` or `load_folded` is asked for.
 """
 
 import importlib
@@ -45,12 +45,16 @@ __all__ = [
   'train',
 ]
 
-_ON_DEMAND = ('evaluate', 'train')
+# {function: its module}
+_ON_DEMAND = {
+  'evaluate': 'evaluation',
+  'load_folded': 'folded',
+  'train': 'training',
+}
 
 
 def __getattr__(name):
   if name in _ON_DEMAND:
-    return importlib.import_module(f'mpbn_jax.{name}')
-  if name == 'load_folded':
-    return importlib.import_module('mpbn_jax.folded').load_folded
+    module = importlib.import_module(f'mpbn_jax.{_ON_DEMAND[name]}')
+    return getattr(module, name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -98,7 +98,7 @@ def fold_convolutions(variables: Mapping) -> Variables:
   kernel, a bias and a factor of each step.
 
   Other than `fold` this changes rounding: a spike may flip where its
-  potential is within rounding of the threshold. `evaluate.compare` counts.
+  potential is within rounding of the threshold. `evaluation.compare` counts.
 
   Args:
     variables: folded otherwise or not; the folds commute. What is folded

@@ -13,7 +13,7 @@ import numpy as np
 from mpbn_jax import norm, record, sharding, tables
 from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.errors import InputError
-from mpbn_jax.evaluate import compare
+from mpbn_jax.evaluation import compare
 from mpbn_jax.folded import folded_path, load_folded, save_folded
 from mpbn_jax.folding import fold, fold_all, strip
 from mpbn_jax.train_step import build, for_epochs, init_state
@@ -129,7 +129,7 @@ def summarize(
   would say is None.
 
   Args:
-    experiment: as from `train.build`.
+    experiment: as from `training.build`.
     state: trained.
     workdir: where the file goes.
     start: `time.monotonic()` when the command started.

@@ -13,7 +13,7 @@ import jax
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from configs import digits
-from mpbn_jax import evaluate, report, sharding, train
+from mpbn_jax import evaluation, report, sharding, training
 
 
 def results(mesh: jax.sharding.Mesh) -> dict:
@@ -22,10 +22,10 @@ def results(mesh: jax.sharding.Mesh) -> dict:
   config.model.width, config.model.num_steps = 2, 1
   config.data.batch_size = config.evaluation.batch_size = 100
   config.data.mixup = 0.4
-  experiment = train.build(config, mesh=mesh)
-  step = train.make_train_step(experiment)
-  state = train.init_state(experiment)
-  metrics = train.saved_items(state, mesh)['window']
+  experiment = training.build(config, mesh=mesh)
+  step = training.make_train_step(experiment)
+  state = training.init_state(experiment)
+  metrics = training.saved_items(state, mesh)['window']
   losses = []
   for i in range(2):
     batch = sharding.shard_batch(experiment.batches.batch(i), mesh)
@@ -35,9 +35,9 @@ def results(mesh: jax.sharding.Mesh) -> dict:
   folded = report.fold_network(experiment, variables)
   return {
     'losses': losses,
-    'scores': evaluate.evaluate(experiment, variables, split='test'),
+    'scores': evaluation.evaluate(experiment, variables, split='test'),
     'change': dataclasses.asdict(
-      evaluate.compare(experiment, variables, folded, split='test')
+      evaluation.compare(experiment, variables, folded, split='test')
     ),
   }
 

@@ -9,7 +9,7 @@ import pytest
 import runs
 
 from configs import cifar10, digits, paper
-from mpbn_jax import InputError, config, sharding, train
+from mpbn_jax import InputError, config, sharding, training
 from mpbn_jax.datasets import get_spec
 from mpbn_jax.datasets.base import Dataset, Split
 from mpbn_jax.datasets.batches import TrainingBatches
@@ -98,10 +98,10 @@ def test_last_batch_of_one_value_per_statistic_is_refused_before_training():
   cfg.model.membrane_norm = 'mpbn_element'
   cfg.data.update({'train_size': 17, 'batch_size': 16, 'last_batch': 'keep'})
   mesh = sharding.make_mesh(jax.devices()[:1])
-  experiment = train.build(cfg, mesh=mesh)
-  step = train.make_train_step(experiment)
+  experiment = training.build(cfg, mesh=mesh)
+  step = training.make_train_step(experiment)
   with pytest.raises(InputError, match='needs at least 2 values'):
-    train.check_trainable(experiment, step)
+    training.check_trainable(experiment, step)
 
 
 LAST = (

@@ -8,7 +8,7 @@ import pytest
 import runs
 
 from configs.default import get_config
-from mpbn_jax import InputError, sharding, train
+from mpbn_jax import InputError, sharding, training
 from mpbn_jax.config import check_config
 
 # paper.py holds many experiments: tests/test_paper_training.py.
@@ -28,9 +28,9 @@ def test_every_config_can_be_trained_as_its_docstring_says(name):
   config.data.fake = config.data.batch_size
   config.data.train_size = 0  # not more than there are
   mesh = sharding.make_mesh(jax.devices()[:1])
-  experiment = train.build(config, mesh=mesh)
+  experiment = training.build(config, mesh=mesh)
   # Raises what the first step would raise.
-  train.check_trainable(experiment, train.make_train_step(experiment))
+  training.check_trainable(experiment, training.make_train_step(experiment))
 
 
 @pytest.mark.parametrize(

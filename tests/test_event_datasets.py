@@ -31,7 +31,7 @@ from mpbn_jax.datasets import (
 from mpbn_jax.datasets.batches import TrainingBatches, evaluation_batches
 from mpbn_jax.datasets.events import to_frames
 from mpbn_jax.datasets.recordings import Recordings
-from mpbn_jax.train import build_network
+from mpbn_jax.training import build_network
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FRAMES = 'event_frames'

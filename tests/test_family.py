@@ -21,7 +21,7 @@ from mpbn_jax import (
   readers_of_spikes,
   strip,
 )
-from mpbn_jax.evaluate import compare_layers, recorded
+from mpbn_jax.evaluation import compare_layers, recorded
 from mpbn_jax.norm import PLACES, names_at
 from mpbn_jax.report import fold_network
 from mpbn_jax.train_step import build

@@ -28,7 +28,7 @@ from mpbn_jax import (
   fold_convolutions,
   strip,
 )
-from mpbn_jax.evaluate import recorded
+from mpbn_jax.evaluation import recorded
 from mpbn_jax.layers import ConvNorm
 from mpbn_jax.norm import EPS
 from mpbn_jax.surrogate import SURROGATES

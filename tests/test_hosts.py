@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.default import get_config
-from mpbn_jax import InputError, sharding, train
+from mpbn_jax import InputError, sharding, training
 from mpbn_jax.datasets import get_spec, load_dataset
 from mpbn_jax.datasets.base import Dataset, Split
 from mpbn_jax.datasets.batches import TrainingBatches, evaluation_batches
-from mpbn_jax.evaluate import evaluate
+from mpbn_jax.evaluation import evaluate
 
 
 def _dataset(count, *, name='cifar10', side=4):
@@ -138,7 +138,7 @@ def test_evaluate_counts_every_image_once(examples, devices, share):
   config = ml_collections.ConfigDict(
     {'evaluation': {'batch_size': share * devices}, 'data': {'prefetch': 2}}
   )
-  experiment = train.Experiment(
+  experiment = training.Experiment(
     config=config,
     model=model,
     dataset=dataset,

@@ -402,3 +402,17 @@ def test_incomplete_windows_go_with_neither_overlap_nor_padding():
   x = jnp.zeros((1, 5, 5, 1))
   with pytest.raises(InputError, match='ceil_mode needs windows side by side'):
     average_pool(x, window=3, stride=2, ceil_mode=True)
+
+
+@pytest.mark.parametrize(
+  ('layer', 'near'),
+  [
+    (LIF(norm='mpbn'), 'mpbn_'),
+    (ConvNorm(2, norm='mpbn_channel'), 'bn'),
+    (SpikeNorm(norm='psp'), 'psp_'),
+  ],
+)
+def test_norm_that_a_layer_does_not_know_is_named(layer, near):
+  x = jnp.zeros((2, 2, 3, 3, 2))
+  with pytest.raises(InputError, match=f'unknown normalization.*{near}'):
+    jax.eval_shape(lambda: layer.init(jax.random.key(0), x, train=False))

@@ -289,7 +289,7 @@ def test_bad_input_while_evaluating_is_one_line(tmp_path, monkeypatch, capsys):
     raise InputError('expected an image, got none: restore it')
     yield
 
-  monkeypatch.setattr('mpbn_jax.evaluate.evaluation_batches', broken)
+  monkeypatch.setattr('mpbn_jax.evaluation.evaluation_batches', broken)
   assert runs.run(tmp_path / 'run', *NO_VALIDATION) == 2
   _, err = capsys.readouterr()
   assert err == 'error: expected an image, got none: restore it\n'

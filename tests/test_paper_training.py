@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs import paper
-from mpbn_jax import sharding, train
+from mpbn_jax import sharding, training
 from mpbn_jax.datasets import get_spec
-from mpbn_jax.evaluate import evaluate
+from mpbn_jax.evaluation import evaluate
 
 
 def _experiment(row, num_steps):
@@ -19,7 +19,7 @@ def _experiment(row, num_steps):
   config.model.unroll = False  # the compile time does not grow with T
   config.data.fake = 4
   config.data.batch_size = config.evaluation.batch_size = 4
-  return train.build(config, mesh=sharding.make_mesh(jax.devices()[:1]))
+  return training.build(config, mesh=sharding.make_mesh(jax.devices()[:1]))
 
 
 def _program(row):
@@ -45,13 +45,13 @@ def test_every_row_builds(row):
 @pytest.mark.parametrize('row', ROWS, ids=[row.names[0] for row in ROWS])
 def test_row_trains_two_steps_and_evaluates(row):
   experiment = _experiment(row, row.num_steps)
-  step = train.make_train_step(experiment)
+  step = training.make_train_step(experiment)
   x = jnp.zeros((1, *experiment.dataset.example_shape))
-  initial = train.start_state(
+  initial = training.start_state(
     experiment.config, common.random_variables(experiment.model, x)
   )
   initial = jax.device_get(initial)  # the step donates its own
-  state, metrics = initial, train.TrainMetrics.empty()
+  state, metrics = initial, training.TrainMetrics.empty()
   for i in range(2):
     state, metrics, loss = step(state, metrics, experiment.batches.batch(i))
     assert np.isfinite(loss)

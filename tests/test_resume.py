@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import runs
 
-from mpbn_jax import arrays, interrupt, record, report, train
+from mpbn_jax import arrays, interrupt, record, report, training
 from mpbn_jax.checkpoint import steps_in
 from mpbn_jax.interrupt import SignalCatcher
 
@@ -156,14 +156,14 @@ def test_signal_before_the_first_step_saves_the_initial_state(
   tmp_path, capsys, monkeypatch
 ):
   workdir = tmp_path / 'run'
-  overview = train.parameter_overview.get_parameter_overview
+  overview = training.parameter_overview.get_parameter_overview
 
   def signalled(params):
     signal.raise_signal(signal.SIGTERM)
     return overview(params)
 
   monkeypatch.setattr(
-    train.parameter_overview, 'get_parameter_overview', signalled
+    training.parameter_overview, 'get_parameter_overview', signalled
   )
   assert runs.run(workdir) == 128 + signal.SIGTERM
   assert f'stopped at step 0 of {LAST}, saved in' in capsys.readouterr().err
@@ -175,13 +175,13 @@ def test_signal_after_training_is_one_line(
 ):
   workdir = shutil.copytree(uninterrupted, tmp_path / 'run')
   before = runs.snapshot(workdir)
-  going_on = train._going_on
+  going_on = training._going_on
 
   def signalled(*args):
     signal.raise_signal(signal.SIGINT)
     return going_on(*args)
 
-  monkeypatch.setattr(train, '_going_on', signalled)
+  monkeypatch.setattr(training, '_going_on', signalled)
   arguments = ('--config.log.tensorboard=true',)
   assert runs.run(workdir, *arguments) == 128 + signal.SIGINT
   assert capsys.readouterr().err.startswith(f'stopped at step {LAST} of {LAST}')
@@ -205,13 +205,13 @@ def lost(signum):
 def test_signal_that_is_lost_while_starting_stops_before_the_first_step(
   signum, tmp_path, capsys, monkeypatch
 ):
-  build = train.build
+  build = training.build
 
   def signalled(*args, **kwargs):
     lost(signum)
     return build(*args, **kwargs)
 
-  monkeypatch.setattr(train, 'build', signalled)
+  monkeypatch.setattr(training, 'build', signalled)
   assert runs.run(tmp_path / 'run') == 128 + signum
   err = capsys.readouterr().err
   assert err.startswith(f'stopped at step 0 of {LAST}')
@@ -330,7 +330,7 @@ def test_nan_leaves_the_checkpoint_before_it(
   before = runs.snapshot(workdir / 'checkpoints')
   # A NaN in a normalization's statistics gives NaN potentials, no spikes and
   # a finite loss.
-  make = train.make_train_step
+  make = training.make_train_step
 
   def poisoned(experiment):
     step = make(experiment)
@@ -342,7 +342,7 @@ def test_nan_leaves_the_checkpoint_before_it(
 
     return broken
 
-  monkeypatch.setattr(train, 'make_train_step', poisoned)
+  monkeypatch.setattr(training, 'make_train_step', poisoned)
   assert runs.run(workdir, '--config.num_epochs=3') == 1
   _, err = capsys.readouterr()
   assert re.match(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from mpbn_jax import InputError, evaluate, sharding, train
+from mpbn_jax import InputError, evaluation, sharding, training
 
 COLLECTIVES = re.compile(
   r'\b(all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\('
@@ -29,16 +29,16 @@ def _config(**model):
 def _experiment(devices, membrane_norm='mpbn_channel'):
   mesh = sharding.make_mesh(jax.devices()[:devices])
   config = _config(membrane_norm=membrane_norm)
-  return train.build(config, mesh=mesh)
+  return training.build(config, mesh=mesh)
 
 
 @functools.cache
 def _compiled(devices, membrane_norm='mpbn_channel'):
   experiment = _experiment(devices, membrane_norm)
-  step = train.make_train_step(experiment)
-  state = train.init_state(experiment)
+  step = training.make_train_step(experiment)
+  state = training.init_state(experiment)
   metrics = jax.device_put(
-    train.TrainMetrics.empty(), sharding.replicated(experiment.mesh)
+    training.TrainMetrics.empty(), sharding.replicated(experiment.mesh)
   )
   batch = sharding.shard_batch(experiment.batches.batch(0), experiment.mesh)
   return step.lower(state, metrics, batch).compile()
@@ -48,9 +48,9 @@ def _compiled(devices, membrane_norm='mpbn_channel'):
 def _three_steps(devices, membrane_norm='mpbn_channel'):
   experiment = _experiment(devices, membrane_norm)
   compiled = _compiled(devices, membrane_norm)
-  state = train.init_state(experiment)
+  state = training.init_state(experiment)
   metrics = jax.device_put(
-    train.TrainMetrics.empty(), sharding.replicated(experiment.mesh)
+    training.TrainMetrics.empty(), sharding.replicated(experiment.mesh)
   )
   losses = []
   for step in range(3):
@@ -95,10 +95,10 @@ def test_statistics_and_loss_are_those_of_one_device(norm):
 
 def test_evaluation_on_four_devices_is_that_of_one():
   one, four = _experiment(1), _experiment(4)
-  variables = train.init_state(one).variables
-  scores = evaluate.evaluate(one, variables, split='test')
-  variables = train.init_state(four).variables
-  others = evaluate.evaluate(four, variables, split='test')
+  variables = training.init_state(one).variables
+  scores = evaluation.evaluate(one, variables, split='test')
+  variables = training.init_state(four).variables
+  others = evaluation.evaluate(four, variables, split='test')
   assert scores['accuracy'] == others['accuracy']
   np.testing.assert_allclose(scores['loss'], others['loss'], rtol=1e-6)
 
@@ -110,4 +110,4 @@ def test_batch_that_does_not_divide_says_by_what():
     InputError,
     match='data.batch_size must be divisible by the 4 devices, got 30: take',
   ):
-    train.build(config)
+    training.build(config)

@@ -17,7 +17,7 @@ from mpbn_jax import (
   fold_spike_norms,
   readers_of_spikes,
   strip,
-  train,
+  training,
 )
 from mpbn_jax.models.spiking_cnn import SpikingCNN
 
@@ -248,10 +248,10 @@ def test_network_that_does_not_fold_is_refused_before_it_is_trained(
   config.model.update({'width': 2, 'spike_norm': 'psp_bn'})
   config.evaluation.fold_convolutions = folds
   config.data.fake = config.data.batch_size
-  experiment = train.build(config)
-  step = train.make_train_step(experiment)
+  experiment = training.build(config)
+  step = training.make_train_step(experiment)
   if not message:
-    train.check_trainable(experiment, step)
+    training.check_trainable(experiment, step)
     return
   with pytest.raises(InputError, match=message):
-    train.check_trainable(experiment, step)
+    training.check_trainable(experiment, step)

@@ -17,8 +17,8 @@ from mpbn_jax.interop.readers import (
   say_what_is_unchecked,
 )
 from mpbn_jax.interop.torch import from_reference
-from mpbn_jax.train import saved_items
 from mpbn_jax.train_step import build_network, start_state
+from mpbn_jax.training import saved_items
 
 # ---- reading
 

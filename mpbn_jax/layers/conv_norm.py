@@ -69,6 +69,7 @@ class ConvNorm(nn.Module):
         it; only the unbiased running variance needs to know. A norm that
         tells the steps apart returns them all.
     """
+    norms.check_norm(self.norm, place='current')
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
     kernel = variables.weight(self, 'kernel', self.kernel_init, shape)
     x, kernel = normed.read_with(self, x, kernel)

@@ -76,10 +76,12 @@ class LIF(nn.Module):
     the layer's own spikes: so it can be fed another network's.
 
     Raises:
-      InputError: a stored constant is not the layer's setting, where it is
-        known; training of what is folded; a learned tau that starts at 0.
+      InputError: an unknown norm; a stored constant is not the layer's setting,
+        where it is known; training of what is folded; a learned tau that starts
+        at 0.
     """
     check_array(currents)
+    norms.check_norm(self.norm, place='membrane')
     tau, v_th = self._tau_and_v_th(currents.shape[-1])
     fire, state, write, v_th = self._predicate(currents.shape[2:], v_th, train)
     spikes, state = lif_scan(

@@ -44,6 +44,7 @@ class SpikeNorm(nn.Module):
   def __call__(self, spikes: jax.Array, *, train: bool) -> jax.Array | Spikes:
     """Returns [B, T, ..., C] of spikes [B, T, ..., C]."""
     normed.check_array(spikes)
+    norms.check_norm(self.norm, place='spikes')
     a = norms.synaptic_filter(spikes, tau_s=self.tau_s, unroll=self.unroll)
     if self.norm == norms.NONE:
       return a

@@ -13,7 +13,7 @@ from mpbn_jax import optim, record, sharding, tables
 from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.datasets.prefetch import Prefetch
 from mpbn_jax.errors import InputError
-from mpbn_jax.evaluate import evaluate
+from mpbn_jax.evaluation import evaluate
 from mpbn_jax.files import NotWrittenError
 from mpbn_jax.interrupt import Interrupted, SignalCatcher
 from mpbn_jax.train_step import (

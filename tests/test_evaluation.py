@@ -11,7 +11,7 @@ import pytest
 from configs import digits
 from mpbn_jax import LIF, InputError, sharding
 from mpbn_jax.datasets.base import Dataset, Spec, Split
-from mpbn_jax.evaluate import compare, compare_layers, recorded
+from mpbn_jax.evaluation import compare, compare_layers, recorded
 
 STEPS, INPUTS, COUNT = 3, 6, 13
 SPEC = Spec('lines', (2, 3, 1), ('a', 'b'), 16, (0.0,), (1.0,))

@@ -53,7 +53,7 @@ def evaluate(
   """Returns {'loss', 'accuracy'} over a split, every example once.
 
   Args:
-    experiment: as from `train.build`.
+    experiment: as from `training.build`.
     variables: of its model; folded ones too.
     split: 'test', or 'validation' where there is one.
   """
@@ -251,7 +251,7 @@ def compare(
   every spike of every layer is compared. Padding is left out.
 
   Args:
-    experiment: as from `train.build`.
+    experiment: as from `training.build`.
     variables: of its model.
     other: of its model too; folded, say.
     split: 'test', as a rule.
