@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 
 import common
 import jax
@@ -111,6 +112,25 @@ def test_changed_settings_in_the_file_are_damage(variables, tmp_path):
   content = content.replace('"tau": 0.25', '"tau": 0.35')
   (path / 'notes.json').write_text(content)
   with pytest.raises(InputError, match='notes.json has changed'):
+    load_folded(path)
+
+
+@pytest.mark.parametrize('change', ['missing', 'added', 'has changed'])
+def test_arrays_are_those_that_the_notes_name(change, variables, tmp_path):
+  path = save(tmp_path / '7.npz', variables)
+  with zipfile.ZipFile(path) as archive:
+    parts = {name: archive.read(name) for name in archive.namelist()}
+  name = next(iter(parts))
+  if change == 'missing':
+    del parts[name]
+  else:
+    other = name if change == 'has changed' else 'params/more.npy'
+    parts[other] = parts[name][:-1] + b'?'
+  # Each part has its own checksum right.
+  with zipfile.ZipFile(path, 'w') as archive:
+    for part, content in parts.items():
+      archive.writestr(part, content)
+  with pytest.raises(InputError, match=change):
     load_folded(path)
 
 
