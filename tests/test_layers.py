@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 
-from mpbn_jax import LIF, NORMS, InputError, fold, strip
+from mpbn_jax import LIF, NORMS, InputError, build_model, fold, strip
 from mpbn_jax.layers import ConvNorm, SpikeNorm, average_pool
 from mpbn_jax.norm import CONSTANTS
 
@@ -315,6 +315,78 @@ def test_constant_beside_a_learned_v_th_is_refused():
     layer.apply(variables, currents, train=False)
   with pytest.raises(InputError, match='expected one v_th, .* got both'):
     fold(variables)
+
+
+# ---- jax_enable_x64
+
+
+@pytest.mark.parametrize('name', NORMS)
+def test_variables_and_statistics_are_float32_with_x64(name):
+  with jax.enable_x64(True):
+    settings = {}
+    if NORMS[name].place == 'membrane':
+      settings = {'learn_tau': True, 'learn_v_th': True}
+    layer, variables, x = _made(name, **settings)
+    x = x.astype(jnp.float64)
+
+    @jax.jit
+    def step(params):
+      def loss(params):
+        y, updates = layer.apply(
+          {**variables, 'params': params},
+          x,
+          train=True,
+          mutable=['batch_stats'],
+        )
+        return y.sum(), updates
+
+      return jax.grad(loss, has_aux=True)(params)
+
+    gradients, updates = step(variables['params'])
+    for leaf in jax.tree.leaves((variables, gradients, updates)):
+      assert leaf.dtype == jnp.float32
+    if NORMS[name].place == 'membrane':
+      for leaf in jax.tree.leaves(fold(variables)['threshold']):
+        assert leaf.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('name', ['spiking_cnn', 'preact_resnet'])
+def test_network_is_made_and_trained_with_x64(name):
+  with jax.enable_x64(True):
+    depth = 10 if name == 'preact_resnet' else None
+    model = build_model(
+      {
+        'name': name,
+        'width': 2,
+        'num_steps': 2,
+        'learn_v_th': True,
+        'learn_tau': True,
+        'spike_norm': 'psp_bn',
+        'depth': depth,
+      }
+    )
+    x = jnp.zeros((2, 8, 8, 1), jnp.float64)
+
+    @jax.jit
+    def start_and_step():
+      variables = model.init(jax.random.key(0), x, train=False)
+
+      def loss(params):
+        return model.apply(
+          {**variables, 'params': params},
+          x,
+          train=True,
+          mutable=['batch_stats'],
+        )
+
+      def mean(params):
+        logits, updates = loss(params)
+        return logits.mean(), updates
+
+      return variables, jax.grad(mean, has_aux=True)(variables['params'])
+
+    leaves = jax.tree.leaves(jax.eval_shape(start_and_step))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype('float32')}
 
 
 # ---- convolutions
