@@ -2,10 +2,10 @@
 
 python main.py --config=configs/digits_106.py
 
-Ends with 96.38 % on the test images, after 213 s on 2 cores (seed 0, jax
-0.10.2). The surrogate gradient is `atan`, which is nowhere 0: with the window
-of `rect` these layers learn slowly, unless MPBN keeps the potentials in it
-(rect, mpbn_channel, a rate of 0.1, 40 epochs: 94.43 %).
+Seeds 0 to 6 end with 97.18 % of the test images on average, standard deviation
+0.96, the worst with 95.82 %; a run takes about 260 s on one core (jax 0.10.2).
+The surrogate gradient is `atan`, which is nowhere 0: with the window of `rect`
+these layers learn slowly.
 """
 
 from configs import digits
