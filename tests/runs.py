@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 
+import pytest
+
 import main as program
 from mpbn_jax import command_line
 
@@ -91,3 +93,35 @@ def the_error(streams: tuple[str, str]) -> str:
   assert err.count('\n') == 1
   assert 'Traceback' not in err
   return err
+
+
+def moments(directory: pathlib.Path, function, *, into: pathlib.Path):
+  """Returns copies of a directory, of every state that function() leaves it in.
+
+  A process that is killed leaves one of them. They are taken around the calls
+  that rename, remove and flush files; where names and sizes stay, so does the
+  state.
+  """
+  copies, known = [], set()
+
+  def look():
+    files = sorted(path for path in directory.rglob('*') if path.is_file())
+    state = tuple((str(path), path.stat().st_size) for path in files)
+    if state not in known:
+      known.add(state)
+      copies.append(shutil.copytree(directory, into / f'moment{len(known)}'))
+
+  def watched(call):
+    def at(*args, **kwargs):
+      look()
+      result = call(*args, **kwargs)
+      look()
+      return result
+
+    return at
+
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ('replace', 'rename', 'fsync', 'unlink', 'rmdir'):
+      patch.setattr(os, name, watched(getattr(os, name)))
+    function()
+  return copies
