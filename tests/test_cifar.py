@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from fake_cifar import ARCHIVES
 from runs import the_error
 from tensorflow_datasets.image_classification import cifar as theirs
-from test_resume import arrays, metrics
+from test_resume import arrays_of, metrics
 
 from configs.default import get_config
 from mpbn_jax import InputError
@@ -523,7 +523,7 @@ def test_interrupted_training_ends_with_the_same_bits(tmp_path):
   ends = [process.communicate() for process in both]
   assert [err for _, err in ends] == ['', '']
   assert f'{parts} continues: step ' in ends[1][0]
-  ours, other = arrays(parts, STEPS), arrays(whole, STEPS)
+  ours, other = arrays_of(parts, STEPS), arrays_of(whole, STEPS)
   assert ours.keys() == other.keys()
   for name, array in ours.items():
     assert array.tobytes() == other[name].tobytes(), name

@@ -27,7 +27,7 @@ def uninterrupted():
 
 def arrays_of(workdir, step=LAST):
   """Returns every array of a checkpoint, state and metrics."""
-  tree, _ = arrays.read(workdir / 'checkpoints' / f'{step}.npz')
+  tree, _ = arrays.read(workdir / 'checkpoints' / str(step))
   return {
     jax.tree_util.keystr(key): np.asarray(leaf)
     for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -91,7 +91,7 @@ def test_stopped_by_a_signal_saves_and_resumes_bit_for_bit(
   at_step(20, lambda: signal.raise_signal(signum))
   assert runs.run(workdir) == 128 + signum
   assert capsys.readouterr().err == (
-    f'stopped at step 20 of {LAST}, saved in {workdir}/checkpoints/20.npz: the '
+    f'stopped at step 20 of {LAST}, saved in {workdir}/checkpoints/20: the '
     'same command continues\n'
   )
   assert f'continues: step 20 of {LAST}' in finish(workdir, capsys)
@@ -102,7 +102,7 @@ def test_stopped_by_a_signal_saves_and_resumes_bit_for_bit(
 def test_killed_run_continues_from_the_last_checkpoint(tmp_path):
   workdir, uninterrupted = tmp_path / 'run', tmp_path / 'other'
   process = runs.start(workdir)
-  while not (workdir / 'checkpoints' / '16.npz').exists():
+  while not (workdir / 'checkpoints' / '16').exists():
     assert process.poll() is None
     time.sleep(0.001)
   process.kill()
@@ -127,9 +127,9 @@ def test_run_that_lost_what_came_after_a_checkpoint_is_completed(
   workdir = runs.half(tmp_path / 'run')
   checkpoints = workdir / 'checkpoints'
   (workdir / 'summary.json').unlink()
-  (checkpoints / f'.{LAST}.npz.7-ab.tmp').write_bytes(b'PK')
+  (checkpoints / f'.{LAST}.7-ab.tmp').mkdir()
   if not kept:
-    (checkpoints / '16.npz').unlink()
+    shutil.rmtree(checkpoints / '16')
     (checkpoints / 'index.json').write_text('{"steps": []}')
   with (workdir / 'metrics.jsonl').open('a') as file:
     file.write('{"step": 33, "lo')
@@ -142,8 +142,9 @@ def test_run_that_fell_back_repeats_the_lost_epoch(
   uninterrupted, tmp_path, capsys
 ):
   workdir = shutil.copytree(uninterrupted, tmp_path / 'run')
-  last = workdir / 'checkpoints' / f'{LAST}.npz'
-  last.write_bytes(last.read_bytes()[:-100])
+  last = workdir / 'checkpoints' / str(LAST)
+  notes = last / 'notes.json'
+  notes.write_bytes(notes.read_bytes()[:-100])
   assert runs.run(workdir) == 0
   out, err = capsys.readouterr()
   assert err.startswith(f'warning: {last} cannot be read (')
