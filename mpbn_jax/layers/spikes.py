@@ -37,6 +37,8 @@ class SpikeNorm(nn.Module):
   @nn.compact
   def __call__(self, spikes: jax.Array, *, train: bool) -> jax.Array:
     """Returns [B, T, ..., C] of spikes [B, T, ..., C]."""
+    variables.check_input('spikes', spikes)
+    norms.check_norm(self.norm, place='spikes')
     a = norms.synaptic_filter(spikes, tau_s=self.tau_s, unroll=self.unroll)
     if self.norm == norms.NONE:
       return a
@@ -69,6 +71,7 @@ class Identity(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns x [B, T, ..., C], scaled where a norm was folded in."""
+    variables.check_input('spikes', x)
     if not self.has_variable('folded', 'scale'):
       return x
     scale = self.get_variable('folded', 'scale')
