@@ -1,11 +1,13 @@
 """What does a leaky integrate-and-fire neuron do in one step, and in T?"""
 
 import functools
+import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mpbn_jax.errors import InputError, unknown
 from mpbn_jax.surrogate import spike
@@ -31,9 +33,13 @@ RESETS: dict[str, Callable] = {'hard': _hard, 'soft': _soft}
 
 def check_tau(tau: float) -> None:
   """Raises InputError unless tau is a kept fraction in [0, 1)."""
-  if isinstance(tau, jax.Array):  # learnable: in (0, 1) by construction
+  if isinstance(tau, jax.core.Tracer):  # not known while it is compiled
     return
-  if not 0 <= tau < 1:
+  if not isinstance(tau, (numbers.Real, np.ndarray, jax.Array)):
+    raise TypeError(f'tau must be a number, got {tau!r}')
+  # A learned one is a sigmoid, which may round to 1.
+  below = np.less_equal if isinstance(tau, jax.Array) else np.less
+  if not (np.all(np.less_equal(0, tau)) and np.all(below(tau, 1))):
     raise InputError(
       'tau is the kept fraction of the membrane potential and must lie in '
       f'[0, 1), got {tau}; a time constant of k steps keeps the fraction '
@@ -147,6 +153,7 @@ def lif_scan(
   Raises:
     InputError: tau outside [0, 1), unknown reset, a soft reset without v_th,
       currents without a step.
+    TypeError: currents that are not floating.
 
   Example:
     >>> spikes, _ = lif_scan(jnp.array([0.4, 0.4, 0.5, 0.4]), tau=0.5)
@@ -159,6 +166,11 @@ def lif_scan(
   if currents.ndim < 1 or currents.shape[0] < 1:
     raise InputError(
       f'currents must be [T, ...] with T >= 1, got shape {currents.shape}'
+    )
+  if not jnp.issubdtype(currents.dtype, jnp.floating):
+    raise TypeError(
+      f'expected currents of a floating dtype, got {currents.dtype}: call '
+      'astype(jnp.float32)'
     )
   if fire is None:
     v_th = 0.5 if v_th is None else v_th

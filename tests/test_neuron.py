@@ -96,3 +96,15 @@ def test_soft_reset_of_another_fire_needs_v_th():
 def test_currents_without_a_step_are_refused():
   with pytest.raises(InputError, match=r'T >= 1, got shape \(0, 3\)'):
     lif_scan(jnp.zeros((0, 3)))
+
+
+@pytest.mark.parametrize('tau', [jnp.float32(1.5), np.float32(-0.1)])
+def test_tau_that_is_an_array_is_checked_too(tau):
+  with pytest.raises(InputError, match=r'lie in \[0, 1\), got'):
+    lif_scan(jnp.ones((2, 3)), tau=tau)
+
+
+@pytest.mark.parametrize('dtype', ['int32', 'bool'])
+def test_currents_that_are_not_floating_are_refused(dtype):
+  with pytest.raises(TypeError, match=f'floating dtype, got {dtype}'):
+    lif_scan(jnp.ones((2, 3), dtype))

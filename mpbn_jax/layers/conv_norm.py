@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mpbn_jax import norm as norms
+from mpbn_jax.errors import InputError
 from mpbn_jax.layers import normed, variables
 from mpbn_jax.layers.shapes import over_time
 from mpbn_jax.ops.convolution import convolution
@@ -69,12 +70,15 @@ class ConvNorm(nn.Module):
         it; only the unbiased running variance needs to know. A norm that
         tells the steps apart returns them all.
     """
+    variables.check_input('images or spikes', x)
     norms.check_norm(self.norm, place='current')
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
     kernel = variables.weight(self, 'kernel', self.kernel_init, shape)
     x, kernel = normed.read_with(self, x, kernel)
     # A folded bias is the norm's too.
     folded = self.has_variable('folded', 'bias')
+    if folded:
+      self._check_folded()
     bias = None
     if self.use_bias or folded:
       zeros = nn.initializers.zeros
@@ -91,6 +95,18 @@ class ConvNorm(nn.Module):
     if self.norm == norms.NONE:
       return y
     return self._normalize(y, train=train, copies=copies)
+
+  def _check_folded(self):
+    """Raises InputError where a part of what was folded is missing."""
+    factor = self.norm in norms.NORMS and (
+      norms.NORMS[self.norm].per_step == 'factor'
+    )
+    for name in ['kernel'] + ['factor'] * factor:
+      if not self.has_variable('folded', name):
+        raise InputError(
+          f'expected folded/{variables.path_of(self, name)} beside the bias, '
+          'got none: call `fold_convolutions` on the unfolded variables again'
+        )
 
   def _times_factor(self, y, copies):
     if not self.has_variable('folded', 'factor'):

@@ -1,5 +1,6 @@
 """What is a layer of neurons?"""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -78,10 +79,14 @@ class LIF(nn.Module):
     Raises:
       InputError: an unknown norm; a stored constant is not the layer's setting,
         where it is known; training of what is folded; a learned tau that starts
-        at 0.
+        at 0; settings, or shapes, that no layer can have; normed spikes.
+      TypeError: currents that are not floating.
     """
     check_array(currents)
+    variables.check_input('currents', currents)
     norms.check_norm(self.norm, place='membrane')
+    if isinstance(self.v_th, float) and not math.isfinite(self.v_th):
+      raise InputError(f'v_th must be a finite number, got {self.v_th}')
     tau, v_th = self._tau_and_v_th(currents.shape[-1])
     fire, state, write, v_th = self._predicate(currents.shape[2:], v_th, train)
     spikes, state = lif_scan(

@@ -44,6 +44,7 @@ class SpikeNorm(nn.Module):
   def __call__(self, spikes: jax.Array, *, train: bool) -> jax.Array | Spikes:
     """Returns [B, T, ..., C] of spikes [B, T, ..., C]."""
     normed.check_array(spikes)
+    variables.check_input('spikes', spikes)
     norms.check_norm(self.norm, place='spikes')
     a = norms.synaptic_filter(spikes, tau_s=self.tau_s, unroll=self.unroll)
     if self.norm == norms.NONE:
@@ -85,6 +86,7 @@ class Identity(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array | Spikes) -> jax.Array:
     """Returns x [B, T, ..., C] times the gain of the norm that it reads."""
+    variables.check_input('spikes', x)
     spikes = x
     x, scale = normed.read(self, spikes)
     if scale is not None:

@@ -19,6 +19,20 @@ from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
 
 
+def check_input(what: str, x: jax.Array) -> None:
+  """Raises unless x is [B, T, ..., C], floating, with at least one step.
+
+  Raises:
+    InputError: too few axes, or no step.
+    TypeError: not floating.
+  """
+  norms.check_floating(what, x)
+  if x.ndim < 3 or x.shape[1] < 1:
+    raise InputError(
+      f'expected {what} [B, T, ..., C] with T >= 1, got shape {x.shape}'
+    )
+
+
 def weight(
   module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]
 ) -> jax.Array:
@@ -27,7 +41,13 @@ def weight(
   It is float32, with jax_enable_x64 too.
   """
   if module.has_variable('folded', name):
-    return module.get_variable('folded', name)
+    folded = module.get_variable('folded', name)
+    if folded.shape not in (shape, (*folded.shape[:1], *shape)):
+      raise InputError(
+        f'expected folded/{path_of(module, name)} of shape {shape}, or one of '
+        f'each step, got {folded.shape}: fold the variables of this model'
+      )
+    return folded
   return module.param(name, init, shape, jnp.float32)
 
 
@@ -49,6 +69,7 @@ class NormVariables:
       scale_init: what the norm's scale starts at.
       **settings: what the norm's `init` takes.
     """
+    norms.check_settings(eps=module.eps, momentum=module.momentum)
     init = functools.partial(norms.NORMS[module.norm].init, **settings)
 
     def init_params(key):

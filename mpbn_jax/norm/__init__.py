@@ -13,6 +13,8 @@ from mpbn_jax.norm.base import (
   PLACES,
   Norm,
   along,
+  check_floating,
+  check_settings,
   moments,
 )
 from mpbn_jax.norm.current import BN, BNTT, TDBN, TEBN
@@ -66,7 +68,9 @@ __all__ = [
   'PLACES',
   'Norm',
   'along',
+  'check_floating',
   'check_norm',
+  'check_settings',
   'check_tau_s',
   'moments',
   'names_at',

@@ -11,6 +11,7 @@ from mpbn_jax.errors import InputError
 
 EPS = 1e-5  # added to the variance; PyTorch's and the paper's code's default
 MOMENTUM = 0.1  # weight of the NEW value (PyTorch's sense; Flax's is 1 - this)
+TINY = float(np.finfo(np.float32).tiny)  # the smallest normal number
 PLACES = ('current', 'membrane', 'spikes')
 
 # Settings that norms compute with. They stand among the running statistics:
@@ -104,6 +105,26 @@ def moments(x: jax.Array, *, axes: tuple[int, ...]):
   # Rounding can push the difference below zero where x is nearly constant.
   var = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0.0)
   return shift.reshape(mean.shape) + mean, var
+
+
+def check_settings(*, eps: float, momentum: float) -> None:
+  """Raises InputError for settings with which statistics mean nothing."""
+  if not TINY <= eps < np.inf:
+    raise InputError(f'eps must be positive and finite, got {eps}')
+  if not 0 < momentum <= 1:
+    raise InputError(
+      'momentum is the weight of the new value in running statistics and must '
+      f'lie in (0, 1], got {momentum}'
+    )
+
+
+def check_floating(what: str, x: jax.Array) -> None:
+  """Raises TypeError unless x is floating: others would be cut to integers."""
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise TypeError(
+      f'expected {what} of a floating dtype, got {x.dtype}: call '
+      'astype(jnp.float32)'
+    )
 
 
 def along(leaf: jax.Array, x: jax.Array) -> jax.Array:

@@ -8,7 +8,6 @@ import numpy as np
 
 from mpbn_jax.norm import base
 
-TINY = float(np.finfo(np.float32).tiny)  # the smallest normal number
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -29,7 +28,7 @@ def _normal(x):
   CPUs flush them to 0 when a program runs, compilers keep them where they
   compute constants. Without them both agree.
   """
-  return jnp.where(jnp.abs(x) < TINY, 0.0, x)
+  return jnp.where(jnp.abs(x) < base.TINY, 0.0, x)
 
 
 def _comparison(params, stats):

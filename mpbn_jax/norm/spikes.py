@@ -38,12 +38,14 @@ def synaptic_filter(
 
   Raises:
     InputError: tau_s outside [0, 1).
+    TypeError: spikes that are not floating.
 
   Example:
     >>> synaptic_filter(jnp.array([[1.0, 0.0, 1.0]]), tau_s=0.5)
     Array([[1.  , 0.5 , 1.25]], dtype=float32)
   """
   check_tau_s(tau_s)
+  base.check_floating('spikes', spikes)
   if tau_s == 0:
     return spikes
 
@@ -73,7 +75,13 @@ def _over_deviation(params, stats, moment, a):
 def _psp_bn_train(params, stats, a, *, momentum):
   running = stats['moment']
   axes = range(a.ndim - 1) if running.ndim == 1 else (0, *range(2, a.ndim - 1))
-  moment = _second_moment(a, tuple(axes))
+  axes = tuple(axes)
+  if base.count_over(a, axes) < 1:
+    raise InputError(
+      f'expected at least one potential for a moment, got shape {a.shape}: '
+      'train with a batch that is not empty'
+    )
+  moment = _second_moment(a, axes)
   # A raw moment is its own unbiased estimate: no n / (n - 1).
   moved = (1 - momentum) * running + momentum * moment.reshape(running.shape)
   moved = {**stats, 'moment': jax.lax.stop_gradient(moved)}
