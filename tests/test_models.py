@@ -352,11 +352,3 @@ def test_vgg16_refuses_maps_that_its_pools_would_empty():
     jax.eval_shape(
       lambda x: model.init(jax.random.key(0), x, train=False), FRAMES
     )
-
-
-@pytest.mark.parametrize('dtype', ['uint8', 'int32', 'bool'])
-def test_images_that_are_not_normalized_yet_are_refused(dtype):
-  model, variables = common.small()
-  x = jnp.zeros((2, 8, 8, 1), dtype)
-  with pytest.raises(InputError, match=f'floating-point images.*got {dtype}'):
-    model.apply(variables, x, train=False)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import runs
 
-from mpbn_jax import arrays, interrupt, record, report, training
+from mpbn_jax import arrays, interrupt, record, report, tables, training
 from mpbn_jax.checkpoint import steps_in
 from mpbn_jax.interrupt import SignalCatcher
 
@@ -157,15 +157,13 @@ def test_signal_before_the_first_step_saves_the_initial_state(
   tmp_path, capsys, monkeypatch
 ):
   workdir = tmp_path / 'run'
-  overview = training.parameter_overview.get_parameter_overview
+  table = tables.parameters
 
   def signalled(params):
     signal.raise_signal(signal.SIGTERM)
-    return overview(params)
+    return table(params)
 
-  monkeypatch.setattr(
-    training.parameter_overview, 'get_parameter_overview', signalled
-  )
+  monkeypatch.setattr(tables, 'parameters', signalled)
   assert runs.run(workdir) == 128 + signal.SIGTERM
   assert f'stopped at step 0 of {LAST}, saved in' in capsys.readouterr().err
   assert steps_in(workdir / 'checkpoints') == [0]

@@ -234,12 +234,6 @@ class SpikingNetwork(nn.Module):
         f'[B, T, H, W, C] have T = {x.shape[1]}: build it with '
         f'num_steps={x.shape[1]} or give {self.num_steps} frames'
       )
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-      raise InputError(
-        'the input must be floating-point images, about zero mean and unit '
-        f'deviation as in training, got {x.dtype}: normalize them, or cast '
-        'event counts by x.astype(jnp.float32)'
-      )
     x = x.astype(self.dtype)
     return x[:, None] if x.ndim == 4 else x
 
