@@ -99,14 +99,18 @@ def moments(directory: pathlib.Path, function, *, into: pathlib.Path):
   """Returns copies of a directory, of every state that function() leaves it in.
 
   A process that is killed leaves one of them. They are taken around the calls
-  that rename, remove and flush files; where names and sizes stay, so does the
-  state.
+  that rename, remove and flush files, where a directory or a JSON file
+  changed.
   """
   copies, known = [], set()
 
   def look():
-    files = sorted(path for path in directory.rglob('*') if path.is_file())
-    state = tuple((str(path), path.stat().st_size) for path in files)
+    # Files of arrays count once a JSON file names them.
+    state = tuple(
+      (str(path), path.read_bytes() if path.suffix == '.json' else b'')
+      for path in sorted(directory.rglob('*'))
+      if path.is_dir() or path.suffix == '.json'
+    )
     if state not in known:
       known.add(state)
       copies.append(shutil.copytree(directory, into / f'moment{len(known)}'))

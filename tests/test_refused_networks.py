@@ -229,12 +229,6 @@ def norm_that_does_not_fold(x):
   return end(spikes(conv(spikes(x)), norm='psp_ln') + x)
 
 
-@refused(r"a kernel beside 'bn', as in a ConvNorm, got none")
-def flax_batch_norm_called_bn(x):
-  x = nn.BatchNorm(use_running_average=True, name='bn')(conv(spikes(x)))
-  return end(spikes(x))
-
-
 @pytest.mark.parametrize(
   'out', [lambda a: a, lambda a: {'out': [a]}, lambda a: (a.ndim, (a, a))]
 )

@@ -17,7 +17,7 @@ from mpbn_jax.layers import (
   mean_over_space,
   over_time,
 )
-from mpbn_jax.norm import NORMS
+from mpbn_jax.norm import CONSTANTS, EPS, NORMS
 
 SHAPE = (2, 3, 4, 4, 5)  # [B, T, H, W, C]
 X = np.random.default_rng(0).integers(0, 2, SHAPE).astype(np.float32)
@@ -27,13 +27,16 @@ GAINS = [
 
 
 def _variables(norm='psp_bn'):
-  params, stats = NORMS[norm].init(SHAPE[2:], num_steps=3)
+  params, stats = NORMS[norm].init(SHAPE[2:], num_steps=3, eps=EPS)
   rng = np.random.default_rng(1)
   trees = {'params': {norm: params}, 'batch_stats': {norm: stats}}
-  return jax.tree.map(
-    lambda leaf: jnp.asarray(rng.uniform(0.5, 2, leaf.shape), jnp.float32),
-    trees,
-  )
+
+  def leaf(path, value):
+    if path[-1].key in CONSTANTS:
+      return value
+    return jnp.asarray(rng.uniform(0.5, 2, value.shape), jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(leaf, trees)
 
 
 def _spikes(norm='psp_bn'):
@@ -139,7 +142,7 @@ def test_normed_spikes_say_their_shape_and_nothing_else():
 def test_their_array_is_what_the_norm_returns(norm):
   variables = _variables(norm)
   params, stats = variables['params'][norm], variables['batch_stats'][norm]
-  expected = NORMS[norm].evaluate(params, stats, X, eps=1e-5)
+  expected = NORMS[norm].evaluate(params, stats, X)
   a = _spikes(norm)
   np.testing.assert_array_equal(a.array, expected)
   np.testing.assert_array_equal(Identity().apply({}, a), expected)
@@ -183,8 +186,10 @@ def test_steps_cannot_be_taken_for_another_axis(use, message):
 
 @pytest.mark.parametrize('norm', ['none', 'psp_ln', 'neunorm'])
 def test_norm_that_does_not_fold_returns_an_array(norm):
-  init = NORMS[norm].init if norm in NORMS else lambda shape: ({}, {})
-  variables = {'params': {norm: init(SHAPE[2:])[0]}}
+  variables = {}
+  if norm in NORMS:
+    params, stats = NORMS[norm].init(SHAPE[2:], num_steps=3, eps=EPS)
+    variables = {'params': {norm: params}, 'batch_stats': {norm: stats}}
   y = SpikeNorm(norm=norm, tau_s=0.2).apply(variables, X, train=False)
   assert isinstance(y, jax.Array)
 
@@ -207,7 +212,8 @@ def test_gain_is_one_number_in_every_program(norm):
   )
 
   def gain(scale, moment):
-    return NORMS[norm].fold({'scale': scale}, {'moment': moment}, eps=1e-5)
+    stats = {'moment': moment, 'eps': np.float32(1e-5)}
+    return NORMS[norm].fold({'scale': scale}, stats)
 
   expected = scale / np.sqrt(moment + np.float32(1e-5))
   constants = jax.jit(lambda: gain(jnp.asarray(scale), jnp.asarray(moment)))

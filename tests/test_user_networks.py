@@ -54,6 +54,12 @@ def keyword(x):
 
 
 @folds
+def flax_batch_norm_called_bn(x):
+  x = nn.BatchNorm(use_running_average=True, name='bn')(conv(spikes(x)))
+  return end(spikes(x))
+
+
+@folds
 def pool(x):
   return end(pooled(spikes(x), window=2))
 

@@ -98,7 +98,9 @@ def ensemble(x, **options):
 def norm_variables():
   return {
     'params': {'psp_bn': {'scale': np.arange(1.0, 5)}},
-    'batch_stats': {'psp_bn': {'moment': np.arange(1.0, 5)}},
+    'batch_stats': {
+      'psp_bn': {'moment': np.arange(1.0, 5), 'eps': np.float32(1e-5)}
+    },
   }
 
 
