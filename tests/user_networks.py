@@ -64,14 +64,18 @@ def random_variables(model):
   init = functools.partial(model.init, train=False)
   shapes = jax.eval_shape(init, jax.random.key(0), X)
   rng = np.random.default_rng(0)
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: (
-      rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
-      * (0.2 if path[-1].key == 'kernel' else 1)
-      * rng.choice([-1, 1] if path[-1].key == 'kernel' else [1], leaf.shape)
-    ),
-    shapes,
-  )
+  constants = {'eps': 1e-5, 'v_th': 0.5, 'gain': 1.0}  # the layers' defaults
+
+  def leaf(path, shape):
+    key, shape = path[-1].key, shape.shape
+    if key in constants:
+      return np.full(shape, constants[key], np.float32)
+    values = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    if key == 'kernel':
+      values *= 0.2 * rng.choice([-1, 1], shape)
+    return values
+
+  return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 class Block(nn.Module):
