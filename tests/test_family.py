@@ -289,8 +289,10 @@ def test_tdbn_scales_by_the_threshold_and_by_alpha_where_branches_join(network):
     )
     if path[-1].key == 'gain'
   }
-  joins = [k for k in gains if k.endswith(('conv2', 'shortcut'))]
-  joins = [k for k in joins if not k.startswith('stem')]
+  # A sum joins two normed branches where the shortcut is a convolution.
+  shortcuts = [k for k in gains if k.endswith('shortcut')]
+  joins = [*shortcuts, *(k.replace('shortcut', 'conv2') for k in shortcuts)]
+  assert set(joins) <= gains.keys()
   assert 0 < len(joins) < len(gains)
   for layer, gain in gains.items():
     alpha = 0.5**0.5 if layer in joins else 1.0
