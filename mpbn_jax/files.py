@@ -34,19 +34,24 @@ def writing(
     also: other errors by which a library says that it could not write.
 
   Raises:
-    NotWrittenError: in place of any `OSError`, and of `also`.
+    NotWrittenError: in place of any `OSError`, and of those in `also` that
+      quote an error of the system.
   """
   try:
     yield
   except NotWrittenError:
     raise
-  except (OSError, *also) as error:
-    raise NotWrittenError(_why(path, error)) from error
+  except OSError as error:
+    raise NotWrittenError(_why(path, error.errno, error)) from error
+  except also as error:
+    number = _errno_of(path, error)
+    if not number:  # no word of the system's: a defect, which keeps its trace
+      raise
+    raise NotWrittenError(_why(path, number, error)) from error
 
 
-def _why(path, error):
-  number = getattr(error, 'errno', None) or _errno_of(path, error)
-  reason = os.strerror(number) if number else str(error).splitlines()[0][:160]
+def _why(path, number, error):
+  reason = os.strerror(number) if number else str(error)
   if number in NO_ROOM:
     with contextlib.suppress(OSError):
       reason += f', {shutil.disk_usage(path.parent).free:,} bytes free'
