@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
@@ -108,8 +109,10 @@ def fold_convolutions(variables: Mapping) -> Variables:
     `variables` and {'folded': {<layer>: {'kernel', 'bias', 'factor'?}}}.
 
   Raises:
-    InputError: no convolution with a normalization that folds.
+    InputError: no convolution with a normalization that folds; an
+      `nn.WeightNorm` or `nn.SpectralNorm` around one.
   """
+  _check_no_transform(variables)
   if not _has_norm(variables, 'current'):
     raise InputError(
       'expected variables with a normalization after the convolutions, got '
@@ -130,6 +133,22 @@ def fold_convolutions(variables: Mapping) -> Variables:
 
   folded = _collect(variables, 'current', fold_convolution, done='bias')
   return {**variables, 'folded': _merged(variables.get('folded', {}), folded)}
+
+
+def _check_no_transform(variables):
+  """Raises InputError where a wrapper changes kernels before they are used.
+
+  Flax's `nn.WeightNorm` and `nn.SpectralNorm` keep what they need under a name
+  as 'conv/kernel/scale'. A kernel would be folded without it.
+  """
+  for tree in (variables.get('params', {}), variables.get('batch_stats', {})):
+    for path in traverse_util.flatten_dict(tree):
+      if '/kernel/' in path[-1]:
+        raise InputError(
+          'expected convolutions that use their kernels as they are stored, '
+          f'got {"/".join(path)!r}, with which a wrapper (nn.WeightNorm, say) '
+          'changes one: put the changed kernel in its place before folding'
+        )
 
 
 def fold_spike_norms(variables: Mapping, *, readers: Wiring) -> Variables:

@@ -5,6 +5,7 @@ import itertools
 import re
 
 import common
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +23,7 @@ from mpbn_jax import (
   strip,
 )
 from mpbn_jax.evaluation import compare_layers, recorded
+from mpbn_jax.layers import ConvNorm
 from mpbn_jax.norm import PLACES, names_at
 from mpbn_jax.report import fold_network
 from mpbn_jax.train_step import build
@@ -297,3 +299,17 @@ def test_tdbn_scales_by_the_threshold_and_by_alpha_where_branches_join(network):
   for layer, gain in gains.items():
     alpha = 0.5**0.5 if layer in joins else 1.0
     np.testing.assert_allclose(gain, alpha * 0.8, rtol=1e-6)
+
+
+@pytest.mark.parametrize('around', [nn.WeightNorm, nn.SpectralNorm])
+def test_kernel_that_a_wrapper_changes_is_not_folded(around):
+  class Wrapped(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      options = {'update_stats': False} if around is nn.SpectralNorm else {}
+      return around(ConvNorm(2, name='conv'))(x, train=False, **options)
+
+  x = common.images().reshape((2, 4, 8, 8, 1))
+  variables = Wrapped().init(jax.random.key(0), x)
+  with pytest.raises(InputError, match='conv/kernel/.*changes one'):
+    fold_convolutions(variables)
