@@ -178,6 +178,15 @@ def advance(
   return jax.lax.stop_gradient({**stats, **moved})
 
 
+def exact_gain(scale: jax.Array, variance: jax.Array) -> jax.Array:
+  """Returns scale / sqrt(variance), the same number in every program.
+
+  A square root and a quotient are rounded by themselves; `rsqrt`, which the
+  compiler would make of the two, has another last bit in another program.
+  """
+  return scale / jax.lax.optimization_barrier(jnp.sqrt(variance))
+
+
 def scale_and_shift(params, mean, var, x, *, eps):
   """Returns scale * (x - mean) / sqrt(var + eps) + bias in x's dtype."""
   gain = params['scale'] * jax.lax.rsqrt(var + eps)

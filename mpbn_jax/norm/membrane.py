@@ -122,7 +122,7 @@ def _fold_into_threshold(params, stats):
   scale, _, _ = _comparison(params, stats)
   polarity = jnp.where(scale < 0, -1.0, 1.0).astype(jnp.float32)
   threshold = separating_threshold(lambda u: _fires(params, stats, u), polarity)
-  gain = params['scale'] * jax.lax.rsqrt(stats['var'] + stats['eps'])
+  gain = base.exact_gain(params['scale'], stats['var'] + stats['eps'])
   constant = jnp.abs(threshold) >= LARGEST
   return {
     'threshold': threshold,

@@ -94,14 +94,8 @@ def _psp_bn_evaluate(params, stats, a):
 
 
 def _psp_bn_gain(params, stats):
-  """Returns what every reader's inputs are multiplied by, [C] or [T, C].
-
-  A square root and a quotient are one number in every program; `rsqrt`, which
-  the compiler would make of the two, has another last bit among constants.
-  """
-  variance = stats['moment'] + stats['eps']
-  deviation = jax.lax.optimization_barrier(jnp.sqrt(variance))
-  return params['scale'] / deviation
+  """Returns what every reader's inputs are multiplied by, [C] or [T, C]."""
+  return base.exact_gain(params['scale'], stats['moment'] + stats['eps'])
 
 
 def _init_psp_bn(shape, *, eps, num_steps=None):
