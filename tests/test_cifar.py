@@ -480,8 +480,10 @@ def test_no_tensorflow_is_imported(tmp_path):
 
 COUNTS = {'train': 2000, 'test': 200}
 STEPS = 2 * 16  # two epochs of 2,000 images in batches of 125
+# The data are what this is about: the network is one that compiles quickly.
 TRAINING = (
   '--config=configs/cifar10.py',
+  '--config.model.name=spiking_cnn',
   '--config.model.width=4',
   '--config.model.num_steps=1',
   '--config.num_epochs=2',

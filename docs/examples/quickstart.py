@@ -1,7 +1,7 @@
 """A network on arrays of your own: train it, fold it, compare, plot.
 
 pip install matplotlib
-python docs/examples/quickstart.py
+PYTHONPATH=. python docs/examples/quickstart.py
 """
 
 import jax
