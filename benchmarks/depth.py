@@ -23,7 +23,7 @@ from configs import digits_106
 from mpbn_jax import losses, sharding
 from mpbn_jax.train_step import TrainMetrics, build, init_state, make_train_step
 
-# (current_norm, membrane_norm, spike_norm)
+# (conv_norm, membrane_norm, spike_norm)
 CASES = {
   'PSP-BN and MPBN': ('none', 'mpbn_channel', 'psp_bn'),
   'PSP-BN': ('none', 'none', 'psp_bn'),
@@ -38,7 +38,7 @@ def experiment(norms, *, depth, epochs=1):
   config.model.depth = depth
   for place, norm in zip(('current', 'membrane', 'spike'), norms, strict=True):
     config.model[f'{place}_norm'] = norm
-  config.evaluation.fold_convolutions = False  # there may be none to fold
+  config.evaluation.fold = 'thresholds'  # there may be none to fold
   config.num_epochs = max(epochs, 2)
   config.optimizer.warmup_epochs = min(config.optimizer.warmup_epochs, 1.0)
   return build(config)

@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.reset = 'hard'  # hard (to zero) | soft (subtracts v_th)
   model.detach_reset = False  # whether the gradient ignores the reset's spikes
   # After every convolution: bn | tdbn | bntt | tebn | none.
-  model.current_norm = 'bn'
+  model.conv_norm = 'bn'
   # Before every firing: mpbn_channel | mpbn_element | none.
   model.membrane_norm = 'mpbn_channel'
   # After every firing: psp_bn | psp_bn_step | psp_ln | neunorm | none.
@@ -45,14 +45,14 @@ def get_config() -> ml_collections.ConfigDict:
   # Of activations and products: float32 | bfloat16; the potential, statistics
   # and parameters are float32 in any case.
   model.dtype = 'float32'
-  # Layers with weights of preact_resnet, 6n + 4; None takes 22. The others have
-  # one depth: None.
+  # Layers with weights of preact_resnet, 6n + 4; None: 22. The others have one
+  # depth: None.
   model.depth = ml_collections.config_dict.placeholder(int)
-  # Compute the activations of preact_resnet's blocks again in the backward
-  # pass: less memory, more time.
-  model.remat = False
-  # What the scale of every residual block's last norm starts at; None takes the
-  # network's own: 1, and 1 / n in preact_resnet, n blocks a stage.
+  # Compute the activations of residual blocks again in the backward pass: less
+  # memory, more time; None: no, also where there are no blocks.
+  model.remat = ml_collections.config_dict.placeholder(bool)
+  # What the scale of every residual block's last norm starts at; None: the
+  # network's own, 1, and 1 / n in preact_resnet with n blocks a stage.
   model.last_scale = ml_collections.config_dict.placeholder(float)
   model.unroll = True  # unroll the T steps: faster, longer to compile
 
@@ -114,9 +114,9 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation.batch_size = 128  # of all devices together
   # Of --mode=evaluate and --mode=fold: latest | best (on validation).
   evaluation.checkpoint = 'latest'
-  # When folding, also fold the norms after convolutions and after firing into
-  # kernels.
-  evaluation.fold_convolutions = False
+  # What is folded: membrane norms into thresholds, or the norms after
+  # convolutions and after firing into kernels too: thresholds | all.
+  evaluation.fold = 'thresholds'
 
   # What the paper prints, where the configuration is one of its experiments.
   config.paper = paper = ml_collections.ConfigDict()

@@ -21,7 +21,7 @@ def get_config():
   config.model.width = 8
   config.model.num_steps = 2
   config.model.surrogate = 'atan'
-  config.model.current_norm = 'none'
+  config.model.conv_norm = 'none'
   config.model.membrane_norm = 'none'
   config.model.spike_norm = 'psp_bn'
 
@@ -31,5 +31,5 @@ def get_config():
 
   config.log.checkpoint_every_epochs = 10
 
-  config.evaluation.fold_convolutions = True  # there are no thresholds to fold
+  config.evaluation.fold = 'all'  # there are no thresholds to fold
   return config

@@ -1,4 +1,4 @@
-"""How do pytrees of arrays, and what describes them, share one directory?
+"""Directories that hold pytrees of arrays, and notes on them.
 
 Orbax writes the arrays. `notes.json` beside them is what makes the directory
 count: it says in which folder they are, with the size and checksum of every

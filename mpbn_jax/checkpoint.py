@@ -1,4 +1,4 @@
-"""How does a training state survive the process? A directory for each step.
+"""Checkpoints: the states of training on the disk, a directory for each.
 
 `<step>` has the arrays, which Orbax writes, and notes (`arrays.py`);
 `index.json` says which steps there are, so that one that disappears is missed.
@@ -19,7 +19,8 @@ from mpbn_jax.errors import InputError
 
 _log = logging.getLogger('mpbn_jax')
 
-_FORMAT = 2  # 1: of version 0.1.0, without notes
+_FORMAT = 3  # 1: of version 0.1.0; 2: norms of spikes beside their neurons
+_STATE = 'state'
 _LATEST = 2  # so that a damaged one has a predecessor
 _INDEX = 'index.json'
 _SEAL_OF_0_1_0 = 'files.json'
@@ -162,7 +163,7 @@ class Checkpoints:
   def save(
     self,
     step: int,
-    items: Mapping[str, Any],
+    state: Any,
     *,
     validation_accuracy: float | None = None,
   ) -> pathlib.Path:
@@ -170,7 +171,7 @@ class Checkpoints:
 
     Args:
       step: a checkpoint that is there already stays as it is.
-      items: {name: pytree of arrays}.
+      state: pytree of arrays.
       validation_accuracy: decides which one is best; None: not measured.
 
     Raises:
@@ -185,7 +186,7 @@ class Checkpoints:
       'validation_accuracy': validation_accuracy,
       'config': None if self._config is None else configs.plain(self._config),
     }
-    arrays.save(path, dict(items), notes=notes)
+    arrays.save(path, {_STATE: state}, notes=notes)
     self._known[step] = notes
     kept = self._kept()
     # First the index: a step that it names and that is not there is missed.
@@ -208,11 +209,11 @@ class Checkpoints:
 
   # ---- restoring
 
-  def restore(self, like: Mapping[str, Any], *, step: int) -> dict[str, Any]:
-    """Returns the items of a step that `like` has.
+  def restore(self, like: Any, *, step: int) -> Any:
+    """Returns the state of a step.
 
     Args:
-      like: {name: pytree}; gives shapes and shardings.
+      like: pytree; gives shapes and shardings.
       step: one of `steps()`.
 
     Raises:
@@ -245,12 +246,10 @@ class Checkpoints:
           'values'
         )
     with self._reading(step) as path:
-      return arrays.read_like(path, dict(like))
+      return arrays.read_like(path, {_STATE: like})[_STATE]
 
-  def restore_latest(
-    self, like: Mapping[str, Any]
-  ) -> tuple[int, dict[str, Any]] | None:
-    """Returns (step, items) of the newest checkpoint; None where there is none.
+  def restore_latest(self, like: Any) -> tuple[int, Any] | None:
+    """Returns (step, state) of the newest checkpoint; None where there is none.
 
     Where that one is damaged or missing, the one before it is returned, with a
     warning, and the damaged one moved to `<directory>_damaged`: training from
@@ -266,7 +265,7 @@ class Checkpoints:
     expected = self._indexed() | set(self.steps())
     for step in sorted(expected, reverse=True):
       try:
-        items = self._restore(like, step)
+        state = self._restore(like, step)
       except _Broken as error:
         broken[step] = error
         if error.forbidden:
@@ -283,7 +282,7 @@ class Checkpoints:
         _log.warning('%s is missing, and may have been the best one', path)
       if expected != set(self.steps()):
         self._write_index(self.steps())
-      return step, items
+      return step, state
     if broken:
       raise InputError(
         'expected a readable checkpoint, but '
@@ -292,10 +291,8 @@ class Checkpoints:
       )
     return None
 
-  def restore_best(
-    self, like: Mapping[str, Any]
-  ) -> tuple[int, dict[str, Any]] | None:
-    """Returns (step, items) of the best on validation; None: none was measured.
+  def restore_best(self, like: Any) -> tuple[int, Any] | None:
+    """Returns (step, state) of the best on validation; None: none was measured.
 
     Raises:
       InputError: it cannot be read, or one that may have been the best.

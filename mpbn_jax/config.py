@@ -24,6 +24,10 @@ FREE_KEYS = (
 )
 
 
+# What --mode=fold and the summary fold: norms into thresholds, or every norm.
+# Of config.json. 1: with current_norm and fold_convolutions.
+FORMAT = 2
+FOLDS = ('thresholds', 'all')
 _LISTED = 8  # of the keys that differ, in one message
 
 
@@ -38,8 +42,11 @@ def flatten(config: Mapping, prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-# Keys that runs of earlier versions lack, with what these versions did.
-_ADDED = {'data.last_batch': 'drop'}
+# {key of earlier versions: what it is now}
+RENAMED = {
+  'evaluation.fold_convolutions': "'evaluation.fold', 'thresholds' or 'all',",
+  'model.current_norm': "'model.conv_norm'",
+}
 
 # What others call our keys.
 _SYNONYMS = {
@@ -106,6 +113,10 @@ def unknown_key(key: str, known: Iterable[str]) -> InputError:
     known: every key that there is.
   """
   known = list(known)
+  if key in RENAMED:
+    return InputError(
+      f'unknown configuration key {key!r}: it is {RENAMED[key]} now'
+    )
   if key in ('optimizer.name', 'optimizer.type'):
     ours = ', '.join(name for name in known if name.startswith('optimizer.'))
     return InputError(
@@ -162,12 +173,12 @@ def check_config(config: Mapping) -> None:
       f'seed must be less than 2**32, got {flat["seed"]}: set --config.seed to '
       'a smaller one'
     )
-  for key in ('optimizer.learning_rate', 'model.eps', 'model.v_th'):
-    if not flat[key] > 0:
-      raise InputError(
-        f'{key} must be positive, got {flat[key]}: set --config.{key} to more '
-        'than 0'
-      )
+  if not flat['optimizer.learning_rate'] > 0:
+    raise InputError(
+      f'optimizer.learning_rate must be positive, got '
+      f'{flat["optimizer.learning_rate"]}: set '
+      '--config.optimizer.learning_rate=0.1, for example'
+    )
   for key in ('optimizer.momentum', 'loss.label_smoothing'):
     if not 0 <= flat[key] < 1:
       raise InputError(
@@ -180,8 +191,14 @@ def check_config(config: Mapping) -> None:
       f'{flat["num_epochs"]}, got {flat["optimizer.warmup_epochs"]}: set '
       '--config.optimizer.warmup_epochs=0, for example'
     )
-  if flat['evaluation.fold_convolutions']:
-    _check_kernels_fold(flat['model.current_norm'], flat['model.spike_norm'])
+  if flat['evaluation.fold'] not in FOLDS:
+    raise InputError(
+      f"evaluation.fold must be 'thresholds' or 'all', got "
+      f'{flat["evaluation.fold"]!r}: set --config.evaluation.fold=thresholds, '
+      'for example'
+    )
+  if flat['evaluation.fold'] == 'all':
+    _check_kernels_fold(flat['model.conv_norm'], flat['model.spike_norm'])
   if flat['evaluation.checkpoint'] not in ('latest', 'best'):
     raise InputError(
       "evaluation.checkpoint must be 'latest' or 'best', got "
@@ -190,27 +207,46 @@ def check_config(config: Mapping) -> None:
     )
 
 
-def _check_kernels_fold(current, spikes):
-  mend = 'set --config.evaluation.fold_convolutions=false'
-  if current == spikes == norm.NONE:
+def _check_kernels_fold(conv, spike):
+  mend = 'set --config.evaluation.fold=thresholds'
+  if conv == spike == norm.NONE:
     raise InputError(
-      'evaluation.fold_convolutions needs a normalization after the '
-      "convolutions or the firing, got model.current_norm = 'none' and "
-      f"model.spike_norm = 'none': {mend}"
+      "evaluation.fold='all' needs a normalization after the convolutions or "
+      "the firing, got model.conv_norm = 'none' and model.spike_norm = "
+      f"'none': {mend}"
     )
-  for name in (current, spikes):
+  for name in (conv, spike):
     # Unknown ones are named where they are looked up.
     entry = norm.NORMS.get(name)
     if entry is not None and entry.fold is None:
       raise InputError(
-        f'evaluation.fold_convolutions needs normalizations that fold, '
+        f"evaluation.fold='all' needs normalizations that fold, "
         f'{name!r} does not: {entry.why_not}; {mend}'
       )
 
 
 def to_json(config: Mapping) -> str:
-  """Returns the configuration as JSON text."""
-  return json.dumps(plain(config), indent=2, sort_keys=True) + '\n'
+  """Returns the configuration, and the version of its format, as JSON text."""
+  content = {'format': FORMAT, **plain(config)}
+  return json.dumps(content, indent=2, sort_keys=True) + '\n'
+
+
+def from_json(text: str) -> dict[str, Any]:
+  """Returns the configuration in what `to_json` returned.
+
+  Raises:
+    ValueError: it is damaged, or has another format.
+  """
+  config = json.loads(text)
+  if not isinstance(config, dict):
+    raise ValueError('no JSON object')
+  version = config.pop('format', 1)
+  if version != FORMAT:
+    raise ValueError(
+      f'it has format {version}, and this version of mpbn_jax reads format '
+      f'{FORMAT}'
+    )
+  return config
 
 
 def plain(config: Mapping) -> dict[str, Any]:
@@ -223,8 +259,8 @@ def plain(config: Mapping) -> dict[str, Any]:
 
 def differences(config: Mapping, stored: Mapping) -> list[str]:
   """Returns 'key: stored -> now' for each key that may not differ and does."""
-  ours = flatten(json.loads(to_json(config)))
-  theirs = _ADDED | flatten(stored)
+  ours = flatten(json.loads(json.dumps(plain(config))))
+  theirs = flatten(stored)
   return [
     f'{key}: {theirs.get(key)!r} -> {ours.get(key)!r}'
     for key in sorted(ours.keys() | theirs.keys())

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -18,6 +17,7 @@ from mpbn_jax.datasets.base import Spec
 from mpbn_jax.datasets.batches import evaluation_batches
 from mpbn_jax.datasets.prefetch import Prefetch
 from mpbn_jax.errors import InputError
+from mpbn_jax.experiment import Experiment
 from mpbn_jax.layers import LIF
 
 
@@ -48,12 +48,12 @@ def _evaluation_step(model: nn.Module, spec: Spec) -> Callable:
 
 
 def evaluate(
-  experiment: Any, variables: Mapping, *, split: str
+  experiment: Experiment, variables: Mapping, *, split: str
 ) -> dict[str, float]:
   """Returns {'loss', 'accuracy'} over a split, every example once.
 
   Args:
-    experiment: as from `training.build`.
+    experiment: as from `experiment.build`.
     variables: of its model; folded ones too.
     split: 'test', or 'validation' where there is one.
   """
@@ -113,7 +113,7 @@ def recorded(
   variables: Mapping,
   x: jax.Array,
   *,
-  forced: Mapping[str, Mapping[str, jax.Array]] | None = None,
+  given_spikes: Mapping[str, Mapping[str, jax.Array]] | None = None,
 ):
   """Returns (logits, {layer: {'currents', 'spikes', 'stacked'}}), evaluating.
 
@@ -121,7 +121,7 @@ def recorded(
     model: a network with `LIF` layers.
     variables: its variables, folded or not.
     x: an input of it, [B, H, W, C] or [B, T, H, W, C] as a rule.
-    forced: {layer: {'spikes': ...}}; what every neuron layer hands on in
+    given_spikes: {layer: {'spikes': ...}}; what every neuron layer hands on in
       place of its own spikes, which are still recorded. So each layer is fed
       another network's spikes, and differences do not add up.
 
@@ -133,7 +133,7 @@ def recorded(
 
   Raises:
     InputError: no neuron layer, or one whose spikes are not handed out;
-      `forced` spikes for a layer that runs more than once.
+      `given_spikes` for a layer that runs more than once.
   """
   ran: dict[tuple[str, ...], None] = {}
 
@@ -147,7 +147,7 @@ def recorded(
 
   with nn.intercept_methods(note):
     logits, kept = model.apply(
-      {**variables, 'forced': _handed_on(forced or {})},
+      {**variables, 'given_spikes': _handed_on(given_spikes or {})},
       x,
       train=False,
       mutable=['intermediates'],
@@ -166,10 +166,10 @@ def recorded(
       raise InputError(
         f'expected to record the spikes of {name!r}, got none out of the '
         "nn.scan or nn.vmap around it: give it variable_axes={'intermediates': "
-        "0, 'forced': 0, ...}"
+        "0, 'given_spikes': 0, ...}"
       )
     runs = len(found[_STACKED])
-    if name in (forced or {}) and runs > 1:
+    if name in (given_spikes or {}) and runs > 1:
       raise InputError(
         f'expected layers that run once, to feed each the same spikes, got '
         f'{name!r}, which runs {runs} times: use `compare` in place of it'
@@ -181,9 +181,9 @@ def recorded(
   return logits, layers
 
 
-def _handed_on(forced):
+def _handed_on(given_spikes):
   tree: dict = {}
-  for name, layer in forced.items():
+  for name, layer in given_spikes.items():
     node = tree
     for key in name.split('/'):
       node = node.setdefault(key, {})
@@ -227,7 +227,7 @@ def compare_layers(
   """
   run = jax.jit(functools.partial(recorded, model))
   _, layers = run(variables, x)
-  _, others = run(other, x, forced=layers)
+  _, others = run(other, x, given_spikes=layers)
 
   def difference(ours, theirs):
     a, b = ours['currents'], theirs['currents']
@@ -243,7 +243,7 @@ def compare_layers(
 
 
 def compare(
-  experiment: Any, variables: Mapping, other: Mapping, *, split: str
+  experiment: Experiment, variables: Mapping, other: Mapping, *, split: str
 ) -> Comparison:
   """Returns how the model with `other` variables differs from `variables`.
 
@@ -251,7 +251,7 @@ def compare(
   every spike of every layer is compared. Padding is left out.
 
   Args:
-    experiment: as from `training.build`.
+    experiment: as from `experiment.build`.
     variables: of its model.
     other: of its model too; folded, say.
     split: 'test', as a rule.
@@ -273,7 +273,7 @@ def compare(
   def count(logits, other_logits, layers, other_layers, batch):
     mask = batch['mask']
 
-    def right(logits):
+    def correct(logits):
       return mask & (logits.argmax(-1) == batch['label'])
 
     flips = {
@@ -284,15 +284,15 @@ def compare(
     bad = ~(jnp.isfinite(logits) & jnp.isfinite(other_logits)).all(-1)
     return {
       'mask': mask,
-      'right': right(logits),
-      'other_right': right(other_logits),
+      'correct': correct(logits),
+      'other_correct': correct(other_logits),
       'change': jnp.where(mask[:, None], change, 0).max(),
       'not_finite': mask & bad,
       'fires': {k: _per_example(k, v, mask) for k, v in layers.items()},
       'flips': {k: _per_example(k, v, mask) for k, v in flips.items()},
     }
 
-  examples, right, other_right, largest = 0, 0, 0, 0.0
+  examples, correct, other_correct, largest = 0, 0, 0, 0.0
   fired: dict[str, int] = {}
   sizes: dict[str, int] = {}
   differing = 0
@@ -309,8 +309,8 @@ def compare(
         'of a batch: no accuracy can be told'
       )
     examples += int(counts['mask'].sum())
-    right += int(counts['right'].sum())
-    other_right += int(counts['other_right'].sum())
+    correct += int(counts['correct'].sum())
+    other_correct += int(counts['other_correct'].sum())
     largest = max(largest, float(counts['change']))
     for layer, record in layers.items():
       fires = counts['fires'][layer].sum(-1)
@@ -319,8 +319,8 @@ def compare(
         sizes[name] = _neurons(record)
       differing += int(counts['flips'][layer].sum())
   return Comparison(
-    accuracy=right / examples,
-    other_accuracy=other_right / examples,
+    accuracy=correct / examples,
+    other_accuracy=other_correct / examples,
     spikes_compared=examples * sum(sizes.values()),
     spikes_differing=differing,
     max_logit_difference=largest,

@@ -1,4 +1,4 @@
-"""How does a folded network reach those who use it? Variables and settings.
+"""Folded networks on the disk: their variables and settings.
 
 One directory holds both, so that the variables meet no network but their own.
 """
@@ -20,7 +20,7 @@ from mpbn_jax.files import check_writable, remove_leftovers
 from mpbn_jax.lock import hold
 from mpbn_jax.models import build_model
 
-_FORMAT = 1
+_FORMAT = 2  # 1: norms of spikes beside their neurons
 # Only training and compilation depend on these.
 _OF_TRAINING = {
   'detach_reset',
@@ -129,14 +129,22 @@ def load_folded(
   return folded if model is None else model, variables
 
 
+def _attributes(module) -> dict[str, Any]:
+  fields = {field.name for field in dataclasses.fields(module)}
+  fields -= {'parent', 'name', *_OF_TRAINING}
+  return {name: getattr(module, name) for name in fields}
+
+
 def _differences(model, folded) -> list[str]:
   """Returns 'setting: folded -> given' for each that the output depends on."""
 
   def settings(network) -> dict[str, Any]:
-    fields = {field.name for field in dataclasses.fields(network)}
-    fields -= {'parent', 'name', *_OF_TRAINING}
-    values = {name: getattr(network, name) for name in fields}
-    return {'network': type(network).__name__, **values}
+    values = {'network': type(network).__name__, **_attributes(network)}
+    for factory, layer in (('conv', network.conv(1)), ('lif', network.lif())):
+      del values[factory]
+      of_layer = _attributes(layer)
+      values |= {f'{factory}.{key}': of_layer[key] for key in of_layer}
+    return values
 
   ours, theirs = settings(model), settings(folded)
   return [

@@ -113,7 +113,7 @@ def fold_convolutions(variables: Mapping) -> Variables:
       `nn.WeightNorm` or `nn.SpectralNorm` around one.
   """
   _check_no_transform(variables)
-  if not _has_norm(variables, 'current'):
+  if not _has_norm(variables, 'conv'):
     raise InputError(
       'expected variables with a normalization after the convolutions, got '
       "none: there is nothing to fold (current_norm='none', or folded and "
@@ -131,7 +131,7 @@ def fold_convolutions(variables: Mapping) -> Variables:
       )
     return function(params, stats, kernel, layer.get('bias'))
 
-  folded = _collect(variables, 'current', fold_convolution, done='bias')
+  folded = _collect(variables, 'conv', fold_convolution, done='bias')
   return {**variables, 'folded': _merged(variables.get('folded', {}), folded)}
 
 
@@ -182,12 +182,12 @@ def fold_spike_norms(variables: Mapping, *, readers: Wiring) -> Variables:
       'expected the readers that mpbn_jax.readers_of_spikes(model, variables, '
       f'x) returns, got {type(readers).__name__}: pass these'
     )
-  if not _has_norm(variables, 'spikes'):
+  if not _has_norm(variables, 'spike'):
     raise InputError(
       'expected variables with a normalization of the spikes, got none: there '
       "is nothing to fold (spike_norm='none', or folded and stripped already)"
     )
-  for path, name in norms_at(variables, 'spikes'):
+  for path, name in norms_at(variables, 'spike'):
     _foldable(name)
     _running_statistics(variables, path, name)
   return {**variables, 'folded': readers.folded(variables)}
@@ -219,9 +219,9 @@ def fold_all(
     )
   if 'membrane' in places:
     variables = fold(variables)
-  if 'current' in places:
+  if 'conv' in places:
     variables = fold_convolutions(variables)
-  if 'spikes' in places:
+  if 'spike' in places:
     variables = fold_spike_norms(variables, readers=readers)
   return variables
 
@@ -247,8 +247,8 @@ def strip(variables: Mapping) -> Variables:
   # What says, at a layer's path, that its norm was folded.
   signs = {
     'membrane': (variables.get('threshold', {}), 'threshold'),
-    'current': (folded, 'bias'),
-    'spikes': (folded, 'readers'),
+    'conv': (folded, 'bias'),
+    'spike': (folded, 'readers'),
   }
   gone = {
     (*path, name)

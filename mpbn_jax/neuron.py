@@ -1,4 +1,4 @@
-"""What does a leaky integrate-and-fire neuron do in one step, and in T?"""
+"""Leaky integrate-and-fire dynamics: one step, and T steps."""
 
 import functools
 import numbers
@@ -29,6 +29,12 @@ def _soft(u, spikes, v_th):
 
 
 RESETS: dict[str, Callable] = {'hard': _hard, 'soft': _soft}
+
+
+def check_reset(reset: str) -> None:
+  """Raises InputError unless the reset is a key of `RESETS`."""
+  if reset not in RESETS:
+    raise unknown('reset', reset, RESETS)
 
 
 def check_tau(tau: float) -> None:
@@ -161,8 +167,7 @@ def lif_scan(
     Array([0., 1., 0., 1.], dtype=float32)
   """
   check_tau(tau)
-  if reset not in RESETS:
-    raise unknown('reset', reset, RESETS)
+  check_reset(reset)
   if currents.ndim < 1 or currents.shape[0] < 1:
     raise InputError(
       f'currents must be [T, ...] with T >= 1, got shape {currents.shape}'

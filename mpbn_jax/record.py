@@ -1,4 +1,4 @@
-"""What does a run leave behind, and what does it say meanwhile?
+"""The record of a run: its configuration, its metrics, its progress.
 
 In the work directory: config.json, metrics.jsonl, TensorBoard event files,
 summary.json. On the terminal: a progress bar; elsewhere: plain lines.
@@ -90,9 +90,7 @@ def check_config_of(path: pathlib.Path, config: Mapping) -> dict | None:
   """
   file = path / CONFIG
   try:
-    stored = json.loads(file.read_text())
-    if not isinstance(stored, dict):
-      raise ValueError('no JSON object')
+    stored = configs.from_json(file.read_text())
   except (FileNotFoundError, NotADirectoryError) as error:
     if not (path / CHECKPOINTS).is_dir():
       return None

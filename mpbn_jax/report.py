@@ -1,11 +1,10 @@
-"""What is the result of a run? Test accuracy, the fold and its proof."""
+"""The result of a run: test accuracy, the fold and its proof."""
 
 import datetime
 import json
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,15 +13,18 @@ from mpbn_jax import norm, record, sharding, tables
 from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.errors import InputError
 from mpbn_jax.evaluation import compare
+from mpbn_jax.experiment import Experiment, build, for_epochs
 from mpbn_jax.folded import folded_path, load_folded, save_folded
 from mpbn_jax.folding import fold, fold_all, strip
-from mpbn_jax.train_step import build, for_epochs, init_state
+from mpbn_jax.train_step import TrainState, init_state
 from mpbn_jax.wiring import readers_of_spikes
 
 SUMMARY = 'summary.json'
 
 
-def restore(config: Mapping, *, workdir: pathlib.Path):
+def restore(
+  config: Mapping, *, workdir: pathlib.Path
+) -> tuple[Experiment, TrainState]:
   """Returns (experiment, state) of a checkpoint in `workdir`.
 
   Which one says `evaluation.checkpoint`. Nothing in the directory changes. The
@@ -35,7 +37,7 @@ def restore(config: Mapping, *, workdir: pathlib.Path):
   experiment = build(config)
   stored = record.check_config_of(workdir, config)
   directory = workdir / record.CHECKPOINTS
-  like = {'state': _abstract_state(experiment)}
+  like = _abstract_state(experiment)
   checkpoints = Checkpoints(directory, config=config, read_only=True)
   if config.evaluation.checkpoint == 'latest':
     restored = checkpoints.restore_latest(like)
@@ -48,9 +50,9 @@ def restore(config: Mapping, *, workdir: pathlib.Path):
       f'expected a trained network, got no checkpoint in {directory}: run '
       '--mode=train first, or give its --workdir'
     )
-  step, items = restored
+  step, state = restored
   stored = checkpoints.config_of(step) or stored or config
-  return for_epochs(experiment, stored['num_epochs']), items['state']
+  return for_epochs(experiment, stored['num_epochs']), state
 
 
 def _no_best(experiment, directory):
@@ -75,13 +77,13 @@ def _abstract_state(experiment):
   )
 
 
-def fold_network(experiment: Any, variables: Mapping) -> dict:
+def fold_network(experiment: Experiment, variables: Mapping) -> dict:
   """Returns the variables folded and stripped, as the configuration asks.
 
-  Into thresholds; with `evaluation.fold_convolutions` into kernels as well.
+  Into thresholds; with `evaluation.fold` 'all' into kernels as well.
   """
   config = experiment.config
-  if not config.evaluation.fold_convolutions:
+  if config.evaluation.fold == 'thresholds':
     if why_not := _why_not_folded(config):
       raise InputError(f'nothing to fold into thresholds: {why_not}')
     return strip(fold(variables))
@@ -90,10 +92,12 @@ def fold_network(experiment: Any, variables: Mapping) -> dict:
   return strip(fold_all(variables, readers=readers))
 
 
-def write_folded(experiment: Any, state: Any, *, workdir: pathlib.Path) -> dict:
+def write_folded(
+  experiment: Experiment, state: TrainState, *, workdir: pathlib.Path
+) -> dict:
   """Returns the folded variables, written beside the checkpoint, read back."""
   config, step = experiment.config, int(state.step)
-  kernels = config.evaluation.fold_convolutions
+  kernels = config.evaluation.fold == 'all'
   path = folded_path(workdir, step=step, kernels=kernels)
   save_folded(
     path,
@@ -114,8 +118,8 @@ def summary_file(mode: str, config: Mapping) -> str:
 
 
 def summarize(
-  experiment: Any,
-  state: Any,
+  experiment: Experiment,
+  state: TrainState,
   *,
   workdir: pathlib.Path,
   start: float,
@@ -129,7 +133,7 @@ def summarize(
   would say is None.
 
   Args:
-    experiment: as from `training.build`.
+    experiment: as from `experiment.build`.
     state: trained.
     workdir: where the file goes.
     start: `time.monotonic()` when the command started.
@@ -163,13 +167,13 @@ def summarize(
     'unreadable_images': len(experiment.dataset.unreadable),
     'thresholds': None if why_not else _thresholds(folded.get('threshold', {})),
     'not_folded': why_not,
-    'fold_convolutions': config.evaluation.fold_convolutions and not why_not,
+    'fold': None if why_not else config.evaluation.fold,
     'seconds': time.monotonic() - start,
     'seed': config.seed,
     'model': config.model.name,
     'num_steps': config.model.num_steps,
     'width': config.model.width,
-    'current_norm': config.model.current_norm,
+    'conv_norm': config.model.conv_norm,
     'membrane_norm': config.model.membrane_norm,
     'spike_norm': config.model.spike_norm,
     'dataset': config.data.name,
@@ -184,13 +188,13 @@ def summarize(
 
 
 def _why_not_folded(config):
-  if config.evaluation.fold_convolutions:  # `check_config` knows that it can
+  if config.evaluation.fold == 'all':  # `check_config` knows that it can
     return None
   name = config.model.membrane_norm
   if name == norm.NONE:
-    others = {config.model.current_norm, config.model.spike_norm} - {norm.NONE}
+    others = {config.model.conv_norm, config.model.spike_norm} - {norm.NONE}
     folds = others and all(norm.NORMS[other].fold for other in others)
-    mend = '; --config.evaluation.fold_convolutions=true folds the other norms'
+    mend = '; --config.evaluation.fold=all folds the other norms'
     return 'membrane_norm is none' + mend * bool(folds)
   return None if norm.NORMS[name].fold else norm.NORMS[name].why_not
 

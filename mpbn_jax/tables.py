@@ -87,7 +87,7 @@ def summary(values: Mapping[str, Any], *, width: int | None = None) -> str:
 
 
 def _results(values):
-  norms = [values[f'{place}_norm'] for place in ('current', 'membrane')]
+  norms = [values[f'{place}_norm'] for place in ('conv', 'membrane')]
   if values['spike_norm'] != 'none':
     norms.append(values['spike_norm'])
   data = values['dataset']
@@ -122,7 +122,7 @@ def _results(values):
 def _comparison(values):
   folded = ' and '.join(
     ['thresholds'] * bool(values['thresholds'])
-    + ['kernels'] * bool(values['fold_convolutions'])
+    + ['kernels'] * (values['fold'] == 'all')
   )
   return [
     (

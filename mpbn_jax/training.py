@@ -1,6 +1,7 @@
-"""How is a network trained? The loop around the step, its log, its end."""
+"""The training loop: resuming, the log, checkpoints and the end."""
 
 import contextlib
+import functools
 import math
 import pathlib
 import time
@@ -9,40 +10,21 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from mpbn_jax import optim, record, sharding, tables
+from mpbn_jax import record, sharding, tables
 from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.datasets.prefetch import Prefetch
 from mpbn_jax.errors import InputError
 from mpbn_jax.evaluation import evaluate
+from mpbn_jax.experiment import Experiment, build, for_epochs
 from mpbn_jax.files import NotWrittenError
 from mpbn_jax.interrupt import Interrupted, SignalCatcher
 from mpbn_jax.train_step import (
-  Experiment,
   TrainMetrics,
   TrainState,
-  build,
-  build_network,
   check_trainable,
-  for_epochs,
   init_state,
   make_train_step,
-  start_state,
 )
-
-# Who trains finds here what it takes.
-__all__ = [
-  'Experiment',
-  'TrainMetrics',
-  'TrainState',
-  'build',
-  'build_network',
-  'check_trainable',
-  'init_state',
-  'make_train_step',
-  'saved_items',
-  'start_state',
-  'train',
-]
 
 
 def train(
@@ -83,23 +65,23 @@ def train(
     SignalCatcher() as signals,
   ):
     checkpoints = Checkpoints(held.path / record.CHECKPOINTS, config=config)
-    saved = saved_items(init_state(experiment), experiment.mesh)
-    restored, wanted = checkpoints.restore_latest(saved), True
+    state, wanted = init_state(experiment), True
+    restored = checkpoints.restore_latest(state)
     if restored is None:
-      print(tables.parameters(saved['state'].params), flush=True)
+      print(tables.parameters(state.params), flush=True)
     else:
-      step, saved = restored
+      step, state = restored
       stored = checkpoints.config_of(step) or held.stored or config
       experiment, wanted = _going_on(experiment, step, stored, held.path)
     bad_input = None
     if wanted:
       record.write_config(held.path, config)
-      saved, bad_input = _loop(
-        experiment, train_step, saved, held, checkpoints, signals
+      state, bad_input = _loop(
+        experiment, train_step, state, held, checkpoints, signals
       )
     # Does nothing after the last step: that is saved.
-    step = int(saved['state'].step)
-    where = checkpoints.save(step, saved)
+    step = int(state.step)
+    where = checkpoints.save(step, state)
   if bad_input is not None:
     raise bad_input
   # Now that the handlers are gone: a signal that came last is seen too.
@@ -109,7 +91,7 @@ def train(
       f'stopped at step {step} of {experiment.total_steps}, saved in {where}: '
       'the same command continues',
     )
-  return experiment, saved['state']
+  return experiment, state
 
 
 def _going_on(experiment, step, stored, workdir):
@@ -134,7 +116,8 @@ def _going_on(experiment, step, stored, workdir):
   done = 'is trained' if step >= total else 'continues'
   print(f'{workdir} {done}: step {step} of {total}', flush=True)
   if before != asked and step > 0:
-    now, last = _rate(experiment), _rate(for_epochs(experiment, before))
+    now = experiment.learning_rate
+    last = for_epochs(experiment, before).learning_rate
     print(
       f'num_epochs changes from {before} to {asked}, and the learning rate '
       f'with it: {now(step):.4g} in the next step, {last(step - 1):.4g} in the '
@@ -144,35 +127,16 @@ def _going_on(experiment, step, stored, workdir):
   return experiment, True
 
 
-def _rate(experiment):
-  """Returns the learning rate as a function of the step."""
-  return optim.learning_rate(
-    experiment.config.optimizer,
-    steps_per_epoch=experiment.batches.steps_per_epoch,
-    num_epochs=experiment.config.num_epochs,
-  )
-
-
-def saved_items(state: TrainState, mesh: jax.sharding.Mesh) -> dict:
-  """Returns what is saved; `window`: metrics since the last line of the log."""
-  return {'state': state, 'window': _window(mesh)}
-
-
-def _window(mesh):
-  return jax.device_put(TrainMetrics.empty(), sharding.replicated(mesh))
-
-
-def _loop(experiment, train_step, saved, held, checkpoints, signals):
-  """Returns (what to save, None or what was wrong with the data).
+def _loop(experiment, train_step, state, held, checkpoints, signals):
+  """Returns (the state, None or what was wrong with the data).
 
   After the last step, or the one at which a signal or a bad image came.
   """
   config, batches = experiment.config, experiment.batches
   total = experiment.total_steps
-  state = saved['state']
   step = int(state.step)
   if step >= total:
-    return saved, None
+    return state, None
   writer = record.Metrics(
     held.path,
     step=step,
@@ -180,7 +144,7 @@ def _loop(experiment, train_step, saved, held, checkpoints, signals):
     lock=held.lock,
   )
   progress = record.Progress(total=total, done=step)
-  log = _Log(experiment, writer, progress, saved['window'])
+  log = _Log(experiment, writer, progress)
   every = config.log.checkpoint_every_epochs * batches.steps_per_epoch
   on_devices = (
     sharding.shard_batch(batches.batch(i), experiment.mesh)
@@ -190,7 +154,7 @@ def _loop(experiment, train_step, saved, held, checkpoints, signals):
   try:
     with writer, _NotedInputError() as bad_input, ready:
       while step < total and signals.received is None:
-        state, log.metrics, loss = train_step(state, log.metrics, next(ready))
+        state, loss = train_step(state, next(ready))
         # One step runs while the next batch is asked for. Those of more steps
         # under way would only fill the memory.
         jax.block_until_ready(log.losses[-1:])
@@ -198,17 +162,14 @@ def _loop(experiment, train_step, saved, held, checkpoints, signals):
         log.losses.append(loss)
         progress.advance()
         if step % config.log.every_steps == 0 or step == total:
-          log.flush(step, waited=ready.waited)
+          metrics = log.flush(step, state.metrics, waited=ready.waited)
+          state = state.replace(metrics=metrics)
         if step % every == 0 or step == total:
           log.check_finite(step)
           _check_variables(state.variables, step)
           accuracy = _validate(experiment, state, step, writer, progress)
           writer.flush()
-          checkpoints.save(
-            step,
-            {'state': state, 'window': log.metrics},
-            validation_accuracy=accuracy,
-          )
+          checkpoints.save(step, state, validation_accuracy=accuracy)
     log.check_finite(step)
     _check_variables(state.variables, step)
   except FloatingPointError as error:
@@ -220,7 +181,7 @@ def _loop(experiment, train_step, saved, held, checkpoints, signals):
     ) from error
   finally:
     progress.close()
-  return {'state': state, 'window': log.metrics}, bad_input.error
+  return state, bad_input.error
 
 
 class _NotedInputError(contextlib.AbstractContextManager):
@@ -277,14 +238,17 @@ def _check_variables(variables, step):
 class _Log:
   """Training metrics between two lines; loss of each step, to find a NaN."""
 
-  def __init__(self, experiment, writer, progress, window):
+  def __init__(self, experiment, writer, progress):
     self._writer, self._progress = writer, progress
-    self._experiment = experiment
-    self._rate = _rate(experiment)
-    self._start(window, waited=0.0)
+    self._rate = experiment.learning_rate
+    self._empty = functools.partial(
+      jax.device_put,
+      TrainMetrics.empty(),
+      sharding.replicated(experiment.mesh),
+    )
+    self._start(waited=0.0)
 
-  def _start(self, window, *, waited):
-    self.metrics = window
+  def _start(self, *, waited):
     self.losses = []
     self._waited = waited
     self._time = time.monotonic()
@@ -295,14 +259,21 @@ class _Log:
     for at, value in enumerate(values, step - len(values) + 1):
       _check_finite({'loss': value}, at)
 
-  def flush(self, step, *, waited):
-    """Writes a line; `waited`: seconds for data since the first step."""
+  def flush(self, step, metrics, *, waited):
+    """Writes a line; returns the metrics of the next one, empty.
+
+    Args:
+      step: the last one.
+      metrics: since the last line.
+      waited: seconds for data since the first step.
+    """
     self.check_finite(step)
-    values = {k: float(v) for k, v in self.metrics.compute().items()}
+    values = {k: float(v) for k, v in metrics.compute().items()}
     values['learning_rate'] = float(self._rate(step - 1))
     seconds = time.monotonic() - self._time
     values['steps_per_second'] = len(self.losses) / seconds
     values['data_wait'] = (waited - self._waited) / seconds  # share of the time
     self._writer.write(step, values)
     self._progress.say(step, tables.metrics(values))
-    self._start(_window(self._experiment.mesh), waited=waited)
+    self._start(waited=waited)
+    return self._empty()

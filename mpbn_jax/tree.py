@@ -1,4 +1,4 @@
-"""Where do normalizations stand in a tree of variables?"""
+"""Normalizations in a tree of variables: which there are, and where."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -11,8 +11,9 @@ from mpbn_jax import norm as norms
 @functools.cache
 def leaves_of(name: str) -> tuple[frozenset[str], frozenset[str]]:
   """Returns the names of a norm's (parameters, statistics and constants)."""
-  init = functools.partial(norms.NORMS[name].init, (1, 1, 1), num_steps=1)
-  params, stats = jax.eval_shape(lambda: init(eps=1.0, v_th=1.0, gain=1.0))
+  norm = norms.NORMS[name]
+  settings = dict.fromkeys(norm.settings, 1)
+  params, stats = jax.eval_shape(lambda: norm.init((1, 1, 1), **settings))
   return frozenset(params), frozenset(stats)
 
 
@@ -36,9 +37,10 @@ def _is_ours(name, params, stats, layer):
   if own_stats <= set(stats) | {'v_th'}:  # it may be learned
     return True
   # Ours, but incomplete: the folds say what is missing. Only the names of
-  # current norms are common enough for a foreign module to have them too.
+  # norms after convolutions are common enough for a foreign module to have
+  # them too.
   lost = not stats and 'kernel' in layer
-  return lost or norms.NORMS[name].place != 'current'
+  return lost or norms.NORMS[name].place != 'conv'
 
 
 def norms_at(

@@ -165,7 +165,7 @@ def _check_runs(model, variables, x):
 
 def _norms_of_spikes(params):
   """Returns the paths of the norms of spikes that fold."""
-  norms = {name: n for name, n in NORMS.items() if n.place == 'spikes'}
+  norms = {name: n for name, n in NORMS.items() if n.place == 'spike'}
   leaves = traverse_util.flatten_dict(params)
   return {
     path[:-2]

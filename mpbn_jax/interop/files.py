@@ -1,4 +1,4 @@
-"""Weights of another program: the file as arrays, and as a checkpoint."""
+"""Files of weights from elsewhere: as arrays, and as the start of a run."""
 
 import hashlib
 import pathlib
@@ -8,17 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpbn_jax import record, sharding
+from mpbn_jax import optim, record, sharding
 from mpbn_jax.checkpoint import Checkpoints, steps_in
 from mpbn_jax.errors import InputError
+from mpbn_jax.experiment import build_network
 from mpbn_jax.interop.readers import (
   entries,
   is_floating,
   say_what_is_unchecked,
 )
 from mpbn_jax.interop.torch import from_reference
-from mpbn_jax.train_step import build_network, start_state
-from mpbn_jax.training import saved_items
+from mpbn_jax.train_step import start_state
 
 # ---- reading
 
@@ -98,13 +98,13 @@ def import_checkpoint(
   )
   _check_variables(variables, expected, file=file, spec=spec)
   say_what_is_unchecked(pathlib.Path(file))
-  state = jax.device_put(
-    start_state(config, variables), sharding.replicated(mesh)
-  )
+  optimizer = optim.optimizer(config.optimizer)
+  state = start_state(variables, optimizer=optimizer)
+  state = jax.device_put(state, sharding.replicated(mesh))
   with record.hold_workdir(workdir, config) as held:
     _check_no_run(workdir, config)  # none was begun meanwhile
     checkpoints = Checkpoints(held.path / record.CHECKPOINTS, config=config)
-    return checkpoints.save(0, saved_items(state, mesh))
+    return checkpoints.save(0, state)
 
 
 def _check_no_run(workdir, config):

@@ -102,10 +102,10 @@ def _check(config):
     raise unknown(
       'architecture of the reference', config['name'], ARCHITECTURES
     )
-  if config.get('current_norm', 'bn') != 'bn':
+  if config.get('conv_norm', 'bn') != 'bn':
     raise InputError(
-      "the reference has current_norm='bn' after every convolution, got "
-      f'{config["current_norm"]!r}: set config.model.current_norm=bn'
+      "the reference has conv_norm='bn' after every convolution, got "
+      f'{config["conv_norm"]!r}: set config.model.conv_norm=bn'
     )
   if config.get('spike_norm', 'none') != 'none':
     raise InputError(

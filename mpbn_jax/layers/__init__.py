@@ -1,9 +1,10 @@
-"""Which Flax modules own the variables of a spiking network?
+"""Flax modules that own the variables of a spiking network.
 
 Activations are batch-major, [B, T, H, W, C]: (B, T) merges for free and stays
 sharded along B. The mathematics is elsewhere: `neuron.py`, `norm/`, `ops/`.
 """
 
+from mpbn_jax.layers.attributes import Factory
 from mpbn_jax.layers.conv_norm import ConvNorm
 from mpbn_jax.layers.lif import LIF
 from mpbn_jax.layers.normed import Spikes
@@ -13,6 +14,7 @@ from mpbn_jax.layers.spikes import Identity, Readout, SpikeNorm
 __all__ = [
   'LIF',
   'ConvNorm',
+  'Factory',
   'Identity',
   'Readout',
   'SpikeNorm',

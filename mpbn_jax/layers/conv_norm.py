@@ -1,4 +1,4 @@
-"""What is a convolution with the normalization of its currents?"""
+"""A convolution over every time step, and the norm of its currents."""
 
 import functools
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
 from mpbn_jax.layers import normed, variables
+from mpbn_jax.layers.attributes import check_positive, check_types
 from mpbn_jax.layers.shapes import over_time
 from mpbn_jax.ops.convolution import convolution
 
@@ -34,11 +35,15 @@ class ConvNorm(nn.Module):
     norm: a current norm of `norm.NORMS`, or 'none'.
     use_bias: whether the convolution has a bias of its own.
     scale_init: what the norm's scale starts at.
-    gain: what `tdbn` scales the normalized currents by, alpha * v_th.
+    v_th: of the neurons that get the currents. `tdbn` scales by it.
+    joins: whether a sum joins these currents with those of another `ConvNorm`.
+      Then `tdbn` scales by v_th / sqrt(2), so that the sum has the variance of
+      one of them.
     kernel_init: initializer of the kernel.
     momentum: weight of the new value in running statistics.
-    eps: added to variances. It and the gain are what the layer starts with;
-      they are stored with the variables, and the stored values count.
+    eps: added to variances. It and what `tdbn` scales by are what the layer
+      starts with; they are stored with the variables, and the stored values
+      count.
   """
 
   features: int
@@ -48,13 +53,21 @@ class ConvNorm(nn.Module):
   norm: str = 'bn'
   use_bias: bool = False
   scale_init: float = 1.0
-  gain: float = 1.0
+  v_th: float = 0.5
+  joins: bool = False
   # N(0, 2 / (k * k * C_out))
   kernel_init: Callable = nn.initializers.variance_scaling(
     2.0, 'fan_out', 'normal'
   )
   momentum: float = norms.MOMENTUM
   eps: float = norms.EPS
+
+  def __post_init__(self):
+    check_types(self)
+    check_positive(self, 'features', 'kernel_size', 'stride')
+    norms.check_settings(eps=self.eps, momentum=self.momentum)
+    norms.check_norm(self.norm, place='conv')
+    super().__post_init__()
 
   @nn.compact
   def __call__(
@@ -71,7 +84,6 @@ class ConvNorm(nn.Module):
         tells the steps apart returns them all.
     """
     variables.check_input('images or spikes', x)
-    norms.check_norm(self.norm, place='current')
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
     kernel = variables.weight(self, 'kernel', self.kernel_init, shape)
     x, kernel = normed.read_with(self, x, kernel)
@@ -99,7 +111,7 @@ class ConvNorm(nn.Module):
   def _check_folded(self):
     """Raises InputError where a part of what was folded is missing."""
     factor = self.norm in norms.NORMS and (
-      norms.NORMS[self.norm].per_step == 'factor'
+      norms.NORMS[self.norm].per_time_step == 'factor'
     )
     for name in ['kernel'] + ['factor'] * factor:
       if not self.has_variable('folded', name):
@@ -118,14 +130,14 @@ class ConvNorm(nn.Module):
   def _normalize(self, y, *, train, copies):
     norm = norms.NORMS[self.norm]
     options = {'copies': copies}
-    if norm.per_step:
+    if norm.per_time_step:
       variables.check_steps(self, y.shape[1] * copies)
       y, options = jnp.repeat(y, copies, axis=1), {}
     own = variables.NormVariables(
       self,
       y.shape[2:],
       num_steps=y.shape[1],
-      gain=self.gain,
+      gain=self.v_th * (0.5**0.5 if self.joins else 1.0),
       eps=self.eps,
       scale_init=self.scale_init,
     )

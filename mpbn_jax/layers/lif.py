@@ -1,6 +1,5 @@
-"""What is a layer of neurons?"""
+"""A layer of leaky integrate-and-fire neurons, and the norm of its spikes."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +10,11 @@ import jax.numpy as jnp
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
 from mpbn_jax.layers import variables
-from mpbn_jax.layers.normed import check_array
-from mpbn_jax.neuron import Fire, fire_at, lif_scan
-from mpbn_jax.surrogate import emit, spike
+from mpbn_jax.layers.attributes import check_types
+from mpbn_jax.layers.normed import Spikes, check_array
+from mpbn_jax.layers.spikes import SpikeNorm
+from mpbn_jax.neuron import Fire, check_reset, check_tau, fire_at, lif_scan
+from mpbn_jax.surrogate import emit, get_surrogate, spike
 
 
 class LIF(nn.Module):
@@ -26,6 +27,9 @@ class LIF(nn.Module):
   params/v_th [C], where they are learned. The constants eps and v_th (where it
   is not learned) stand in batch_stats/<norm> too, scalars, and these stored
   values are what the layer computes with.
+
+  With a norm of the spikes or a synaptic filter, the readers get what a
+  `SpikeNorm` named 'spike_norm' inside the layer makes of the spikes.
 
   A `threshold` collection with {threshold, polarity, gain, v_th} at this path
   takes the norm's place (`fold`): then a neuron fires where
@@ -43,7 +47,11 @@ class LIF(nn.Module):
       is scaled by the share that leaks, 1 - tau here, and here it is not).
     learn_v_th: whether v_th is learned, one of each channel, starting at
       `v_th` (the paper's Sec. 4.2 and the caption of its Table 6).
-    norm: a membrane norm of `norm.NORMS`, or 'none'.
+    norm: of the membrane potential, a key of `norm.NORMS`, or 'none'.
+    spike_norm: of the spikes, a key of `norm.NORMS`, or 'none'.
+    spike_scale_init: what the scale of the norm of the spikes starts at.
+    tau_s: kept fraction of the synaptic filter between the spikes and their
+      norm, in [0, 1); 0: no filter.
     surrogate: a name in `surrogate.SURROGATES`.
     surrogate_parameter: its width or slope; None takes its default.
     reset: 'hard' or 'soft'.
@@ -60,6 +68,9 @@ class LIF(nn.Module):
   learn_tau: bool = False
   learn_v_th: bool = False
   norm: str = norms.NONE
+  spike_norm: str = norms.NONE
+  spike_scale_init: float = 1.0
+  tau_s: float = 0.0
   surrogate: str = 'rect'
   surrogate_parameter: float | None = None
   reset: str = 'hard'
@@ -68,25 +79,33 @@ class LIF(nn.Module):
   eps: float = norms.EPS
   unroll: bool = True
 
+  def __post_init__(self):
+    check_types(self)
+    norms.check_settings(eps=self.eps, momentum=self.momentum)
+    norms.check_norm(self.norm, place='membrane')
+    norms.check_norm(self.spike_norm, place='spike')
+    norms.check_tau_s(self.tau_s)
+    check_tau(self.tau)
+    check_reset(self.reset)
+    get_surrogate(self.surrogate, parameter=self.surrogate_parameter)
+    super().__post_init__()
+
   @nn.compact
-  def __call__(self, currents: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(self, currents: jax.Array, *, train: bool) -> jax.Array | Spikes:
     """Returns spikes [B, T, ..., C] of currents [B, T, ..., C].
 
     `mutable=['intermediates']` returns both, under 'currents' and 'spikes'.
-    A `forced` collection with {spikes} at this path is handed on in place of
-    the layer's own spikes: so it can be fed another network's.
+    If a `given_spikes` collection has {spikes} at this path, they are returned
+    in place of the layer's own: so its readers can be fed another network's.
 
     Raises:
-      InputError: an unknown norm; a stored constant is not the layer's setting,
-        where it is known; training of what is folded; a learned tau that starts
+      InputError: a stored constant is not the layer's setting, where it is
+        known; training of what is folded; a learned tau that starts
         at 0; settings, or shapes, that no layer can have; normed spikes.
       TypeError: currents that are not floating.
     """
     check_array(currents)
     variables.check_input('currents', currents)
-    norms.check_norm(self.norm, place='membrane')
-    if isinstance(self.v_th, float) and not math.isfinite(self.v_th):
-      raise InputError(f'v_th must be a finite number, got {self.v_th}')
     tau, v_th = self._tau_and_v_th(currents.shape[-1])
     fire, state, write, v_th = self._predicate(currents.shape[2:], v_th, train)
     spikes, state = lif_scan(
@@ -103,9 +122,21 @@ class LIF(nn.Module):
     spikes = jnp.moveaxis(spikes, 0, 1)
     self.sow('intermediates', 'currents', currents)
     self.sow('intermediates', 'spikes', spikes)
-    if self.has_variable('forced', 'spikes'):
-      spikes = self.get_variable('forced', 'spikes')
-    return spikes.astype(currents.dtype)
+    if self.has_variable('given_spikes', 'spikes'):
+      spikes = self.get_variable('given_spikes', 'spikes')
+    spikes = spikes.astype(currents.dtype)
+    if self.spike_norm == norms.NONE and self.tau_s == 0:
+      return spikes
+    normalize = SpikeNorm(
+      norm=self.spike_norm,
+      tau_s=self.tau_s,
+      scale_init=self.spike_scale_init,
+      momentum=self.momentum,
+      eps=self.eps,
+      unroll=self.unroll,
+      name='spike_norm',
+    )
+    return normalize(spikes, train=train)
 
   def _tau_and_v_th(self, channels):
     tau, v_th = self.tau, self.v_th

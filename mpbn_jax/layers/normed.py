@@ -1,4 +1,4 @@
-"""What do normed spikes carry, and how does a layer read them?
+"""Normed spikes: what they carry, and how a layer reads them.
 
 A norm of the spikes that folds is a gain of each channel (and step). In
 evaluation the spikes carry it, and a layer that reads them multiplies its
@@ -173,6 +173,29 @@ def on_array(
     fold=spikes._fold,
     merged=spikes._merged if merged is None else merged,
   )
+
+
+def opened(
+  x: 'jax.Array | Spikes',
+) -> tuple[tuple[jax.Array, ...], dict | None]:
+  """Returns the arrays in x, and what `closed` needs to put them back.
+
+  For transformations that only let arrays through.
+  """
+  if not isinstance(x, Spikes):
+    return (x,), None
+  form = {'path': x._path, 'fold': x._fold, 'merged': x._merged}
+  return (x._array, *(() if x._gain is None else (x._gain,))), form
+
+
+def closed(
+  arrays: tuple[jax.Array, ...], form: dict | None
+) -> 'jax.Array | Spikes':
+  """Returns what was `opened`."""
+  if form is None:
+    return arrays[0]
+  array, *gain = arrays
+  return Spikes(array, gain=gain[0] if gain else None, **form)
 
 
 def check_array(x: Any) -> None:

@@ -1,4 +1,4 @@
-"""How is a function of images applied to every step, and how is pooled?"""
+"""Pooling, and functions of images applied to every time step."""
 
 import functools
 from collections.abc import Callable

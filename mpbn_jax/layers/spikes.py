@@ -1,4 +1,4 @@
-"""What lies between neurons and what reads their spikes?"""
+"""Layers that make or read normed spikes: norm, identity and readout."""
 
 import flax.linen as nn
 import jax
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from mpbn_jax import norm as norms
 from mpbn_jax.layers import normed, variables
+from mpbn_jax.layers.attributes import check_types
 from mpbn_jax.layers.normed import Fold, Spikes
 
 
@@ -40,12 +41,18 @@ class SpikeNorm(nn.Module):
   eps: float = norms.EPS
   unroll: bool = True
 
+  def __post_init__(self):
+    check_types(self)
+    norms.check_settings(eps=self.eps, momentum=self.momentum)
+    norms.check_norm(self.norm, place='spike')
+    norms.check_tau_s(self.tau_s)
+    super().__post_init__()
+
   @nn.compact
   def __call__(self, spikes: jax.Array, *, train: bool) -> jax.Array | Spikes:
     """Returns [B, T, ..., C] of spikes [B, T, ..., C]."""
     normed.check_array(spikes)
     variables.check_input('spikes', spikes)
-    norms.check_norm(self.norm, place='spikes')
     a = norms.synaptic_filter(spikes, tau_s=self.tau_s, unroll=self.unroll)
     if self.norm == norms.NONE:
       return a

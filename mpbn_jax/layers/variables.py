@@ -1,4 +1,4 @@
-"""Where do a layer's variables stand, folded or not?
+"""The variables of a layer, folded or not: declared, found and checked.
 
 The name in the tree says which normalization variables belong to: a pure
 function can fold them without the model, and the variables of one
@@ -69,7 +69,6 @@ class NormVariables:
       scale_init: what the norm's scale starts at.
       **settings: what the norm's `init` takes.
     """
-    norms.check_settings(eps=module.eps, momentum=module.momentum)
     init = functools.partial(norms.NORMS[module.norm].init, **settings)
 
     def init_params(key):
@@ -199,7 +198,7 @@ def folded_neurons(module: nn.Module, shape: tuple[int, ...]) -> dict:
 
 def check_steps(module: nn.Module, steps: int) -> None:
   """Raises InputError where module.norm has parameters of other steps."""
-  leaf = norms.NORMS[module.norm].per_step
+  leaf = norms.NORMS[module.norm].per_time_step
   for collection in ('params', 'batch_stats'):
     if leaf and module.has_variable(collection, module.norm):
       leaves = module.get_variable(collection, module.norm)
@@ -213,7 +212,7 @@ def check_steps_equal(module: nn.Module, built: int, steps: int) -> None:
     return
   norm = norms.NORMS.get(getattr(module, 'norm', None))
   what = '/'.join(module.path)
-  if norm is not None and norm.per_step:
+  if norm is not None and norm.per_time_step:
     what = module.norm
   raise InputError(
     f'{what!r} has parameters for each of its {built} steps, got '

@@ -1,9 +1,11 @@
-"""Which networks are there, and how is one built from a configuration?"""
+"""The registry of networks, and how a configuration builds one."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 from mpbn_jax.errors import InputError, unknown
+from mpbn_jax.layers import LIF, ConvNorm, Factory
 from mpbn_jax.models.network import SpikingNetwork
 from mpbn_jax.models.preact_resnet import SpikingPreActResNet
 from mpbn_jax.models.resnet import (
@@ -25,14 +27,42 @@ MODELS: dict[str, Callable[..., SpikingNetwork]] = {
   'vgg16': SpikingVGG16,
 }
 
+# {key of the configuration: attribute} of the layers that a network makes.
+CONV_SETTINGS = {
+  'conv_norm': 'norm',
+  **{key: key for key in ('v_th', 'momentum', 'eps')},
+}
+LIF_SETTINGS = {
+  'membrane_norm': 'norm',
+  **{
+    key: key
+    for key in (
+      *('tau', 'v_th', 'learn_tau', 'learn_v_th'),
+      *('spike_norm', 'tau_s', 'momentum', 'eps'),
+      *('surrogate', 'surrogate_parameter', 'reset', 'detach_reset', 'unroll'),
+    )
+  },
+}
+
+
+def network_settings(name: str) -> set[str]:
+  """Returns the keys of the configuration that are a network's own."""
+  network, fixed = MODELS[name], set()
+  if isinstance(network, functools.partial):
+    network, fixed = network.func, set(network.keywords)
+  fields = {field.name for field in dataclasses.fields(network)}
+  return fields - fixed - {'conv', 'lif', 'parent', 'name'}
+
 
 def build_model(config: Mapping) -> SpikingNetwork:
   """Returns the network that `config.model` describes.
 
   Args:
-    config: a mapping with `name`, a key of `MODELS`, and any attributes of
-      that network (`SpikingNetwork` documents them); others take their
-      defaults. A `ConfigDict` and a plain dict are both accepted.
+    config: a mapping with `name`, a key of `MODELS`, and any of: attributes of
+      that network; `conv_norm` (after every convolution), `membrane_norm`
+      (before every firing) and the attributes of `LIF` and `ConvNorm` that
+      `LIF_SETTINGS` and `CONV_SETTINGS` list. What is left out, or None, takes
+      its default. A `ConfigDict` and a plain dict are both accepted.
 
   Returns:
     A Flax module: `init(key, x, train=False)` returns the variables,
@@ -49,17 +79,44 @@ def build_model(config: Mapping) -> SpikingNetwork:
     >>> model.apply(variables, x, train=False).shape
     (1, 10)
   """
-  settings = dict(config)
+  settings = {key: config[key] for key in config if config[key] is not None}
   if 'name' not in settings:
     raise InputError(f'a model needs a name: one of {", ".join(MODELS)}')
   name = settings.pop('name')
   if name not in MODELS:
     raise unknown('model', name, MODELS)
-  fields = {field.name for field in dataclasses.fields(SpikingNetwork)}
-  fields -= {'parent', 'name'}
-  for key in settings:
-    if key not in fields:
-      raise unknown(f'setting of {name!r}', key, fields)
-  model = MODELS[name](**settings)
-  model.check()
-  return model
+  own = network_settings(name)
+  for key, value in settings.items():
+    if key not in own | CONV_SETTINGS.keys() | LIF_SETTINGS.keys():
+      raise _unknown_setting(name, key, value)
+  conv = Factory(ConvNorm, **_renamed(settings, CONV_SETTINGS))
+  defaults = {'membrane_norm': 'mpbn_channel'}
+  lif = Factory(LIF, **_renamed(defaults | settings, LIF_SETTINGS))
+  conv(1)  # checks its settings
+  v_th = lif().v_th
+  if not v_th > 0:
+    raise InputError(f'v_th must be positive, got {v_th}')
+  return MODELS[name](
+    conv=conv,
+    lif=lif,
+    **{key: value for key, value in settings.items() if key in own},
+  )
+
+
+def _renamed(settings, names):
+  return {names[key]: value for key, value in settings.items() if key in names}
+
+
+def _unknown_setting(name, key, value):
+  have = sorted(model for model in MODELS if key in network_settings(model))
+  if have:
+    return InputError(
+      f'{name!r} has no {key} to choose, got {key}={value}: leave it out, or '
+      f'take another model ({", ".join(have)})'
+    )
+  if key == 'current_norm':
+    return InputError(
+      f"unknown setting of {name!r} 'current_norm': it is 'conv_norm' now"
+    )
+  known = network_settings(name) | CONV_SETTINGS.keys() | LIF_SETTINGS.keys()
+  return unknown(f'setting of {name!r}', key, known)

@@ -1,203 +1,69 @@
-"""What do all spiking networks share? Settings, encoding and readout."""
+"""The base of spiking networks: encoding, readout and their settings."""
 
-import dataclasses
-import functools
-import math
-import numbers
-from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError, unknown
 from mpbn_jax.layers import (
   LIF,
   ConvNorm,
+  Factory,
   Readout,
-  SpikeNorm,
   Spikes,
   mean_over_space,
 )
-from mpbn_jax.neuron import RESETS, check_tau
-from mpbn_jax.surrogate import get_surrogate
+from mpbn_jax.layers.attributes import check_positive, check_types
 
 DTYPES = ('float32', 'bfloat16')
+ModuleDef = Any  # makes a module: (*arguments, name, **attributes) -> module
 
 
 class SpikingNetwork(nn.Module):
-  """Base of the networks: a subclass defines `features` and nothing else.
+  """Base of the networks: a subclass defines `encoder` and `features`.
 
   `apply(variables, x, train=...)` returns logits [B, num_classes], the mean
   over T of a linear readout of the average-pooled spikes (paper, Eq. 3). x is
-  [B, H, W, C], an image that is shown at every step (direct encoding), or
+  [B, H, W, C], an image that is shown at every time step (direct encoding), or
   [B, T, H, W, C], one frame a step.
 
   Attributes:
     num_classes: K.
     num_steps: T.
     width: channels of the first layer; all others scale with it.
-    tau: kept fraction of the membrane potential, in [0, 1).
-    v_th: firing threshold, stored with the variables of every membrane norm:
-      the stored value is what counts.
-    learn_tau: whether every neuron layer learns its tau.
-    learn_v_th: whether every neuron layer learns v_th per channel.
-    surrogate: a name in `surrogate.SURROGATES`.
-    surrogate_parameter: its width or slope; None takes its default.
-    reset: 'hard' or 'soft'.
-    detach_reset: whether the gradient ignores the spikes in the reset.
-    current_norm: after every convolution; see `norm.NORMS`.
-    membrane_norm: before every firing.
-    spike_norm: after every firing.
-    tau_s: kept fraction of the synaptic filter between them, in [0, 1).
-    momentum: weight of the new value in running statistics.
-    eps: added to variances, and stored with the variables likewise.
+    conv: makes the convolutions, `ConvNorm` with its settings.
+    lif: makes the layers of neurons, `LIF` with its settings.
     dtype: of activations and products, 'float32' or 'bfloat16'. Potentials,
       statistics, parameters and the readout are float32 in any case.
-    unroll: whether the T steps are unrolled in the compiled program.
-    depth: layers with weights, of networks that come in several depths.
-    remat: whether the activations of a block are computed again in the
-      backward pass and not stored (`jax.checkpoint`), where it has blocks.
-    last_scale: what the scale of every residual block's last norm starts at;
-      None takes the network's own: 1, and 1 / n in preact_resnet, n blocks a
-      stage.
   """
-
-  # Which of these a network has; `check_blocks` refuses the others.
-  block_settings = ()
 
   num_classes: int = 10
   num_steps: int = 4
   width: int = 64
-  tau: float = 0.25
-  v_th: float = 0.5
-  learn_tau: bool = False
-  learn_v_th: bool = False
-  surrogate: str = 'rect'
-  surrogate_parameter: float | None = None
-  reset: str = 'hard'
-  detach_reset: bool = False
-  current_norm: str = 'bn'
-  membrane_norm: str = 'mpbn_channel'
-  spike_norm: str = norms.NONE
-  tau_s: float = 0.0
-  momentum: float = norms.MOMENTUM
-  eps: float = norms.EPS
+  conv: ModuleDef = ConvNorm
+  lif: ModuleDef = Factory(LIF, norm='mpbn_channel')
   dtype: str = 'float32'
-  unroll: bool = True
-  depth: int | None = None
-  remat: bool = False
-  last_scale: float | None = None
 
-  def check(self) -> None:
-    """Raises InputError for settings with which no network can be built."""
-    for name in ('num_classes', 'num_steps', 'width'):
-      value = getattr(self, name)
-      if not (isinstance(value, int) and value >= 1):
-        raise InputError(f'{name} must be an integer >= 1, got {value!r}')
-    self._check_types()
-    for name in ('v_th', 'eps'):
-      if not getattr(self, name) > 0:
-        raise InputError(f'{name} must be positive, got {getattr(self, name)}')
-    check_tau(self.tau)
-    get_surrogate(self.surrogate, parameter=self.surrogate_parameter)
-    if self.reset not in RESETS:
-      raise unknown('reset', self.reset, RESETS)
+  def __post_init__(self):
+    check_types(self)
+    check_positive(self, 'num_classes', 'num_steps', 'width')
     if self.dtype not in DTYPES:
       raise unknown('dtype', self.dtype, DTYPES)
-    norms.check_norm(self.current_norm, place='current')
-    norms.check_norm(self.membrane_norm, place='membrane')
-    norms.check_norm(self.spike_norm, place='spikes')
-    norms.check_tau_s(self.tau_s)
-    self.check_blocks()
-    if not 0 < self.momentum <= 1:
-      raise InputError(
-        'momentum is the weight of the new value in running statistics '
-        f'and must lie in (0, 1], got {self.momentum}'
-      )
+    super().__post_init__()
 
-  def _check_types(self):
-    for field in dataclasses.fields(SpikingNetwork):
-      value = getattr(self, field.name)
-      if field.type is bool and not isinstance(value, bool):
-        raise InputError(f'{field.name} must be True or False, got {value!r}')
-      unset = value is None and field.type == float | None
-      if field.type in (float, float | None) and not (unset or _finite(value)):
-        raise InputError(f'{field.name} must be a finite number, got {value!r}')
-
-  def check_blocks(self) -> None:
-    """Raises InputError for settings that only networks of blocks have."""
-    for name, unset in (
-      ('depth', None),
-      ('remat', False),
-      ('last_scale', None),
-    ):
-      value = getattr(self, name)
-      if value != unset and name not in self.block_settings:
-        raise InputError(
-          f'this network has no {name} to choose, got {name}={value}: set '
-          f"{name}={unset}, or take another model ('preact_resnet' has it)"
-        )
-
-  def refuse_last_scale(self) -> None:
-    """Raises InputError for a start of scales where no norm has one."""
-    if self.last_scale is not None:
-      raise InputError(
-        'last_scale is what the scale of the last norm of a block starts at, '
-        f'got {self.last_scale} with current_norm={self.current_norm!r} and '
-        f'spike_norm={self.spike_norm!r}, where there is none: set '
-        'last_scale=None, or another norm'
-      )
-
-  # -- what a subclass builds its layers with. Functions, not methods: a block
-  # that is a module of its own calls them too.
-
-  @property
-  def conv_norm(self) -> Callable[..., ConvNorm]:
-    """(features, *, name, ...) -> a convolution with the current norm."""
-    return functools.partial(
-      _conv_norm,
-      v_th=self.v_th,
-      norm=self.current_norm,
-      momentum=self.momentum,
-      eps=self.eps,
-    )
-
-  @property
-  def lif(self) -> Callable[..., Callable]:
-    """(*, name, ...) -> a neuron layer and the norm of its spikes."""
-    return functools.partial(
-      _lif,
-      tau=self.tau,
-      v_th=self.v_th,
-      learn_tau=self.learn_tau,
-      learn_v_th=self.learn_v_th,
-      norm=self.membrane_norm,
-      surrogate=self.surrogate,
-      surrogate_parameter=self.surrogate_parameter,
-      reset=self.reset,
-      detach_reset=self.detach_reset,
-      spike_norm=self.spike_norm,
-      tau_s=self.tau_s,
-      momentum=self.momentum,
-      eps=self.eps,
-      unroll=self.unroll,
-    )
+  def encoder(self) -> nn.Module:
+    """Returns the first convolution: images or frames into currents."""
+    raise NotImplementedError
 
   def features(self, currents: jax.Array, *, train: bool) -> jax.Array | Spikes:
     """Returns the last spikes [B, T, H', W', C'] of the encoder's currents."""
     raise NotImplementedError
 
-  def encoder(self) -> ConvNorm:
-    """Returns the first convolution: images or frames into currents."""
-    raise NotImplementedError
-
-  # -- the whole
-
   @nn.compact
   def step_logits(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """Returns the logits of every step, [B, T, num_classes]."""
+    """Returns the logits of every time step, [B, T, num_classes]."""
     static = x.ndim == 4
     frames = self._frames(x)
     # The image is the same at every step: convolved and normalized once.
@@ -236,49 +102,3 @@ class SpikingNetwork(nn.Module):
       )
     x = x.astype(self.dtype)
     return x[:, None] if x.ndim == 4 else x
-
-
-def _finite(value):
-  return isinstance(value, numbers.Real) and math.isfinite(value)
-
-
-def _conv_norm(
-  features: int, *, v_th: float, joins: bool = False, **options
-) -> ConvNorm:
-  """Returns a `ConvNorm`; joins: a sum joins it with another `ConvNorm`."""
-  alpha = 0.5**0.5 if joins else 1.0
-  return ConvNorm(features, gain=alpha * v_th, **options)
-
-
-def _lif(
-  *,
-  name: str,
-  spike_norm: str,
-  tau_s: float,
-  scale_init: float = 1.0,
-  **options,
-) -> Callable:
-  """Returns (currents, *, train) -> what readers of the spikes get.
-
-  Args:
-    name: of the neurons; the norm of their spikes is <name>_spikes.
-    spike_norm: after every firing.
-    tau_s: kept fraction of the synaptic filter.
-    scale_init: what that norm's scale starts at.
-    **options: attributes of `LIF`.
-  """
-  neurons = LIF(name=name, **options)
-  if spike_norm == norms.NONE and tau_s == 0:
-    return neurons
-  normalize = SpikeNorm(
-    norm=spike_norm,
-    tau_s=tau_s,
-    scale_init=scale_init,
-    momentum=options['momentum'],
-    eps=options['eps'],
-    unroll=options['unroll'],
-    name=f'{name}_spikes',
-  )
-  return lambda currents, *, train: normalize(
-    neurons(currents, train=train), train=train
-  )

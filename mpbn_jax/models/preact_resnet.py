@@ -1,20 +1,18 @@
-"""Which layers has a spiking network of pre-activation blocks, 100 and more?"""
-
-from collections.abc import Callable
+"""The spiking network of pre-activation blocks, 100 layers deep and more."""
 
 import flax.linen as nn
 import jax
 
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
-from mpbn_jax.layers import ConvNorm
-from mpbn_jax.models.network import SpikingNetwork
+from mpbn_jax.layers import Spikes
+from mpbn_jax.models import blocks
+from mpbn_jax.models.network import ModuleDef, SpikingNetwork
 
-DEPTH = 22
 # Collections with one entry of each block, along their first axis.
 _STACKED = (
   *('params', 'batch_stats', 'intermediates'),
-  *('threshold', 'folded', 'forced'),
+  *('threshold', 'folded', 'given_spikes'),
 )
 
 
@@ -26,23 +24,23 @@ class PreActBlock(nn.Module):
   what the first convolution reads (He et al. 2016, 1603.05027).
 
   Attributes:
-    conv_norm: as `SpikingNetwork.conv_norm`.
-    lif: as `SpikingNetwork.lif`.
+    conv: as in `SpikingNetwork`.
+    lif: as in `SpikingNetwork`.
     features: output channels.
     stride: of the first convolution and the shortcut.
     projects: whether the shape changes.
     spike_scale: what the scale of the last norm of the spikes starts at.
-    current_scale: what that of the last norm of the currents starts at.
+    conv_scale: what that of the last norm of the currents starts at.
     train: whether batch statistics are used, and running ones advanced.
   """
 
-  conv_norm: Callable
-  lif: Callable
+  conv: ModuleDef
+  lif: ModuleDef
   features: int
   stride: int
   projects: bool
   spike_scale: float
-  current_scale: float
+  conv_scale: float
   train: bool
 
   @nn.compact
@@ -51,21 +49,21 @@ class PreActBlock(nn.Module):
     train = self.train
     y = self.lif(name='lif1')(x, train=train)
     if self.projects:
-      shortcut = self.conv_norm(
+      x = self.conv(
         self.features,
         kernel_size=1,
         stride=self.stride,
         padding=0,
         joins=True,
         name='shortcut',
-      )
-      x = shortcut(y, train=train)
-    conv = self.conv_norm(self.features, stride=self.stride, name='conv1')
+      )(y, train=train)
+    conv = self.conv(self.features, stride=self.stride, name='conv1')
     y = conv(y, train=train)
-    y = self.lif(name='lif2', scale_init=self.spike_scale)(y, train=train)
-    conv = self.conv_norm(
+    lif = self.lif(name='lif2', spike_scale_init=self.spike_scale)
+    y = lif(y, train=train)
+    conv = self.conv(
       self.features,
-      scale_init=self.current_scale,
+      scale_init=self.conv_scale,
       joins=self.projects,
       name='conv2',
     )
@@ -79,38 +77,52 @@ class SpikingPreActResNet(SpikingNetwork):
   linear layer; n = 17 has 106. Stage i has width * 2^i channels and, from the
   second, half the resolution. Blocks of one shape are one block in the
   compiled program, scanned over variables that are stacked along their first
-  axis: a deep network compiles as fast as a shallow one. Where `last_scale` is
-  None, the last scale of every block starts at 1 / n.
+  axis: a deep network compiles as fast as a shallow one.
 
   PSP-BN carries spikes through more than 100 layers of it (Ikegawa et al.
   2022, 2203.01544).
+
+  Attributes:
+    depth: layers with weights, 6n + 4.
+    last_scale: what the scale of the last norm of every block starts at; None:
+      1 / n.
+    remat: whether the activations of a block are computed again in the
+      backward pass and not stored.
   """
 
-  block_settings = ('depth', 'remat', 'last_scale')
+  depth: int = 22
+  last_scale: float | None = None
+  remat: bool = False
 
-  def check_blocks(self) -> None:
-    """Raises InputError for another depth than 6n + 4, or no last scale."""
-    depth = self._depth()
-    if not (isinstance(depth, int) and depth >= 10 and depth % 6 == 4):
+  def __post_init__(self):
+    super().__post_init__()
+    depth = self.depth
+    if not (depth >= 10 and depth % 6 == 4):
       raise InputError(
         'the depth of preact_resnet is 6n + 4 with n >= 1 blocks a stage '
         f'(10, 16, 22, 40, 58, 106, ...), got {depth}'
       )
-    has_no_scale = (norms.NONE, 'neunorm')
-    if self.current_norm == norms.NONE and self.spike_norm in has_no_scale:
-      self.refuse_last_scale()
+    conv, spike = self._norms()
+    if conv == norms.NONE and spike in (norms.NONE, 'neunorm'):
+      blocks.refuse_last_scale(self.last_scale, conv=conv, spike=spike)
 
-  def encoder(self) -> ConvNorm:
-    return self.conv_norm(self.width, name='stem_conv')
+  def _norms(self):
+    return (
+      blocks.norm_after_convolution(self.conv),
+      blocks.norm_after_firing(self.lif),
+    )
 
-  def features(self, currents: jax.Array, *, train: bool) -> jax.Array:
+  def encoder(self):
+    return self.conv(self.width, name='stem_conv')
+
+  def features(self, currents: jax.Array, *, train: bool) -> jax.Array | Spikes:
     x = currents
-    blocks = (self._depth() - 4) // 6
+    count = (self.depth - 4) // 6
     for stage in (1, 2, 3):
       if stage > 1:
         name = f'stage{stage}_first'
         x = self._block(stage, projects=True, name=name, train=train)(x)
-      alike = blocks - (stage > 1)
+      alike = count - (stage > 1)
       if alike:
         x, _ = nn.scan(
           lambda block, x, _: (block(x), None),
@@ -126,25 +138,22 @@ class SpikingPreActResNet(SpikingNetwork):
         )
     return self.lif(name='last_lif')(x, train=train)
 
-  def _depth(self):
-    return DEPTH if self.depth is None else self.depth
-
   def _block(self, stage, *, projects, name, train):
-    has_current_norm = self.current_norm != norms.NONE
+    conv_norm, _ = self._norms()
     last_scale = self.last_scale
     if last_scale is None:
       # The branches of a stage add up: to as much at every depth. With 0,
       # kernels would wait for scales, and scales for kernels.
-      last_scale = 6 / (self._depth() - 4)
+      last_scale = 6 / (self.depth - 4)
     block = nn.remat(PreActBlock) if self.remat else PreActBlock
     return block(
-      conv_norm=self.conv_norm,
+      conv=self.conv,
       lif=self.lif,
       features=self.width * 2 ** (stage - 1),
       stride=2 if projects else 1,
       projects=projects,
-      spike_scale=1.0 if has_current_norm else last_scale,
-      current_scale=last_scale,
+      spike_scale=1.0 if conv_norm != norms.NONE else last_scale,
+      conv_scale=last_scale,
       train=train,
       name=name,
     )

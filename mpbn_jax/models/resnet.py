@@ -1,11 +1,12 @@
-"""Which layers has a spiking residual network?"""
+"""Spiking residual networks: ResNet-18, 19, 20 and 34."""
 
 import functools
 
 import jax
 
 from mpbn_jax import norm as norms
-from mpbn_jax.layers import ConvNorm, Identity, average_pool, over_time
+from mpbn_jax.layers import Identity, Spikes, average_pool, over_time
+from mpbn_jax.models import blocks
 from mpbn_jax.models.network import SpikingNetwork
 
 
@@ -24,58 +25,66 @@ class SpikingResNet(SpikingNetwork):
     shortcut: 'pool', average pool - conv1x1 - norm, where windows at the far
       edge of an odd map are incomplete and count; 'stride', conv1x1 with the
       stride - norm.
+    last_scale: what the scale of the last norm of every block starts at; None:
+      1, as in the reference.
+    remat: whether the activations of a block are computed again in the
+      backward pass and not stored.
   """
-
-  block_settings = ('last_scale',)
 
   stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
   stem: str = 'triple'
   shortcut: str = 'pool'
+  last_scale: float | None = None
+  remat: bool = False
 
-  def check_blocks(self) -> None:
-    super().check_blocks()
-    if self.current_norm == norms.NONE:
-      self.refuse_last_scale()
+  def __post_init__(self):
+    super().__post_init__()
+    if blocks.norm_after_convolution(self.conv) == norms.NONE:
+      spike = blocks.norm_after_firing(self.lif)
+      blocks.refuse_last_scale(self.last_scale, conv=norms.NONE, spike=spike)
 
-  def encoder(self) -> ConvNorm:
+  def encoder(self):
     if self.stem == 'imagenet':
-      return self.conv_norm(
+      return self.conv(
         self.width, kernel_size=7, stride=2, padding=3, name='stem_conv1'
       )
-    return self.conv_norm(self.width, name='stem_conv1')
+    return self.conv(self.width, name='stem_conv1')
 
-  def features(self, currents: jax.Array, *, train: bool) -> jax.Array:
+  def features(self, currents: jax.Array, *, train: bool) -> jax.Array | Spikes:
     x = self.lif(name='stem_lif1')(currents, train=train)
     if self.stem == 'triple':
       for i in (2, 3):
-        conv = self.conv_norm(self.width, name=f'stem_conv{i}')
-        x = self.lif(name=f'stem_lif{i}')(conv(x, train=train), train=train)
+        y = self.conv(self.width, name=f'stem_conv{i}')(x, train=train)
+        x = self.lif(name=f'stem_lif{i}')(y, train=train)
       x = over_time(lambda x: average_pool(x, window=2), x)
     elif self.stem == 'imagenet':
       pool = functools.partial(average_pool, window=3, stride=2, padding=1)
       x = over_time(pool, x)
-    for stage, blocks in enumerate(self.stage_sizes):
-      for block in range(blocks):
-        x = self._block(
-          x,
-          self.width * 2**stage,
-          stride=2 if stage > 0 and block == 0 else 1,
-          name=f'stage{stage + 1}_block{block + 1}',
+    for stage, count in enumerate(self.stage_sizes):
+      for i in range(count):
+        block = functools.partial(
+          SpikingResNet._block,
+          features=self.width * 2**stage,
+          stride=2 if stage > 0 and i == 0 else 1,
+          name=f'stage{stage + 1}_block{i + 1}',
           train=train,
         )
+        if self.remat and train:
+          x = blocks.rematerialized(block, self)(x)
+        else:
+          x = block(self, x)
     return x
 
-  def _block(self, x, features, *, stride, name, train):
+  def _block(self, x, *, features, stride, name, train):
     projects = stride != 1 or x.shape[-1] != features
-    conv1 = self.conv_norm(features, stride=stride, name=f'{name}_conv1')
-    conv2 = self.conv_norm(
+    y = self.conv(features, stride=stride, name=f'{name}_conv1')(x, train=train)
+    y = self.lif(name=f'{name}_lif1')(y, train=train)
+    y = self.conv(
       features,
       scale_init=1.0 if self.last_scale is None else self.last_scale,
       joins=projects,
       name=f'{name}_conv2',
-    )
-    y = self.lif(name=f'{name}_lif1')(conv1(x, train=train), train=train)
-    y = conv2(y, train=train)
+    )(y, train=train)
     if projects:
       x = self._shortcut(x, features, stride, f'{name}_shortcut', train)
     else:
@@ -86,15 +95,9 @@ class SpikingResNet(SpikingNetwork):
     if self.shortcut == 'pool':
       pool = functools.partial(average_pool, window=stride, ceil_mode=True)
       x, stride = over_time(pool, x), 1
-    conv = self.conv_norm(
-      features,
-      kernel_size=1,
-      stride=stride,
-      padding=0,
-      joins=True,
-      name=name,
-    )
-    return conv(x, train=train)
+    return self.conv(
+      features, kernel_size=1, stride=stride, padding=0, joins=True, name=name
+    )(x, train=train)
 
 
 # The paper's, for CIFAR at width 64.

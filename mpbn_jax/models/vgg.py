@@ -1,11 +1,11 @@
-"""Which layers has the spiking VGG?"""
+"""The spiking VGG-16."""
 
 import functools
 
 import flax.linen as nn
 import jax
 
-from mpbn_jax.layers import ConvNorm, Readout, average_pool, over_time
+from mpbn_jax.layers import Readout, Spikes, average_pool, over_time
 from mpbn_jax.models.network import SpikingNetwork
 
 
@@ -18,18 +18,18 @@ class SpikingVGG(SpikingNetwork):
 
   groups: tuple[tuple[int, int], ...] = ()
 
-  def encoder(self) -> ConvNorm:
-    return self.conv_norm(self.width, use_bias=True, name='conv1')
+  def encoder(self):
+    return self.conv(self.width, use_bias=True, name='conv1')
 
-  def features(self, currents: jax.Array, *, train: bool) -> jax.Array:
+  def features(self, currents: jax.Array, *, train: bool) -> jax.Array | Spikes:
     x, layer = currents, 0
     for layers, times in self.groups:
       for _ in range(layers):
         layer += 1
         if layer > 1:  # the first is the encoder
-          x = self.conv_norm(
-            self.width * times, use_bias=True, name=f'conv{layer}'
-          )(x, train=train)
+          x = self.conv(self.width * times, use_bias=True, name=f'conv{layer}')(
+            x, train=train
+          )
         x = self.lif(name=f'lif{layer}')(x, train=train)
       x = over_time(lambda x: average_pool(x, window=2), x)
     return x

@@ -1,8 +1,8 @@
-"""Which normalizations are there? The registry; one file for each place.
+"""The registry of normalizations; one file for each place.
 
-Pure functions of arrays. A normalization is an entry of `NORMS`: where it
-sits and its functions init, train, evaluate and fold (`base.Norm`). Flax
-modules (`layers/`) only own the variables; `folding.py` only walks the tree.
+A normalization is an entry of `NORMS`: pure functions init, train, evaluate and
+fold, in the type of its place (`base.py`). Flax modules (`layers/`) only own
+the variables; `folding.py` only walks the tree.
 """
 
 from mpbn_jax.errors import unknown
@@ -10,20 +10,22 @@ from mpbn_jax.norm.base import (
   CONSTANTS,
   EPS,
   MOMENTUM,
-  PLACES,
   Norm,
+  NormAfterConvolution,
+  NormAfterFiring,
+  NormBeforeFiring,
   along,
   check_floating,
   check_settings,
   moments,
 )
-from mpbn_jax.norm.current import BN, BNTT, TDBN, TEBN
+from mpbn_jax.norm.conv import BN, BNTT, TDBN, TEBN
 from mpbn_jax.norm.membrane import (
   MPBN_CHANNEL,
   MPBN_ELEMENT,
   separating_threshold,
 )
-from mpbn_jax.norm.spikes import (
+from mpbn_jax.norm.spike import (
   NEUNORM,
   PSP_BN,
   PSP_BN_STEP,
@@ -33,6 +35,7 @@ from mpbn_jax.norm.spikes import (
 )
 
 NONE = 'none'  # the name for 'no normalization at this place'
+PLACES = ('conv', 'membrane', 'spike')  # in the order of the computation
 
 NORMS: dict[str, Norm] = {
   'bn': BN,
@@ -56,7 +59,7 @@ def names_at(place: str) -> list[str]:
 def check_norm(name: str, *, place: str) -> None:
   """Raises InputError unless `name` may stand at `place`."""
   if name not in names_at(place):
-    raise unknown(f'normalization of the {place}', name, names_at(place))
+    raise unknown(f'{place}_norm', name, names_at(place))
 
 
 __all__ = [
@@ -67,6 +70,9 @@ __all__ = [
   'NORMS',
   'PLACES',
   'Norm',
+  'NormAfterConvolution',
+  'NormAfterFiring',
+  'NormBeforeFiring',
   'along',
   'check_floating',
   'check_norm',

@@ -1,7 +1,8 @@
-"""What is a normalization, and what do batch normalizations share?"""
+"""Types of normalizations, and what batch normalizations share."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ from mpbn_jax.errors import InputError
 EPS = 1e-5  # added to the variance; PyTorch's and the paper's code's default
 MOMENTUM = 0.1  # weight of the NEW value (PyTorch's sense; Flax's is 1 - this)
 TINY = float(np.finfo(np.float32).tiny)  # the smallest normal number
-PLACES = ('current', 'membrane', 'spikes')
 
 # Settings that norms compute with. They stand among the running statistics:
 # what reads the variables needs no settings, which could be the wrong ones.
@@ -21,43 +21,86 @@ CONSTANTS = ('eps', 'v_th', 'gain')
 Leaves = dict[str, jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Norm:
-  """One normalization.
+  """A normalization: its place and pure functions of arrays.
+
+  Every function gets the norm's parameters and its statistics. The constants
+  that it computes with (`CONSTANTS`) are stored among the statistics.
 
   Attributes:
-    place: 'current' (between convolution and neuron), 'membrane' (on a copy
-      of the potential, after charging and before firing) or 'spikes' (between
-      a neuron and what reads its spikes).
-    init: (shape, *, eps, v_th, num_steps, gain) -> (params, stats); shape is
-      the input's without its batch axes, [..., C]; gain is what `tdbn` scales
-      by. The constants that a norm computes with (`CONSTANTS`) stand among its
-      statistics, so every function below finds them there. A membrane norm
-      leaves out a v_th of None, which is learned and stands elsewhere.
-    train: (params, stats, x, *, momentum) -> (y, stats). A membrane norm
-      sees the potential of one step, [B, ..., C], and is called once per step;
-      the others see [B, T, ..., C]. Current norms that do not tell the steps
-      apart take `copies` too: how many equal steps each one stands for.
+    init: (shape, **settings) -> (params, stats), with the settings that
+      `settings` names; shape is the input's without its batch axes, [..., C].
+    train: (params, stats, x, *, momentum) -> (y, stats).
     evaluate: (params, stats, x) -> y.
-    fires: membrane norms only; (params, stats, u) -> bool: does the normalized
-      potential exceed stats['v_th'], decided exactly.
-    fold: membrane: (params, stats) -> {threshold, polarity, gain}; current:
-      (params, stats, kernel, bias) -> {kernel, bias} and maybe a factor;
-      spikes: (params, stats) -> gain, [C] or [T, C], of every reader's inputs.
-      None where nothing can take it in.
-    per_step: of norms that tell the steps apart, the parameter or statistic
-      whose first axis is T; '' for all others.
-    why_not: the reason, where `fold` is None.
+    fold: see the subclass; None if the norm cannot be folded.
+    why_not: the reason, if `fold` is None.
   """
 
-  place: str
+  place: ClassVar[str]  # a key of the configuration is <place>_norm
+  settings: ClassVar[tuple[str, ...]]  # what `init` takes
+
   init: Callable
   train: Callable
   evaluate: Callable
-  fires: Callable | None = None
   fold: Callable | None = None
-  per_step: str = ''
   why_not: str = ''
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormAfterConvolution(Norm):
+  """A normalization of the currents [B, T, ..., C] that a convolution returns.
+
+  `init` takes the gain too, which tdBN scales by, and num_steps. `train` takes
+  `copies` too, how many equal steps each step stands for, unless the norm has
+  parameters per time step. `fold` is (params, stats, kernel, bias) -> {kernel,
+  bias} and maybe a factor, with the output channels as the last axis.
+
+  Attributes:
+    per_time_step: the parameter or statistic whose first axis is T; '' if the
+      norm treats all time steps alike.
+  """
+
+  place = 'conv'
+  settings = ('eps', 'gain', 'num_steps')
+
+  per_time_step: str = ''
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormBeforeFiring(Norm):
+  """A normalization of a copy of the membrane potential.
+
+  It is called once per time step, on potentials [B, ..., C]. `init` takes v_th,
+  None if it is learned and stored elsewhere. `fold` is (params, stats) ->
+  {threshold, polarity, gain}.
+
+  Attributes:
+    fires: (params, stats, u) -> bool: whether the normalized potential exceeds
+      stats['v_th'], decided exactly.
+  """
+
+  place = 'membrane'
+  settings = ('eps', 'v_th')
+
+  fires: Callable
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormAfterFiring(Norm):
+  """A normalization of postsynaptic potentials [B, T, ..., C].
+
+  `fold` is (params, stats) -> gain, [C] or [T, C], of the inputs of every layer
+  that reads the spikes.
+
+  Attributes:
+    per_time_step: as in `NormAfterConvolution`.
+  """
+
+  place = 'spike'
+  settings = ('eps', 'num_steps')
+
+  per_time_step: str = ''
 
 
 def init_affine(shape: tuple[int, ...], *, eps: float) -> tuple[Leaves, Leaves]:

@@ -1,4 +1,4 @@
-"""What is MPBN, when does its neuron fire, and what is it folded into?"""
+"""MPBN: its statistics, the predicate of its neuron, and its thresholds."""
 
 from collections.abc import Callable
 
@@ -132,9 +132,8 @@ def _fold_into_threshold(params, stats):
 
 
 # Channel-wise (paper, Eq. 7): statistics over B, H, W of each step.
-MPBN_CHANNEL = base.Norm(
-  place='membrane',
-  init=lambda shape, *, eps, v_th, **_: _init(shape[-1:], eps=eps, v_th=v_th),
+MPBN_CHANNEL = base.NormBeforeFiring(
+  init=lambda shape, **settings: _init(shape[-1:], **settings),
   train=base.train_all_but_last,
   evaluate=base.evaluate,
   fires=_fires,
@@ -142,9 +141,8 @@ MPBN_CHANNEL = base.Norm(
 )
 
 # Element-wise (paper, Sec. 5.2, Eq. 13): statistics over B alone.
-MPBN_ELEMENT = base.Norm(
-  place='membrane',
-  init=lambda shape, *, eps, v_th, **_: _init(shape, eps=eps, v_th=v_th),
+MPBN_ELEMENT = base.NormBeforeFiring(
+  init=_init,
   train=_train_over_batch,
   evaluate=base.evaluate,
   fires=_fires,

@@ -1,4 +1,4 @@
-"""Which normalizations stand after a convolution, and fold into it?
+"""Normalizations after a convolution, which fold into its kernel.
 
 The family that the MPBN paper compares with (its Sec. 2.2). x_hat is x minus
 its mean, divided by its standard deviation.
@@ -19,8 +19,7 @@ def _fold_affine(params, stats, kernel, bias):
 
 
 # Plain batch normalization on all steps together.
-BN = base.Norm(
-  place='current',
+BN = base.NormAfterConvolution(
   init=lambda shape, *, eps, **_: base.init_affine(shape[-1:], eps=eps),
   train=base.train_all_but_last,
   evaluate=base.evaluate,
@@ -57,8 +56,7 @@ def _tdbn_fold(params, stats, kernel, bias):
 # sum has the variance of one. Beside an identity shortcut, which has no norm
 # here, alpha is 1. Public code differs there: some leaves alpha at 1, some
 # gives the identity a norm of its own and both branches 1 / sqrt(2).
-TDBN = base.Norm(
-  place='current',
+TDBN = base.NormAfterConvolution(
   init=_tdbn_init,
   train=_tdbn_train,
   evaluate=_tdbn_evaluate,
@@ -105,13 +103,12 @@ def _bntt_fold(params, stats, kernel, bias):
 
 # Kim and Panda 2020 (2010.01729): everything per step. Their code has an eps of
 # 1e-4; here it is the setting of all norms, 1e-5 unless `model.eps` says so.
-BNTT = base.Norm(
-  place='current',
+BNTT = base.NormAfterConvolution(
   init=_bntt_init,
   train=_bntt_train,
   evaluate=_bntt_evaluate,
   fold=_bntt_fold,
-  per_step='scale',
+  per_time_step='scale',
 )
 
 
@@ -146,11 +143,10 @@ def _tebn_fold(params, stats, kernel, bias):
 
 # Duan et al., NeurIPS 2022: statistics of all steps together, a learned scalar
 # per step.
-TEBN = base.Norm(
-  place='current',
+TEBN = base.NormAfterConvolution(
   init=_tebn_init,
   train=_tebn_train,
   evaluate=_tebn_evaluate,
   fold=_tebn_fold,
-  per_step='factor',
+  per_time_step='factor',
 )

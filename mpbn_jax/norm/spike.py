@@ -1,4 +1,4 @@
-"""Which normalizations stand between a neuron and what reads its spikes?
+"""Normalizations between a neuron and the layers that read its spikes.
 
 They see the postsynaptic potential: the spikes through the synaptic filter,
 a[t] = tau_s * a[t-1] + s[t], [B, T, ..., C]. With tau_s = 0 these are the
@@ -107,8 +107,7 @@ def _init_psp_bn(shape, *, eps, num_steps=None):
 
 # Ikegawa et al. 2022 (2203.01544): the second raw moment in the variance's
 # place. Ours: the learned scale per channel, and one moment for all steps.
-PSP_BN = base.Norm(
-  place='spikes',
+PSP_BN = base.NormAfterFiring(
   init=lambda shape, *, eps, **_: _init_psp_bn(shape, eps=eps),
   train=_psp_bn_train,
   evaluate=_psp_bn_evaluate,
@@ -116,15 +115,14 @@ PSP_BN = base.Norm(
 )
 
 # With a moment of each step, as the MPBN paper cites it (Sec. 2.2).
-PSP_BN_STEP = base.Norm(
-  place='spikes',
+PSP_BN_STEP = base.NormAfterFiring(
   init=lambda shape, *, eps, num_steps, **_: _init_psp_bn(
     shape, eps=eps, num_steps=num_steps
   ),
   train=_psp_bn_train,
   evaluate=_psp_bn_evaluate,
   fold=_psp_bn_gain,
-  per_step='moment',
+  per_time_step='moment',
 )
 
 
@@ -137,8 +135,7 @@ def _psp_ln(params, stats, a):
 
 
 # Ikegawa et al. 2022 (2203.01544); the learned scale per channel is ours.
-PSP_LN = base.Norm(
-  place='spikes',
+PSP_LN = base.NormAfterFiring(
   init=lambda shape, *, eps, **_: (
     {'scale': jnp.ones(shape[-1:], jnp.float32)},
     {'eps': base.constant(eps)},
@@ -166,8 +163,7 @@ def _neunorm(params, s):
 
 # Wu et al. 2019 (1809.05793). One weight per channel; theirs may differ from
 # place to place as well. That it starts at 1 is ours.
-NEUNORM = base.Norm(
-  place='spikes',
+NEUNORM = base.NormAfterFiring(
   init=lambda shape, **_: ({'weight': jnp.ones(shape[-1:], jnp.float32)}, {}),
   train=lambda params, stats, s, *, momentum: (_neunorm(params, s), stats),
   evaluate=lambda params, stats, s: _neunorm(params, s),

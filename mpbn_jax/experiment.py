@@ -1,0 +1,119 @@
+"""An experiment: what a configuration describes, built and checked."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import ml_collections
+import optax
+
+from mpbn_jax import config as configs
+from mpbn_jax import optim, sharding
+from mpbn_jax.datasets import get_spec, load_dataset
+from mpbn_jax.datasets.base import Dataset, Spec
+from mpbn_jax.datasets.batches import TrainingBatches
+from mpbn_jax.errors import InputError
+from mpbn_jax.models import build_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """What a configuration describes.
+
+  Attributes:
+    config: the whole configuration.
+    model: the network.
+    dataset: its splits and augmentations.
+    batches: the training batches, of this host.
+    optimizer: makes directions of gradients.
+    learning_rate: step -> learning rate.
+    mesh: all devices.
+    total_steps: updates until the end.
+  """
+
+  config: ml_collections.ConfigDict
+  model: nn.Module
+  dataset: Dataset
+  batches: TrainingBatches
+  optimizer: optax.GradientTransformation
+  learning_rate: optax.Schedule
+  mesh: jax.sharding.Mesh
+  total_steps: int
+
+
+def build_network(
+  config: Mapping, *, mesh: jax.sharding.Mesh | None = None
+) -> tuple[nn.Module, Spec, jax.sharding.Mesh]:
+  """Returns (model, `Spec` of its data, mesh), checked; reads no data.
+
+  Raises:
+    InputError: anything in the configuration that cannot be used.
+  """
+  configs.check_config(config)
+  model = build_model(config.model)
+  spec = get_spec(config.data.name)
+  if config.model.num_classes != spec.num_classes:
+    raise InputError(
+      f'model.num_classes must be {spec.num_classes}, the classes of '
+      f'{spec.name!r}, got {config.model.num_classes}'
+    )
+  mesh = sharding.make_mesh() if mesh is None else mesh
+  for part in ('data', 'evaluation'):
+    sharding.check_batch_size(
+      f'{part}.batch_size', config[part].batch_size, mesh
+    )
+  return model, spec, mesh
+
+
+def build(
+  config: ml_collections.ConfigDict, *, mesh: jax.sharding.Mesh | None = None
+) -> Experiment:
+  """Returns the checked `Experiment` of a configuration; writes nothing.
+
+  Args:
+    config: as from `configs/default.py`.
+    mesh: devices; None: all of them.
+
+  Raises:
+    InputError: anything in the configuration that cannot be used.
+  """
+  model, _, mesh = build_network(config, mesh=mesh)
+  dataset = load_dataset(config.data, num_steps=config.model.num_steps)
+  batches = TrainingBatches(
+    dataset,
+    batch_size=config.data.batch_size,
+    seed=config.seed,
+    host=sharding.host(),
+    last=config.data.last_batch,
+    devices=mesh.size,
+  )
+  return Experiment(
+    config=config,
+    model=model,
+    dataset=dataset,
+    batches=batches,
+    optimizer=optim.optimizer(config.optimizer),
+    mesh=mesh,
+    **_schedule(config, batches),
+  )
+
+
+def for_epochs(experiment: Experiment, num_epochs: int) -> Experiment:
+  """Returns the experiment with another number of epochs."""
+  config = experiment.config.copy_and_resolve_references()
+  config.num_epochs = num_epochs
+  return dataclasses.replace(
+    experiment, config=config, **_schedule(config, experiment.batches)
+  )
+
+
+def _schedule(config, batches):
+  """Returns what depends on the number of epochs."""
+  rate = optim.learning_rate(
+    config.optimizer,
+    steps_per_epoch=batches.steps_per_epoch,
+    num_epochs=config.num_epochs,
+  )
+  total = config.num_epochs * batches.steps_per_epoch
+  return {'learning_rate': rate, 'total_steps': total}

@@ -1,0 +1,58 @@
+"""What networks of residual blocks share: rematerialization, the last scale."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from mpbn_jax import norm as norms
+from mpbn_jax.errors import InputError
+from mpbn_jax.layers import Spikes
+from mpbn_jax.layers.normed import closed, opened
+
+
+def rematerialized(function: Callable, module: nn.Module) -> Callable:
+  """Returns x -> function(module, x) that stores no activations.
+
+  The backward pass computes them again (`jax.checkpoint`). For training only:
+  elsewhere nothing is stored anyway.
+
+  Args:
+    function: (module, x) -> y, with the layers of a block; x and y are arrays
+      or `Spikes`.
+    module: the network.
+  """
+
+  def call(x: jax.Array | Spikes) -> jax.Array | Spikes:
+    arrays, form = opened(x)
+    forms = []
+
+    def run(module, *arrays):
+      arrays, form_of_y = opened(function(module, closed(arrays, form)))
+      forms.append(form_of_y)
+      return arrays
+
+    arrays = nn.remat(run)(module, *arrays)
+    return closed(arrays, forms[-1])
+
+  return call
+
+
+def norm_after_convolution(conv: Callable) -> str:
+  """Returns the norm of the convolutions that a factory makes."""
+  return getattr(conv(1, parent=None), 'norm', norms.NONE)
+
+
+def norm_after_firing(lif: Callable) -> str:
+  """Returns the norm of the spikes of the neurons that a factory makes."""
+  return getattr(lif(parent=None), 'spike_norm', norms.NONE)
+
+
+def refuse_last_scale(value: float | None, *, conv: str, spike: str) -> None:
+  """Raises InputError for the start of a scale that no norm has."""
+  if value is not None:
+    raise InputError(
+      'last_scale is what the scale of the last norm of a block starts at, '
+      f'got {value} with conv_norm={conv!r} and spike_norm={spike!r}, where '
+      'there is none: set last_scale=None, or another norm'
+    )
