@@ -140,7 +140,12 @@ def _differences(model, folded) -> list[str]:
 
   def settings(network) -> dict[str, Any]:
     values = {'network': type(network).__name__, **_attributes(network)}
-    for factory, layer in (('conv', network.conv(1)), ('lif', network.lif())):
+    layers = {
+      'conv': network.conv(1),
+      'dense': network.dense(1),
+      'lif': network.lif(),
+    }
+    for factory, layer in layers.items():
       del values[factory]
       of_layer = _attributes(layer)
       values |= {f'{factory}.{key}': of_layer[key] for key in of_layer}

@@ -178,8 +178,8 @@ def _why_not_read(norm, folded):
   if (*norm, 'readers') in traverse_util.flatten_dict(folded):
     return (
       f'expected a layer that reads the normed spikes of {"/".join(norm)!r}, '
-      'got none: remove this norm, or let a ConvNorm, Readout or Identity read '
-      'them'
+      'got none: remove this norm, or let a ConvNorm, DenseNorm, Readout or '
+      'Identity read them'
     )
   return (
     f'expected the network to use {"/".join(norm)!r} in evaluation, got none '

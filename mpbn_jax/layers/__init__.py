@@ -5,7 +5,7 @@ sharded along B. The mathematics is elsewhere: `neuron.py`, `norm/`, `ops/`.
 """
 
 from mpbn_jax.layers.attributes import Factory
-from mpbn_jax.layers.conv_norm import ConvNorm
+from mpbn_jax.layers.conv_norm import ConvNorm, DenseNorm
 from mpbn_jax.layers.lif import LIF
 from mpbn_jax.layers.normed import Spikes
 from mpbn_jax.layers.shapes import average_pool, mean_over_space, over_time
@@ -14,6 +14,7 @@ from mpbn_jax.layers.spikes import Identity, Readout, SpikeNorm
 __all__ = [
   'LIF',
   'ConvNorm',
+  'DenseNorm',
   'Factory',
   'Identity',
   'Readout',

@@ -1,4 +1,4 @@
-"""A convolution over every time step, and the norm of its currents."""
+"""Layers with a kernel, and the norm of their currents."""
 
 import functools
 from collections.abc import Callable
@@ -9,14 +9,15 @@ import jax.numpy as jnp
 
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
-from mpbn_jax.layers import normed, variables
 from mpbn_jax.layers.attributes import check_positive, check_types
+from mpbn_jax.layers.currents import normed_currents
+from mpbn_jax.layers.normed import Spikes
 from mpbn_jax.layers.shapes import over_time
 from mpbn_jax.ops.convolution import convolution
 
 
 class ConvNorm(nn.Module):
-  """A convolution over every step, and the normalization of its currents.
+  """A convolution over every time step, and the norm of its currents.
 
       c = norm(conv(x))
 
@@ -32,7 +33,9 @@ class ConvNorm(nn.Module):
     kernel_size: side of the square kernel.
     stride: of both axes.
     padding: zeros on every side.
-    norm: a current norm of `norm.NORMS`, or 'none'.
+    groups: that the channels are split into; as many as there are input
+      channels make the convolution a depthwise one.
+    norm: of the currents, a key of `norm.NORMS`, or 'none'.
     use_bias: whether the convolution has a bias of its own.
     scale_init: what the norm's scale starts at.
     v_th: of the neurons that get the currents. `tdbn` scales by it.
@@ -50,6 +53,7 @@ class ConvNorm(nn.Module):
   kernel_size: int = 3
   stride: int = 1
   padding: int = 1
+  groups: int = 1
   norm: str = 'bn'
   use_bias: bool = False
   scale_init: float = 1.0
@@ -63,118 +67,132 @@ class ConvNorm(nn.Module):
   eps: float = norms.EPS
 
   def __post_init__(self):
-    check_types(self)
-    check_positive(self, 'features', 'kernel_size', 'stride')
-    norms.check_settings(eps=self.eps, momentum=self.momentum)
-    norms.check_norm(self.norm, place='conv')
+    check_positive(self, 'features', 'kernel_size', 'stride', 'groups')
+    _check(self)
     super().__post_init__()
 
   @nn.compact
   def __call__(
-    self, x: jax.Array | normed.Spikes, *, train: bool, copies: int = 1
+    self, x: jax.Array | Spikes, *, train: bool, copies: int = 1
   ) -> jax.Array:
     """Returns currents [B, T, H', W', features] of x [B, T, H, W, C].
 
     Args:
       x: spikes, or images.
       train: whether batch statistics are used, and running ones advanced.
-      copies: how many equal steps each step of x stands for. An image that
-        is the same at every step is convolved once, T = 1 with `copies` of
-        it; only the unbiased running variance needs to know. A norm that
+      copies: how many equal time steps each step of x stands for. An image
+        that is the same at every step is convolved once, T = 1 with `copies`
+        of it; only the unbiased running variance needs to know. A norm that
         tells the steps apart returns them all.
+
+    Raises:
+      InputError: groups that do not divide the channels of x, or the features.
+      TypeError: x that is not floating.
     """
-    variables.check_input('images or spikes', x)
-    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-    kernel = variables.weight(self, 'kernel', self.kernel_init, shape)
-    x, kernel = normed.read_with(self, x, kernel)
-    # A folded bias is the norm's too.
-    folded = self.has_variable('folded', 'bias')
-    if folded:
-      self._check_folded()
-    bias = None
-    if self.use_bias or folded:
-      zeros = nn.initializers.zeros
-      bias = variables.weight(self, 'bias', zeros, (self.features,))
-    if kernel.ndim == 5:  # one of each step
-      x, copies = jnp.repeat(x, copies, axis=1), 1
-      y = _convolve_steps(self, x, kernel, bias)
-    else:
-      y = _convolve(self, x, kernel, bias)
+    channels, groups = x.shape[-1], self.groups
+    if channels % groups or self.features % groups:
+      raise InputError(
+        f'groups must divide the {channels} input channels and the '
+        f'{self.features} features, got {groups}'
+      )
+    side = (self.padding, self.padding)
 
-    if folded:
-      variables.refuse_training(train)
-      return self._times_factor(y, copies)
-    if self.norm == norms.NONE:
-      return y
-    return self._normalize(y, train=train, copies=copies)
+    def product(x, kernel):
+      convolve = functools.partial(
+        convolution,
+        kernel=kernel,
+        strides=(self.stride, self.stride),
+        padding=(side, side),
+        groups=groups,
+      )
+      return over_time(convolve, x)
 
-  def _check_folded(self):
-    """Raises InputError where a part of what was folded is missing."""
-    factor = self.norm in norms.NORMS and (
-      norms.NORMS[self.norm].per_time_step == 'factor'
-    )
-    for name in ['kernel'] + ['factor'] * factor:
-      if not self.has_variable('folded', name):
-        raise InputError(
-          f'expected folded/{variables.path_of(self, name)} beside the bias, '
-          'got none: call `fold_convolutions` on the unfolded variables again'
-        )
-
-  def _times_factor(self, y, copies):
-    if not self.has_variable('folded', 'factor'):
-      return y
-    factor = self.get_variable('folded', 'factor')
-    variables.check_steps_equal(self, factor.shape[0], y.shape[1] * copies)
-    return (y * factor[:, None, None, None]).astype(y.dtype)
-
-  def _normalize(self, y, *, train, copies):
-    norm = norms.NORMS[self.norm]
-    options = {'copies': copies}
-    if norm.per_time_step:
-      variables.check_steps(self, y.shape[1] * copies)
-      y, options = jnp.repeat(y, copies, axis=1), {}
-    own = variables.NormVariables(
+    size = self.kernel_size
+    return normed_currents(
       self,
-      y.shape[2:],
-      num_steps=y.shape[1],
-      gain=self.v_th * (0.5**0.5 if self.joins else 1.0),
-      eps=self.eps,
-      scale_init=self.scale_init,
+      x,
+      shape=(size, size, channels // groups, self.features),
+      product=product,
+      train=train,
+      copies=copies,
+      groups=groups,
     )
-    if not train:
-      return norm.evaluate(own.params, own.stats, y)
-    y, stats = norm.train(
-      own.params,
-      own.stats,
-      y,
-      momentum=self.momentum,
-      **options,
-    )
-    own.advance(stats)
-    return y
 
 
-# Functions: a subclass that had methods to replace could do to spikes what no
-# fold knows of.
-def _convolve(layer, x, kernel, bias):
-  side = (layer.padding, layer.padding)
-  product = functools.partial(
-    convolution,
-    kernel=kernel.astype(x.dtype),  # the master weights stay float32
-    strides=(layer.stride, layer.stride),
-    padding=(side, side),
+class DenseNorm(nn.Module):
+  """A linear layer on every time step, and the norm of its currents.
+
+      c = norm(x @ kernel)
+
+  Variables and fold: as of `ConvNorm`, with kernels [C_in, features].
+
+  Attributes:
+    features: output channels.
+    flatten: whether all axes of x after T are taken as one, as of images.
+    norm: of the currents, a key of `norm.NORMS`, or 'none'.
+    use_bias: whether the layer has a bias of its own.
+    scale_init: what the norm's scale starts at.
+    v_th: as in `ConvNorm`.
+    joins: as in `ConvNorm`.
+    kernel_init: initializer of the kernel.
+    momentum: weight of the new value in running statistics.
+    eps: as in `ConvNorm`.
+  """
+
+  features: int
+  flatten: bool = False
+  norm: str = 'bn'
+  use_bias: bool = False
+  scale_init: float = 1.0
+  v_th: float = 0.5
+  joins: bool = False
+  # N(0, 2 / C_out)
+  kernel_init: Callable = nn.initializers.variance_scaling(
+    2.0, 'fan_out', 'normal'
   )
-  y = over_time(product, x)
-  return y if bias is None else (y + bias).astype(x.dtype)
+  momentum: float = norms.MOMENTUM
+  eps: float = norms.EPS
+
+  def __post_init__(self):
+    check_positive(self, 'features')
+    _check(self)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array | Spikes, *, train: bool, copies: int = 1
+  ) -> jax.Array:
+    """Returns currents [B, T, ..., features] of x [B, T, ..., C].
+
+    Args:
+      x: spikes, or images.
+      train: whether batch statistics are used, and running ones advanced.
+      copies: as in `ConvNorm`.
+
+    Raises:
+      InputError: x are normed spikes of maps that would be flattened: their
+        norm has a gain for each channel.
+      TypeError: x that is not floating.
+    """
+    if self.flatten and x.ndim > 3:
+      if isinstance(x, Spikes):
+        raise InputError(
+          'expected an array to flatten, or spikes [B, T, C], got the normed '
+          f'spikes of {x.source!r}, {x.ndim} axes: take mean_over_space of '
+          'them, or read them through an Identity'
+        )
+      x = x.reshape((*x.shape[:2], -1))
+    return normed_currents(
+      self,
+      x,
+      shape=(x.shape[-1], self.features),
+      product=jnp.matmul,
+      train=train,
+      copies=copies,
+    )
 
 
-def _convolve_steps(layer, x, kernel, bias):
-  """Returns the currents where there is a kernel (and bias) of each step."""
-  variables.check_steps_equal(layer, kernel.shape[0], x.shape[1])
-  steps = range(x.shape[1])
-  own_bias = bias is not None and bias.ndim == 2
-  biases = [bias[t] if own_bias else bias for t in steps]
-  currents = [
-    _convolve(layer, x[:, t : t + 1], kernel[t], biases[t]) for t in steps
-  ]
-  return jnp.concatenate(currents, axis=1)
+def _check(layer):
+  check_types(layer)
+  norms.check_settings(eps=layer.eps, momentum=layer.momentum)
+  norms.check_norm(layer.norm, place='conv')

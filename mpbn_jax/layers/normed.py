@@ -39,7 +39,7 @@ class Fold(enum.Enum):
 class Spikes:
   """Normed spikes [B, T, ..., C], opaque but for shape, ndim and dtype.
 
-  `ConvNorm`, `Readout` and `Identity` read them; `average_pool`,
+  `ConvNorm`, `DenseNorm`, `Readout` and `Identity` read them; `average_pool`,
   `mean_over_space` and `over_time` (of functions that accept them) hand them
   on. All else is an InputError. They are no pytree: a transformation cannot
   open them either.
@@ -118,7 +118,7 @@ class Spikes:
     # Where JAX looks for no `__jax_array__`, all that it shows is this.
     return (
       f'<normed spikes of {self.source!r}, {self.dtype}[{shape}], which only '
-      'ConvNorm, Readout and Identity read>'
+      'ConvNorm, DenseNorm, Readout and Identity read>'
     )
 
   def __getattr__(self, name: str) -> NoReturn:
@@ -133,9 +133,10 @@ class Spikes:
     # does not say whose spikes these are.
     raise InputError(
       f'expected an array, got the normed spikes of {self.source!r}, which '
-      'ConvNorm, Readout and Identity read and average_pool, mean_over_space '
-      'and over_time hand on: read them through an Identity, which returns an '
-      'array (or take .array: then their norm cannot be folded)'
+      'ConvNorm, DenseNorm, Readout and Identity read and average_pool, '
+      'mean_over_space and over_time hand on: read them through an Identity, '
+      'which returns an array (or take .array: then their norm cannot be '
+      'folded)'
     )
 
 
@@ -272,12 +273,16 @@ def read(
 
 
 def read_with(
-  module: nn.Module, x: 'jax.Array | Spikes', kernel: jax.Array
+  module: nn.Module,
+  x: 'jax.Array | Spikes',
+  kernel: jax.Array,
+  *,
+  groups: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns (array, kernel times the gain of the spikes), as `read`."""
   array, gain = read(module, x)
   if gain is not None:
-    kernel = times_gain(kernel, gain)
+    kernel = times_gain(kernel, gain, groups=groups)
     keep(module, x, 'kernel', kernel)
   return array, kernel
 
@@ -288,19 +293,32 @@ def keep(module: nn.Module, x: Any, name: str, value: jax.Array) -> None:
     module.put_variable('folded', name, value)
 
 
-def times_gain(kernel: jax.Array, gain: jax.Array) -> jax.Array:
-  """Returns kernel [(T,) (k, k,) C_in, C_out] times gain [(T,) C_in]."""
-  if kernel.shape[-2] != gain.shape[-1]:  # broadcasting would be silent
+def times_gain(
+  kernel: jax.Array, gain: jax.Array, *, groups: int = 1
+) -> jax.Array:
+  """Returns a kernel times the gain of each of its input channels.
+
+  Args:
+    kernel: [(T,) (k, k,) C_in / groups, C_out].
+    gain: [(T,) C_in].
+    groups: that the channels are split into.
+  """
+  if kernel.shape[-2] * groups != gain.shape[-1]:  # broadcasting is silent
     raise InputError(
       'expected a kernel with an input channel for each channel of the gain, '
-      f'got {kernel.shape} and {gain.shape}'
+      f'got {kernel.shape} in {groups} groups and {gain.shape}'
     )
-  if gain.ndim == 1:
-    return kernel * gain[:, None]
+  # An output channel reads the inputs of its group: [(T,) C_in / groups, C_out]
+  # or, where there is one group, [(T,) C_in, 1].
+  gain = gain.reshape((*gain.shape[:-1], groups, -1)).swapaxes(-1, -2)
+  if groups > 1:
+    gain = jnp.repeat(gain, kernel.shape[-1] // groups, axis=-1)
+  if gain.ndim == 2:
+    return kernel * gain
   space = (1, 1) if kernel.ndim >= 4 else ()
   if kernel.ndim in (2, 4):  # the same at every step
     kernel = kernel[None]
-  return kernel * gain.reshape((gain.shape[0], *space, gain.shape[1], 1))
+  return kernel * gain.reshape((gain.shape[0], *space, *gain.shape[1:]))
 
 
 def readers(

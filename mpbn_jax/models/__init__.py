@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Mapping
 
 from mpbn_jax.errors import InputError, unknown
-from mpbn_jax.layers import LIF, ConvNorm, Factory
+from mpbn_jax.layers import LIF, ConvNorm, DenseNorm, Factory
 from mpbn_jax.models.network import SpikingNetwork
 from mpbn_jax.models.preact_resnet import SpikingPreActResNet
 from mpbn_jax.models.resnet import (
@@ -51,7 +51,7 @@ def network_settings(name: str) -> set[str]:
   if isinstance(network, functools.partial):
     network, fixed = network.func, set(network.keywords)
   fields = {field.name for field in dataclasses.fields(network)}
-  return fields - fixed - {'conv', 'lif', 'parent', 'name'}
+  return fields - fixed - {'conv', 'dense', 'lif', 'parent', 'name'}
 
 
 def build_model(config: Mapping) -> SpikingNetwork:
@@ -59,10 +59,11 @@ def build_model(config: Mapping) -> SpikingNetwork:
 
   Args:
     config: a mapping with `name`, a key of `MODELS`, and any of: attributes of
-      that network; `conv_norm` (after every convolution), `membrane_norm`
-      (before every firing) and the attributes of `LIF` and `ConvNorm` that
-      `LIF_SETTINGS` and `CONV_SETTINGS` list. What is left out, or None, takes
-      its default. A `ConfigDict` and a plain dict are both accepted.
+      that network; `conv_norm` (after every convolution and linear layer),
+      `membrane_norm` (before every firing) and the attributes of `LIF` and
+      `ConvNorm` that `LIF_SETTINGS` and `CONV_SETTINGS` list. What is left
+      out, or None, takes its default. A `ConfigDict` and a plain dict are both
+      accepted.
 
   Returns:
     A Flax module: `init(key, x, train=False)` returns the variables,
@@ -91,6 +92,7 @@ def build_model(config: Mapping) -> SpikingNetwork:
       raise _unknown_setting(name, key, value)
   conv = Factory(ConvNorm, **_renamed(settings, CONV_SETTINGS))
   defaults = {'membrane_norm': 'mpbn_channel'}
+  dense = Factory(DenseNorm, **conv.keywords)
   lif = Factory(LIF, **_renamed(defaults | settings, LIF_SETTINGS))
   conv(1)  # checks its settings
   v_th = lif().v_th
@@ -98,6 +100,7 @@ def build_model(config: Mapping) -> SpikingNetwork:
     raise InputError(f'v_th must be positive, got {v_th}')
   return MODELS[name](
     conv=conv,
+    dense=dense,
     lif=lif,
     **{key: value for key, value in settings.items() if key in own},
   )

@@ -10,6 +10,7 @@ from mpbn_jax.errors import InputError, unknown
 from mpbn_jax.layers import (
   LIF,
   ConvNorm,
+  DenseNorm,
   Factory,
   Readout,
   Spikes,
@@ -34,6 +35,7 @@ class SpikingNetwork(nn.Module):
     num_steps: T.
     width: channels of the first layer; all others scale with it.
     conv: makes the convolutions, `ConvNorm` with its settings.
+    dense: makes the linear layers, `DenseNorm` with its settings.
     lif: makes the layers of neurons, `LIF` with its settings.
     dtype: of activations and products, 'float32' or 'bfloat16'. Potentials,
       statistics, parameters and the readout are float32 in any case.
@@ -43,6 +45,7 @@ class SpikingNetwork(nn.Module):
   num_steps: int = 4
   width: int = 64
   conv: ModuleDef = ConvNorm
+  dense: ModuleDef = DenseNorm
   lif: ModuleDef = Factory(LIF, norm='mpbn_channel')
   dtype: str = 'float32'
 

@@ -92,11 +92,11 @@ def _bntt_evaluate(params, stats, x):
 
 
 def _bntt_fold(params, stats, kernel, bias):
-  """Returns one kernel and bias per step, [T, kh, kw, in, out], [T, out]."""
+  """Returns a kernel and a bias of each time step, [T, ..., out], [T, out]."""
   gain = params['scale'] * jax.lax.rsqrt(stats['var'] + stats['eps'])
   bias = 0.0 if bias is None else bias
   return {
-    'kernel': kernel * gain[:, None, None, None, :],
+    'kernel': kernel * jnp.expand_dims(gain, range(1, kernel.ndim)),
     'bias': (bias - stats['mean']) * gain,
   }
 

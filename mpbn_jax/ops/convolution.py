@@ -1,4 +1,4 @@
-"""How are a 2-D convolution and its two gradients lowered on each platform?
+"""The 2-D convolution and its two gradients, lowered for each platform.
 
 GPU and TPU get `lax.conv_general_dilated` and its transposes. XLA's CPU backend
 leaves its fast paths in all three products; the `cpu*` functions go around. The
@@ -27,6 +27,7 @@ def convolution(
   *,
   strides: Sequence[int] = (1, 1),
   padding: Sequence[Sequence[int]] = ((0, 0), (0, 0)),
+  groups: int = 1,
 ) -> jax.Array:
   """Returns the cross-correlation of a batch of maps with a kernel.
 
@@ -39,9 +40,12 @@ def convolution(
 
   Args:
     x: [N, H, W, C_in], floating. Under `jit`, N may be sharded over a mesh.
-    kernel: [kh, kw, C_in, C_out], of the dtype of x.
+    kernel: [kh, kw, C_in / groups, C_out], of the dtype of x.
     strides: steps of the window along H and W, at least 1.
     padding: zeros (before, after) along H and along W.
+    groups: that the channels are split into: output channels read the input
+      channels of their group alone. More than one is XLA's own operation on
+      every platform.
 
   Returns:
     [N, H', W', C_out], of the dtype of x.
@@ -60,10 +64,15 @@ def convolution(
       'expected x and kernel of one floating dtype, '
       f'got {x.dtype} and {kernel.dtype}'
     )
-  if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
+  if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2] * groups:
     raise InputError(
-      'expected x [N, H, W, C_in] and kernel [kh, kw, C_in, C_out], '
-      f'got {x.shape} and {kernel.shape}'
+      'expected x [N, H, W, C_in] and kernel [kh, kw, C_in / groups, C_out], '
+      f'got {x.shape} and {kernel.shape} with {groups} groups'
+    )
+  if kernel.shape[3] % groups:
+    raise InputError(
+      f'expected as many output channels in each of {groups} groups, got '
+      f'{kernel.shape[3]} together'
     )
   if not _is_pair(strides, least=1):
     raise InputError(f'expected two strides of at least 1, got {strides!r}')
@@ -83,6 +92,8 @@ def convolution(
       f'expected a kernel within the padded map {padded}, '
       f'got {kernel.shape[:2]}; pad more or pool less'
     )
+  if groups > 1:
+    return plain(x, kernel, tuple(strides), padding, groups)
   return _convolution(x, kernel, tuple(strides), padding)
 
 
@@ -97,11 +108,15 @@ def _is_pair(values, *, least):
 # The plain lowering. It is what tests compare with, too.
 
 
-def plain(x, kernel, strides, padding):
+def plain(x, kernel, strides, padding, groups=1):
   """Returns the convolution as XLA's own operation."""
-  dimensions = ('NHWC', 'HWIO', 'NHWC')
   return lax.conv_general_dilated(
-    x, kernel, strides, padding, dimension_numbers=dimensions
+    x,
+    kernel,
+    strides,
+    padding,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=groups,
   )
 
 

@@ -1,0 +1,131 @@
+"""The currents of a layer with a kernel: product, bias and norm, or their fold.
+
+`ConvNorm` and `DenseNorm` differ in the product alone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mpbn_jax import norm as norms
+from mpbn_jax.errors import InputError
+from mpbn_jax.layers import normed, variables
+
+# x [B, T, ..., C_in], kernel -> [B, T, ..., C_out]
+Product = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+# Functions: a subclass that had methods to replace could do to spikes what no
+# fold knows of.
+def normed_currents(
+  layer: nn.Module,
+  x: jax.Array | normed.Spikes,
+  *,
+  shape: tuple[int, ...],
+  product: Product,
+  train: bool,
+  copies: int = 1,
+  groups: int = 1,
+) -> jax.Array:
+  """Returns norm(product(x, kernel) + bias), [B, T, ..., features].
+
+  Declares the layer's variables.
+
+  Args:
+    layer: with the attributes features, norm, use_bias, scale_init, v_th,
+      joins, kernel_init, momentum and eps.
+    x: what the layer is called with.
+    shape: of its kernel, [..., C_in / groups, features].
+    product: linear in both arguments.
+    train: whether batch statistics are used, and running ones advanced.
+    copies: how many equal time steps each step of x stands for.
+    groups: that the channels of x are split into.
+  """
+  variables.check_input('images or spikes', x)
+  kernel = variables.weight(layer, 'kernel', layer.kernel_init, shape)
+  x, kernel = normed.read_with(layer, x, kernel, groups=groups)
+  # A folded bias is the norm's too.
+  folded = layer.has_variable('folded', 'bias')
+  if folded:
+    _check_folded(layer)
+  bias = None
+  if layer.use_bias or folded:
+    zeros = nn.initializers.zeros
+    bias = variables.weight(layer, 'bias', zeros, (layer.features,))
+  if kernel.ndim > len(shape):  # one of each time step
+    x, copies = jnp.repeat(x, copies, axis=1), 1
+    y = _of_each_step(layer, product, x, kernel, bias)
+  else:
+    y = _product(product, x, kernel, bias)
+
+  if folded:
+    variables.refuse_training(train)
+    return _times_factor(layer, y, copies)
+  if layer.norm == norms.NONE:
+    return y
+  return _normalize(layer, y, train=train, copies=copies)
+
+
+def _check_folded(layer):
+  """Raises InputError where a part of what was folded is missing."""
+  factor = layer.norm in norms.NORMS and (
+    norms.NORMS[layer.norm].per_time_step == 'factor'
+  )
+  for name in ['kernel'] + ['factor'] * factor:
+    if not layer.has_variable('folded', name):
+      raise InputError(
+        f'expected folded/{variables.path_of(layer, name)} beside the bias, '
+        'got none: call `fold_convolutions` on the unfolded variables again'
+      )
+
+
+def _times_factor(layer, y, copies):
+  if not layer.has_variable('folded', 'factor'):
+    return y
+  factor = layer.get_variable('folded', 'factor')
+  variables.check_steps_equal(layer, factor.shape[0], y.shape[1] * copies)
+  factor = factor.reshape((-1, *(1,) * (y.ndim - 2)))
+  return (y * factor).astype(y.dtype)
+
+
+def _normalize(layer, y, *, train, copies):
+  norm = norms.NORMS[layer.norm]
+  options: dict[str, Any] = {'copies': copies}
+  if norm.per_time_step:
+    variables.check_steps(layer, y.shape[1] * copies)
+    y, options = jnp.repeat(y, copies, axis=1), {}
+  own = variables.NormVariables(
+    layer,
+    y.shape[2:],
+    num_steps=y.shape[1],
+    gain=layer.v_th * (0.5**0.5 if layer.joins else 1.0),
+    eps=layer.eps,
+    scale_init=layer.scale_init,
+  )
+  if not train:
+    return norm.evaluate(own.params, own.stats, y)
+  y, stats = norm.train(
+    own.params, own.stats, y, momentum=layer.momentum, **options
+  )
+  own.advance(stats)
+  return y
+
+
+def _product(product, x, kernel, bias):
+  y = product(x, kernel.astype(x.dtype))  # the master weights stay float32
+  return y if bias is None else (y + bias).astype(x.dtype)
+
+
+def _of_each_step(layer, product, x, kernel, bias):
+  """Returns the currents where there is a kernel (and bias) of each step."""
+  variables.check_steps_equal(layer, kernel.shape[0], x.shape[1])
+  steps = range(x.shape[1])
+  own_bias = bias is not None and bias.ndim == 2
+  biases = [bias[t] if own_bias else bias for t in steps]
+  currents = [
+    _product(product, x[:, t : t + 1], kernel[t], biases[t]) for t in steps
+  ]
+  return jnp.concatenate(currents, axis=1)
