@@ -150,7 +150,7 @@ def test_checkpoint_of_a_newer_format_is_refused_and_stays(tmp_path):
   assert (directory / '2').exists()
 
 
-# ---- damage; tests/test_damage.py has every kind in every file
+# ---- damage; tests/program/test_damage.py has every kind in every file
 
 
 def test_training_goes_on_from_the_one_before_the_damaged(tmp_path, caplog):

@@ -2,7 +2,7 @@
 
 As a program it runs main.py on them, in a process of its own:
 
-    python tests/fake_cifar.py '{"train": 200}' --mode=prepare ...
+    python tests/data/fake_cifar.py '{"train": 200}' --mode=prepare ...
 """
 
 import dataclasses
@@ -22,13 +22,12 @@ import tarfile
 import numpy as np
 
 if __name__ == '__main__':
-  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-
-import runs
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from mpbn_jax.datasets import cifar_archive, get_spec
 from mpbn_jax.datasets.base import Split
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 TRAIN, TEST = 200, 20
 NOWHERE = 'http://127.0.0.1:9/'  # nobody listens
 ARCHIVES = {
@@ -220,7 +219,7 @@ def start(
   settings = json.dumps([largest_file, settings])
   return subprocess.Popen(
     [sys.executable, __file__, settings, *arguments],
-    cwd=runs.ROOT,
+    cwd=ROOT,
     env=env | (environment or {}),
     stdout=subprocess.PIPE,
     stderr=stderr,

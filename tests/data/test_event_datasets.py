@@ -5,7 +5,6 @@ import errno
 import functools
 import importlib
 import os
-import pathlib
 import re
 import resource
 import shutil
@@ -33,7 +32,6 @@ from mpbn_jax.datasets.events import to_frames
 from mpbn_jax.datasets.recordings import Recordings
 from mpbn_jax.training import build_network
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 FRAMES = 'event_frames'
 COUNTS = {
   name: {part: source.count for part, source in module.SOURCES.items()}
@@ -308,7 +306,7 @@ def test_what_a_killed_process_left_is_not_taken_for_frames(dvs):
 LOAD = """
 import logging, sys
 logging.basicConfig(format='%(message)s', stream=sys.stdout)
-sys.path[:0] = ['tests', '.']
+sys.path[:0] = ['tests/data', '.']
 import event_files, pytest
 event_files.expect_few(pytest.MonkeyPatch())
 print('starts', flush=True)
@@ -325,7 +323,7 @@ def test_of_two_processes_one_waits_and_takes_what_the_other_made(dvs):
     processes = [
       subprocess.Popen(
         [sys.executable, '-c', LOAD, str(dvs)],
-        cwd=ROOT,
+        cwd=runs.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

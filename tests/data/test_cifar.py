@@ -15,9 +15,8 @@ import pytest
 import runs
 import tensorflow_datasets as tfds
 from fake_cifar import ARCHIVES
-from runs import the_error
+from runs import arrays_of, metrics, the_error
 from tensorflow_datasets.image_classification import cifar as theirs
-from test_resume import arrays_of, metrics
 
 from configs.default import get_config
 from mpbn_jax import InputError

@@ -1,6 +1,5 @@
 """Does a run that was stopped end with the bits of one that was not?"""
 
-import json
 import re
 import shutil
 import signal
@@ -11,37 +10,17 @@ import jax
 import numpy as np
 import pytest
 import runs
+from runs import LAST, arrays_of, metrics
 
-from mpbn_jax import arrays, interrupt, record, report, tables, training
+from mpbn_jax import interrupt, record, report, tables, training
 from mpbn_jax.checkpoint import steps_in
 from mpbn_jax.interrupt import SignalCatcher
-
-LAST = runs.EPOCHS * runs.STEPS_PER_EPOCH
 
 
 @pytest.fixture
 def uninterrupted():
   """Returns the work directory of a run that nobody stopped."""
   return runs.finished()
-
-
-def arrays_of(workdir, step=LAST):
-  """Returns every array of a checkpoint, state and metrics."""
-  tree, _ = arrays.read(workdir / 'checkpoints' / str(step))
-  return {
-    jax.tree_util.keystr(key): np.asarray(leaf)
-    for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def metrics(workdir):
-  """Returns the lines of metrics.jsonl without what a clock decides."""
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  found = [json.loads(line) for line in lines]
-  for line in found:
-    for name in ('steps_per_second', 'data_wait'):
-      line.pop(name, None)
-  return found
 
 
 def check_equal(workdir, other):

@@ -11,7 +11,7 @@ from configs.default import get_config
 from mpbn_jax import InputError, sharding, training
 from mpbn_jax.config import check_config
 
-# paper.py holds many experiments: tests/test_paper_training.py.
+# paper.py holds many experiments: tests/program/test_paper_training.py.
 FILES = sorted(
   path.stem
   for path in (runs.ROOT / 'configs').glob('*.py')

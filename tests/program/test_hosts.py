@@ -164,7 +164,7 @@ def test_two_hosts_train_and_evaluate_as_one():
     port = free.getsockname()[1]
   processes = [
     subprocess.Popen(
-      [sys.executable, 'tests/host.py', '2', str(index), str(port)],
+      [sys.executable, 'tests/program/host.py', '2', str(index), str(port)],
       cwd=runs.ROOT,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,

@@ -33,7 +33,7 @@ def _covering():
   """Returns rows of every network, kind of input and membrane norm.
 
   Each is in one of them; that they combine is what other tests hold
-  (tests/test_family.py). ResNet34 is ResNet18 with more blocks.
+  (tests/models/test_family.py). ResNet34 is ResNet18 with more blocks.
   """
   rows, covered = [], {('network', 'resnet34')}
   while left := [row for row in paper.ROWS if _kinds(row) - covered]:

@@ -1,6 +1,6 @@
 """What does one of several hosts compute? Two steps, the test set, the fold.
 
-Started by test_hosts.py: python tests/host.py COUNT INDEX PORT
+Started by test_hosts.py: python tests/program/host.py COUNT INDEX PORT
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import sys
 
 import jax
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from configs import digits
 from mpbn_jax import evaluation, report, sharding, training

@@ -20,7 +20,7 @@ from mpbn_jax.datasets.photo_digits import (
   generate,
 )
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SPLITS = tuple(SIZES)
 # Of the first 100 images of each split. Where it alone fails, the photographs
 # were decoded by another libjpeg than the one in Pillow's wheels.
