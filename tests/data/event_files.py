@@ -59,6 +59,11 @@ def path_of(name, part, label, number):
   return f'NMNIST/{part}/{label}/{number:05}.bin'
 
 
+def of_cifar10_dvs(directory, *, label=3, number=4):
+  """Returns the path of one recording of CIFAR10-DVS."""
+  return directory / path_of('cifar10_dvs', '', label, number)
+
+
 def write(directory: pathlib.Path, name: str) -> dict[str, np.ndarray]:
   """Writes a small data set; returns {relative path: its events}.
 

@@ -7,7 +7,8 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from mpbn_jax.datasets import imagenet
+from configs.default import get_config
+from mpbn_jax.datasets import imagenet, load_dataset
 
 CLASSES = imagenet.SPEC.class_names[:3]
 # The true spec but for the number of classes and pixels: 32 stands for 224.
@@ -103,3 +104,23 @@ def write_records(root: pathlib.Path, *, num_shards: int | None = None) -> None:
   builder = Imagenet2012(data_dir=root, file_format='array_record')
   config = tfds.download.DownloadConfig(num_shards=num_shards)
   builder.download_and_prepare(download_config=config)
+
+
+def config(root, **data):
+  """Returns `config.data`."""
+  return {**get_config().data, 'name': 'imagenet', 'dir': str(root), **data}
+
+
+def load(root, **data):
+  """Returns the splits of these few classes."""
+  return imagenet.load(SPEC, config(root, **data), num_steps=1)
+
+
+def load_from_registry(root, **data):
+  """Returns the `Dataset`; for those who use `small_imagenet`."""
+  return load_dataset(config(root, **data), num_steps=1)
+
+
+def read(split, crops=None):
+  """Returns (images, labels), all of them."""
+  return split.read(np.arange(len(split)), crops)

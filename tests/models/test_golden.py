@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+import reference_network
 
 from mpbn_jax import LIF, optim
 from mpbn_jax.interop.torch import to_reference
@@ -196,7 +197,7 @@ def test_running_statistics_advance_to_the_golden_ones(file):
 def test_slow_reference_agrees_with_the_golden_logits():
   """The reference that other tests lean on is itself checked."""
   *_, arrays = common.golden('resnet20_t2')
-  logits, _, _ = reference.resnet20(
+  logits, _, _ = reference_network.resnet20(
     common.golden_state(arrays),
     arrays['x'],
     num_steps=int(arrays['T']),

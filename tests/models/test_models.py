@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-import reference
+import reference_network
 
 from configs import default
 from mpbn_jax import (
@@ -311,7 +311,7 @@ def test_resnet20_on_odd_maps_is_the_references():
         v, x, train=train, mutable=['batch_stats', 'intermediates']
       )
     )(variables, frames)
-    expected, new_state, spikes = reference.resnet20(
+    expected, new_state, spikes = reference_network.resnet20(
       state, channels_first, num_steps=3, train=train
     )
     ours = updates['intermediates']['stage4_block2_lif2']['spikes'][0]
