@@ -26,6 +26,7 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = str(CACHE)  # for subprocesses
 # These look at what a compiler does to bits, or at what it leaves.
 FULLY_OPTIMIZED = {
   'test_convolution',
+  'test_folded_networks',
   'test_folding',
   'test_neuron',
   'test_sharding',

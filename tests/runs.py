@@ -1,6 +1,7 @@
 """How do tests train the smallest network, here and in another process?"""
 
 import functools
+import json
 import os
 import pathlib
 import shutil
@@ -8,16 +9,19 @@ import subprocess
 import sys
 import tempfile
 
+import jax
+import numpy as np
 import pytest
 
 import main as program
-from mpbn_jax import command_line
+from mpbn_jax import arrays, command_line
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Those that go on with a run; tests/test_import.py has the other.
+# Those that go on with a run; tests/models/test_import.py has the other.
 MODES = ('train', 'evaluate', 'fold')
 EPOCHS = 2
 STEPS_PER_EPOCH = 16
+LAST = EPOCHS * STEPS_PER_EPOCH
 # 368 parameters, 16 steps an epoch.
 TINY = (
   '--config.model.width=2',
@@ -83,6 +87,25 @@ def snapshot(directory: pathlib.Path) -> dict[str, bytes]:
     for path in sorted(directory.rglob('*'))
     if path.is_file() and path.name != '.lock'
   }
+
+
+def arrays_of(workdir, step=LAST):
+  """Returns every array of a checkpoint, state and metrics."""
+  tree, _ = arrays.read(workdir / 'checkpoints' / str(step))
+  return {
+    jax.tree_util.keystr(key): np.asarray(leaf)
+    for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def metrics(workdir):
+  """Returns the lines of metrics.jsonl without what a clock decides."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  found = [json.loads(line) for line in lines]
+  for line in found:
+    for name in ('steps_per_second', 'data_wait'):
+      line.pop(name, None)
+  return found
 
 
 def the_error(streams: tuple[str, str]) -> str:

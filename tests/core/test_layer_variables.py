@@ -1,0 +1,150 @@
+"""Variables of the layers: their constants, and their precision with x64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_layers import array_of, lif_layer, norm_layer
+
+from mpbn_jax import LIF, NORMS, InputError, build_model, fold, strip
+from mpbn_jax.norm import CONSTANTS
+
+# ---- constants
+
+# A norm, one of its constants, and the constant's name in the layer.
+STORED = [
+  (name, constant)
+  for name, norm in NORMS.items()
+  for constant in norm.init((1, 1, 3), eps=1, v_th=1, gain=1, num_steps=2)[1]
+  if constant in CONSTANTS
+]
+
+
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize(('name', 'constant'), STORED)
+def test_stored_constant_counts_and_another_is_refused(name, constant, train):
+  _, variables, x = norm_layer(name, **{constant: 1.75})
+  assert variables['batch_stats'][name][constant] == 1.75
+  assert variables['batch_stats'][name][constant].dtype == jnp.float32
+  layer, *_ = norm_layer(name)
+
+  def run(variables, layer=layer):
+    y, updates = layer.apply(variables, x, train=train, mutable=['batch_stats'])
+    return array_of(y), updates
+
+  message = f"expected '{type(layer).__name__}' with the {constant} = 1.75 .*"
+  with pytest.raises(InputError, match=message + f'got .* {constant} = '):
+    run(variables)
+  # Not known while it is compiled: then it is what the layer computes with.
+  compiled, updates = jax.jit(run)(variables)
+  np.testing.assert_allclose(
+    compiled,
+    run(variables, norm_layer(name, **{constant: 1.75})[0])[0],
+    rtol=1e-5,
+    atol=1e-6,
+  )
+  assert updates['batch_stats'][name][constant] == 1.75
+
+
+@pytest.mark.parametrize(('name', 'constant'), STORED)
+def test_variables_without_a_constant_are_refused(name, constant):
+  layer, variables, x = norm_layer(name)
+  del variables['batch_stats'][name][constant]
+  with pytest.raises(InputError, match=f'batch_stats/{name}/{constant}, the'):
+    layer.apply(variables, x, train=False)
+
+
+def test_folded_neuron_refuses_another_v_th_than_was_folded():
+  _, variables, x = norm_layer('mpbn_channel', v_th=1.75)
+  with pytest.raises(InputError, match=r'v_th = 1\.75 .* got .* v_th = 0\.5'):
+    LIF(norm='mpbn_channel').apply(strip(fold(variables)), x, train=False)
+
+
+@pytest.mark.parametrize(
+  ('learns', 'leaf'), [('learn_tau', 'tau_logit'), ('learn_v_th', 'v_th')]
+)
+def test_learned_leaf_that_would_not_be_read_is_refused(learns, leaf):
+  _, variables, currents = lif_layer('none', **{learns: True})
+  with pytest.raises(InputError, match=f'no params/{leaf} with {learns}=False'):
+    LIF().apply(variables, currents, train=False)
+
+
+def test_constant_beside_a_learned_v_th_is_refused():
+  layer, variables, currents = lif_layer('mpbn_channel', learn_v_th=True)
+  variables['batch_stats']['mpbn_channel']['v_th'] = jnp.float32(0.5)
+  with pytest.raises(InputError, match='v_th beside a learned v_th, got one'):
+    layer.apply(variables, currents, train=False)
+  with pytest.raises(InputError, match='expected one v_th, .* got both'):
+    fold(variables)
+
+
+# ---- jax_enable_x64
+
+
+@pytest.mark.parametrize('name', NORMS)
+def test_variables_and_statistics_are_float32_with_x64(name):
+  with jax.enable_x64(True):
+    settings = {}
+    if NORMS[name].place == 'membrane':
+      settings = {'learn_tau': True, 'learn_v_th': True}
+    layer, variables, x = norm_layer(name, **settings)
+    x = x.astype(jnp.float64)
+
+    @jax.jit
+    def step(params):
+      def loss(params):
+        y, updates = layer.apply(
+          {**variables, 'params': params},
+          x,
+          train=True,
+          mutable=['batch_stats'],
+        )
+        return array_of(y).sum(), updates
+
+      return jax.grad(loss, has_aux=True)(params)
+
+    gradients, updates = step(variables['params'])
+    for leaf in jax.tree.leaves((variables, gradients, updates)):
+      assert leaf.dtype == jnp.float32
+    if NORMS[name].place == 'membrane':
+      for leaf in jax.tree.leaves(fold(variables)['threshold']):
+        assert leaf.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('name', ['spiking_cnn', 'preact_resnet'])
+def test_network_is_made_and_trained_with_x64(name):
+  with jax.enable_x64(True):
+    depth = 10 if name == 'preact_resnet' else None
+    model = build_model(
+      {
+        'name': name,
+        'width': 2,
+        'num_steps': 2,
+        'learn_v_th': True,
+        'learn_tau': True,
+        'spike_norm': 'psp_bn',
+        'depth': depth,
+      }
+    )
+    x = jnp.zeros((2, 8, 8, 1), jnp.float64)
+
+    @jax.jit
+    def start_and_step():
+      variables = model.init(jax.random.key(0), x, train=False)
+
+      def loss(params):
+        return model.apply(
+          {**variables, 'params': params},
+          x,
+          train=True,
+          mutable=['batch_stats'],
+        )
+
+      def mean(params):
+        logits, updates = loss(params)
+        return logits.mean(), updates
+
+      return variables, jax.grad(mean, has_aux=True)(variables['params'])
+
+    leaves = jax.tree.leaves(jax.eval_shape(start_and_step))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype('float32')}

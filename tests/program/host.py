@@ -1,0 +1,50 @@
+"""What does one of several hosts compute? Two steps, the test set, the fold.
+
+Started by test_hosts.py: python tests/program/host.py COUNT INDEX PORT
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import jax
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from configs import digits
+from mpbn_jax import evaluation, report, sharding, training
+
+
+def results(mesh: jax.sharding.Mesh) -> dict:
+  """Returns losses of training, and what is measured on the test set."""
+  config = digits.get_config()
+  config.model.width, config.model.num_steps = 2, 1
+  config.data.batch_size = config.evaluation.batch_size = 100
+  config.data.mixup = 0.4
+  experiment = training.build(config, mesh=mesh)
+  step = training.make_train_step(experiment)
+  state = training.init_state(experiment)
+  metrics = training.saved_items(state, mesh)['window']
+  losses = []
+  for i in range(2):
+    batch = sharding.shard_batch(experiment.batches.batch(i), mesh)
+    state, metrics, loss = step(state, metrics, batch)
+    losses.append(float(loss))
+  variables = state.variables
+  folded = report.fold_network(experiment, variables)
+  return {
+    'losses': losses,
+    'scores': evaluation.evaluate(experiment, variables, split='test'),
+    'change': dataclasses.asdict(
+      evaluation.compare(experiment, variables, folded, split='test')
+    ),
+  }
+
+
+if __name__ == '__main__':
+  count, index, port = map(int, sys.argv[1:])
+  jax.config.update('jax_num_cpu_devices', 2 // count)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+  jax.distributed.initialize(f'127.0.0.1:{port}', count, index)
+  print(json.dumps(results(sharding.make_mesh())))

@@ -1,0 +1,57 @@
+"""Can every file in configs/ be trained, and is a bad value refused?"""
+
+import importlib
+import pathlib
+
+import jax
+import pytest
+import runs
+
+from configs.default import get_config
+from mpbn_jax import InputError, sharding, training
+from mpbn_jax.config import check_config
+
+# paper.py holds many experiments: tests/program/test_paper_training.py.
+FILES = sorted(
+  path.stem
+  for path in (runs.ROOT / 'configs').glob('*.py')
+  if path.stem not in ('__init__', 'default', 'paper')
+)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_every_config_can_be_trained_as_its_docstring_says(name):
+  module = importlib.import_module(f'configs.{name}')
+  path = pathlib.Path('configs') / f'{name}.py'
+  assert f'python main.py --config={path}' in module.__doc__
+  config = module.get_config()
+  config.data.fake = config.data.batch_size
+  config.data.train_size = 0  # not more than there are
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  experiment = training.build(config, mesh=mesh)
+  # Raises what the first step would raise.
+  training.check_trainable(experiment, training.make_train_step(experiment))
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  {
+    'optimizer.learning_rate': float('inf'),
+    'optimizer.weight_decay': -1.0,
+    'data.prefetch': 0,
+    'seed': 2**32,
+    'model.eps': 0.0,
+    'loss.label_smoothing': 1.0,
+    'optimizer.warmup_epochs': 1e9,
+    'evaluation.checkpoint': 'first',
+  }.items(),
+)
+def test_refused_value_is_named_with_what_to_set(key, value):
+  config = get_config()
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(InputError) as caught:
+    check_config(config)
+  message = str(caught.value)
+  assert message.startswith(f'{key} must ')
+  assert f'got {value!r}' in message
+  assert f': set --config.{key}' in message
