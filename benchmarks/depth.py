@@ -21,7 +21,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from configs import digits_106
 from mpbn_jax import losses, sharding
-from mpbn_jax.train_step import TrainMetrics, build, init_state, make_train_step
+from mpbn_jax.experiment import build
+from mpbn_jax.train_step import init_state, make_train_step
 
 # (conv_norm, membrane_norm, spike_norm)
 CASES = {
@@ -108,10 +109,9 @@ def measure(run, state):
 def trained(run, epochs):
   """Returns the state after so many epochs."""
   state, step = init_state(run), make_train_step(run)
-  metrics = TrainMetrics.empty()
   for i in range(epochs * run.batches.steps_per_epoch):
     batch = sharding.shard_batch(run.batches.batch(i), run.mesh)
-    state, metrics, _ = step(state, metrics, batch)
+    state, _ = step(state, batch)
   return state
 
 
@@ -154,7 +154,7 @@ def compile_seconds(depth):
   batch = sharding.shard_batch(run.batches.batch(0), run.mesh)
   step = make_train_step(run)
   start = time.perf_counter()
-  step.lower(state, TrainMetrics.empty(), batch).compile()
+  step.lower(state, batch).compile()
   return time.perf_counter() - start
 
 

@@ -7,7 +7,7 @@ from mpbn_jax import LIF, NORMS
 from mpbn_jax.layers import ConvNorm, SpikeNorm, Spikes
 
 MEMBRANE = ['none'] + [k for k, n in NORMS.items() if n.place == 'membrane']
-LAYERS = {'current': ConvNorm, 'membrane': LIF, 'spikes': SpikeNorm}
+LAYERS = {'conv': ConvNorm, 'membrane': LIF, 'spike': SpikeNorm}
 
 
 def lif_layer(norm, **settings):

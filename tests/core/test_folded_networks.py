@@ -71,7 +71,7 @@ def test_stripping_folded_convolutions_leaves_no_normalization_at_all():
 def _golden_run(file):
   """Returns (run, variables, x, logits, layers) of the unfolded network."""
   _, model, variables, x, _ = common.golden(file)
-  run = jax.jit(lambda v, x, forced: recorded(model, v, x, forced=forced))
+  run = jax.jit(lambda v, x, given: recorded(model, v, x, given_spikes=given))
   return run, variables, x, *run(variables, x, {})
 
 
@@ -115,7 +115,7 @@ def test_folded_golden_network_fires_the_same_spikes(file):
 @pytest.mark.parametrize('learn_v_th', [False, True])
 def test_stacked_blocks_fold_as_each_of_them_alone(learn_v_th):
   _, variables = common.small(
-    'preact_resnet', depth=16, learn_v_th=learn_v_th, current_norm='tdbn'
+    'preact_resnet', depth=16, learn_v_th=learn_v_th, conv_norm='tdbn'
   )
   if learn_v_th:
     variables = _with_learned(variables)
@@ -218,8 +218,8 @@ def test_stripping_unfolded_variables_says_so():
 
 
 def test_folding_convolutions_without_a_norm_says_so():
-  _, variables = common.small(current_norm='none')
-  with pytest.raises(InputError, match="current_norm='none'"):
+  _, variables = common.small(conv_norm='none')
+  with pytest.raises(InputError, match="conv_norm='none'"):
     fold_convolutions(variables)
 
 

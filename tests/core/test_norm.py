@@ -51,9 +51,8 @@ def test_entry_is_complete(name):
   params, stats = _init(name)
   assert norm.place in PLACES
   assert (norm.fold is None) == bool(norm.why_not)
-  assert (norm.fires is not None) == (norm.place == 'membrane')
-  if norm.per_step:
-    assert {**params, **stats}[norm.per_step].shape[0] == T
+  if norm.per_time_step:
+    assert {**params, **stats}[norm.per_time_step].shape[0] == T
 
 
 @pytest.mark.parametrize('name', NORMS)

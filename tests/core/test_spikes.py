@@ -22,7 +22,7 @@ from mpbn_jax.norm import CONSTANTS, EPS, NORMS
 SHAPE = (2, 3, 4, 4, 5)  # [B, T, H, W, C]
 X = np.random.default_rng(0).integers(0, 2, SHAPE).astype(np.float32)
 GAINS = [
-  name for name, norm in NORMS.items() if norm.place == 'spikes' and norm.fold
+  name for name, norm in NORMS.items() if norm.place == 'spike' and norm.fold
 ]
 
 

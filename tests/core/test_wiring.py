@@ -70,10 +70,10 @@ def test_every_norm_is_read_and_every_layer_reads_one(name):
 def test_spiking_cnn_is_a_chain():
   readers = _readers('spiking_cnn')
   chain = {
-    'lif1_spikes': ('conv2',),
-    'lif2_spikes': ('conv3',),  # through an average pool
-    'lif3_spikes': ('conv4',),
-    'lif4_spikes': ('head',),
+    'lif1/spike_norm': ('conv2',),
+    'lif2/spike_norm': ('conv3',),  # through an average pool
+    'lif3/spike_norm': ('conv4',),
+    'lif4/spike_norm': ('head',),
   }
   assert readers == chain
   assert repr(readers) == f'Wiring({chain})'
@@ -81,23 +81,23 @@ def test_spiking_cnn_is_a_chain():
 
 def test_block_of_resnet_reads_through_its_shortcut_too():
   readers = _readers('resnet20')
-  assert readers['stem_lif3_spikes'] == (
+  assert readers['stem_lif3/spike_norm'] == (
     'stage1_block1_conv1',
     'stage1_block1_shortcut',
   )
-  assert readers['stage1_block2_lif2_spikes'] == (
+  assert readers['stage1_block2_lif2/spike_norm'] == (
     'stage2_block1_conv1',
     'stage2_block1_shortcut',
   )
-  assert readers['stage4_block2_lif1_spikes'] == ('stage4_block2_conv2',)
+  assert readers['stage4_block2_lif1/spike_norm'] == ('stage4_block2_conv2',)
 
 
 @pytest.mark.parametrize('remat', [False, True])
 def test_scanned_blocks_are_wired_inside(remat):
   # The default depth has more than one block of a shape.
   readers = _readers('preact_resnet', **{'remat': True} if remat else {})
-  assert readers['stage1_blocks/lif1_spikes'] == ('stage1_blocks/conv1',)
-  assert readers['stage2_first/lif1_spikes'] == (
+  assert readers['stage1_blocks/lif1/spike_norm'] == ('stage1_blocks/conv1',)
+  assert readers['stage2_first/lif1/spike_norm'] == (
     'stage2_first/conv1',
     'stage2_first/shortcut',
   )
@@ -108,7 +108,8 @@ def test_scanned_blocks_are_wired_inside(remat):
 
 
 @pytest.mark.parametrize(
-  'readers', [{}, {'lif1_spikes': ('conv2',)}, None, [('lif1_spikes', 'conv2')]]
+  'readers',
+  [{}, {'lif1/spike_norm': ('conv2',)}, None, [('lif1/spike_norm', 'conv2')]],
 )
 def test_readers_that_a_hand_wrote_are_refused(readers):
   _, variables = common.small(spike_norm='psp_bn')
@@ -122,7 +123,7 @@ def test_readers_that_a_hand_wrote_are_refused(readers):
 def test_readers_cannot_be_left_out_later():
   readers = _readers('spiking_cnn')
   with pytest.raises(TypeError, match='does not support item deletion'):
-    del readers['lif1_spikes']
+    del readers['lif1/spike_norm']
   with pytest.raises(AttributeError):
     readers.readers = {}
 
@@ -157,7 +158,7 @@ def test_fold_says_how_many_layers_read_a_norm():
   fold = functools.partial(fold_spike_norms, readers=_readers('preact_resnet'))
   count = jax.eval_shape(fold, variables)['folded']
   # In numbers below, in every network that is compared.
-  assert count['stage1_blocks']['lif1_spikes']['readers'].shape == (3,)
+  assert count['stage1_blocks']['lif1']['spike_norm']['readers'].shape == (3,)
 
 
 def _run(model, variables):
@@ -175,7 +176,7 @@ def test_folded_network_with_a_reader_left_out_is_refused(folded):
   model, variables, others = folded
   others = _without(others, 'conv3', 'reads')
   message = (
-    "'conv3', which reads 'lif2_spikes', to have this folded norm in its"
+    "'conv3', which reads 'lif2/spike_norm', to have this folded norm in its"
   )
   with pytest.raises(InputError, match=message):
     _run(model, others)
@@ -183,8 +184,8 @@ def test_folded_network_with_a_reader_left_out_is_refused(folded):
 
 def test_folded_network_with_a_norm_that_is_not_folded_is_refused(folded):
   model, variables, others = folded
-  others = _without({**others, **variables}, 'lif2_spikes', 'readers')
-  message = "'conv3', .* the norm 'lif2_spikes', .* got the unfolded norm"
+  others = _without({**others, **variables}, 'lif2/spike_norm', 'readers')
+  message = "'conv3', .* the norm 'lif2/spike_norm', .* got the unfolded norm"
   with pytest.raises(InputError, match=message):
     _run(model, others)
 
@@ -195,7 +196,7 @@ class Switched(SpikingCNN):
   def features(self, currents, *, train):
     a = self.lif(name='lif1')(currents, train=train)
     b = self.lif(name='lif2')(
-      self.conv_norm(4, name='conv2')(a, train=train), train=train
+      self.conv(4, name='conv2')(a, train=train), train=train
     )
     return a if len(currents) == 1 else b
 
@@ -207,9 +208,7 @@ def test_folded_network_that_other_inputs_wire_differently_is_refused():
   readers = readers_of_spikes(model, variables, x)
   others = fold_all(variables, readers=readers)
   _run(model, others)
-  message = (
-    "'head', whose kernel takes in the norm 'lif2_spikes', .* 'lif1_spikes'"
-  )
+  message = "'head', whose kernel takes in the norm 'lif2/spike_norm', .* 'lif1/spike_norm'"
   with pytest.raises(InputError, match=message):
     model.apply(others, x[:1], train=False)
 
@@ -235,9 +234,17 @@ class HasDenseLayers(SpikingCNN):
 @pytest.mark.parametrize(
   ('network', 'folds', 'message'),
   [
-    (ReadsTheirArray, True, "'lif4_spikes', got code that takes their .array"),
+    (
+      ReadsTheirArray,
+      True,
+      "'lif4/spike_norm', got code that takes their .array",
+    ),
     (ReadsTheirArray, False, ''),
-    (HasDenseLayers, False, "got the normed spikes of 'lif4_spikes', which"),
+    (
+      HasDenseLayers,
+      False,
+      "got the normed spikes of 'lif4/spike_norm', which",
+    ),
   ],
 )
 def test_network_that_does_not_fold_is_refused_before_it_is_trained(
@@ -246,7 +253,7 @@ def test_network_that_does_not_fold_is_refused_before_it_is_trained(
   monkeypatch.setitem(MODELS, 'spiking_cnn', network)
   config = digits.get_config()
   config.model.update({'width': 2, 'spike_norm': 'psp_bn'})
-  config.evaluation.fold_convolutions = folds
+  config.evaluation.fold = 'all' if folds else 'thresholds'
   config.data.fake = config.data.batch_size
   experiment = training.build(config)
   step = training.make_train_step(experiment)

@@ -61,7 +61,7 @@ class Block(nn.Module):
     return x, None
 
 
-STACKED = dict.fromkeys(('params', 'intermediates', 'forced'), 0)
+STACKED = dict.fromkeys(('params', 'intermediates', 'given_spikes'), 0)
 
 
 class Blocks(nn.Module):

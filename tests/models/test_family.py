@@ -23,14 +23,14 @@ from mpbn_jax import (
   strip,
 )
 from mpbn_jax.evaluation import compare_layers, recorded
+from mpbn_jax.experiment import build
 from mpbn_jax.layers import ConvNorm
 from mpbn_jax.norm import PLACES, names_at
 from mpbn_jax.report import fold_network
-from mpbn_jax.train_step import build
 
-CURRENT = names_at('current')[1:]
-SPIKES = names_at('spikes')[1:]
-PER_STEP = [name for name in NORMS if NORMS[name].per_step]
+CURRENT = names_at('conv')[1:]
+SPIKES = names_at('spike')[1:]
+PER_TIME_STEP = [name for name in NORMS if NORMS[name].per_time_step]
 NETWORKS = {
   'spiking_cnn': {},
   'resnet20': {'side': 16},
@@ -66,7 +66,7 @@ def test_combination_trains_two_steps_and_evaluates(current, membrane, spikes):
   model, variables = common.small(
     side=4,
     num_steps=2,
-    current_norm=current,
+    conv_norm=current,
     membrane_norm=membrane,
     spike_norm=spikes,
     unroll=False,
@@ -122,13 +122,11 @@ def _network(network, **norms):
 )
 def test_folded_kernels_are_the_unfolded_layers(network, current, spikes):
   """Each layer fed the unfolded network's spikes."""
-  model, variables, x = _network(
-    network, current_norm=current, spike_norm=spikes
-  )
+  model, variables, x = _network(network, conv_norm=current, spike_norm=spikes)
   folded = _folded(model, variables, x)
   run = jax.jit(functools.partial(recorded, model))
   logits, layers = run(variables, x)
-  other, fed = run(folded, x, forced=layers)
+  other, fed = run(folded, x, given_spikes=layers)
   flips = 0
   for name, layer in layers.items():
     error = jnp.abs(layer['currents'] - fed[name]['currents']).max()
@@ -144,7 +142,7 @@ def test_folded_kernels_are_the_unfolded_layers(network, current, spikes):
 @pytest.mark.parametrize(('current', 'spikes'), KERNEL_FOLDS)
 def test_folded_network_has_no_normalization_left(current, spikes):
   model, variables, x = _network(
-    'spiking_cnn', current_norm=current, spike_norm=spikes
+    'spiking_cnn', conv_norm=current, spike_norm=spikes
   )
   folded = _folded(model, variables, x)
   keys = {
@@ -173,7 +171,7 @@ def test_norm_that_does_not_fold_says_why(name):
 
 def test_folds_of_kernels_commute():
   model, variables, x = _network(
-    'spiking_cnn', current_norm='bntt', spike_norm='psp_bn_step'
+    'spiking_cnn', conv_norm='bntt', spike_norm='psp_bn_step'
   )
   readers = readers_of_spikes(model, variables, x)
   one = fold_spike_norms(fold_convolutions(variables), readers=readers)
@@ -205,7 +203,7 @@ FOLDS = {
 def test_what_is_folded_is_not_folded_again(first, then):
   model, variables, x = _network(
     'preact_resnet',
-    current_norm='bntt',
+    conv_norm='bntt',
     membrane_norm='none',
     spike_norm='psp_bn_step',
   )
@@ -225,7 +223,7 @@ def test_fold_of_an_experiment_uses_its_threshold_and_its_eps(kernels):
   config.model.update(
     {'width': 4, 'v_th': 0.8, 'eps': 0.1, 'spike_norm': 'psp_bn'}
   )
-  config.evaluation.fold_convolutions = kernels
+  config.evaluation.fold = 'all' if kernels else 'thresholds'
   experiment = build(config)
   x = common.images()
   variables = common.random_variables(experiment.model, x)
@@ -235,7 +233,7 @@ def test_fold_of_an_experiment_uses_its_threshold_and_its_eps(kernels):
   assert max(layer.current_error for layer in layers.values()) <= 1e-5
 
 
-def test_norm_of_spikes_folds_while_the_current_norm_stays():
+def test_norm_of_spikes_folds_while_the_conv_norm_stays():
   model, variables, x = _network('spiking_cnn', spike_norm='psp_bn')
   readers = readers_of_spikes(model, variables, x)
   folded = strip(fold_spike_norms(variables, readers=readers))
@@ -249,7 +247,7 @@ def test_norm_of_spikes_folds_while_the_current_norm_stays():
 @pytest.mark.parametrize('collection', ['folded', 'threshold'])
 def test_folded_network_is_not_trained(collection):
   model, variables, x = _network(
-    'spiking_cnn', current_norm='none', spike_norm='psp_bn'
+    'spiking_cnn', conv_norm='none', spike_norm='psp_bn'
   )
   folded = _folded(model, variables, x)
   for other in {'folded', 'threshold'} - {collection}:
@@ -261,14 +259,14 @@ def test_folded_network_is_not_trained(collection):
 
 @pytest.mark.parametrize('name', CURRENT)
 def test_image_equals_its_frames_with_every_norm(name):
-  model, variables = common.small(current_norm=name)
+  model, variables = common.small(conv_norm=name)
   common.assert_image_equals_its_frames(model, variables, common.images())
 
 
 @pytest.mark.parametrize('folded', [False, True])
-@pytest.mark.parametrize('name', PER_STEP)
+@pytest.mark.parametrize('name', PER_TIME_STEP)
 def test_norm_of_steps_refuses_another_number_of_steps(name, folded):
-  norms = {f'{NORMS[name].place}_norm'.replace('spikes', 'spike'): name}
+  norms = {f'{NORMS[name].place}_norm': name}
   model, variables = common.small(**norms)
   if folded:
     variables = _folded(model, variables, common.images())
@@ -284,7 +282,7 @@ def test_norm_of_steps_refuses_another_number_of_steps(name, folded):
 
 @pytest.mark.parametrize('network', ['resnet20', 'preact_resnet'])
 def test_tdbn_scales_by_the_threshold_and_by_alpha_where_branches_join(network):
-  _, variables, _ = _network(network, current_norm='tdbn', v_th=0.8)
+  _, variables, _ = _network(network, conv_norm='tdbn', v_th=0.8)
   gains = {
     '/'.join(key.key for key in path[:-2]): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(

@@ -156,9 +156,9 @@ def test_module_prefix_and_batch_counters_are_ignored(imported, tmp_path):
 
 
 def test_data_are_not_read(tmp_path, monkeypatch):
-  from mpbn_jax import train_step
+  from mpbn_jax import experiment
 
-  monkeypatch.setattr(train_step, 'load_dataset', None)
+  monkeypatch.setattr(experiment, 'load_dataset', None)
   assert import_file(tmp_path / 'run', golden_path(), KEY + 'data.fake=0') == 0
 
 

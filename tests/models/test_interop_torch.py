@@ -103,8 +103,8 @@ def test_architecture_that_the_reference_has_not_is_refused():
 
 
 def test_norm_that_the_reference_has_not_is_refused():
-  with pytest.raises(InputError, match="current_norm='bn'.*got 'none'"):
-    from_reference({}, {'name': 'resnet20', 'current_norm': 'none'})
+  with pytest.raises(InputError, match="conv_norm='bn'.*got 'none'"):
+    from_reference({}, {'name': 'resnet20', 'conv_norm': 'none'})
   with pytest.raises(InputError, match="of the spikes, got 'psp_bn'"):
     from_reference({}, {'name': 'resnet20', 'spike_norm': 'psp_bn'})
 

@@ -14,7 +14,7 @@ from mpbn_jax import MODELS, InputError, build_model
 from mpbn_jax.layers import LIF, ConvNorm, SpikeNorm
 from mpbn_jax.models.network import SpikingNetwork
 
-PSP_BN = {'current_norm': 'none', 'spike_norm': 'psp_bn'}
+PSP_BN = {'conv_norm': 'none', 'spike_norm': 'psp_bn'}
 
 
 def _initial(leaf, settings):
@@ -50,9 +50,9 @@ def _initial(leaf, settings):
     ('preact_resnet', {}, '/conv2/bn', 1 / 3),
     ('preact_resnet', {'depth': 106}, '/conv2/bn', 1 / 17),
     ('preact_resnet', {'last_scale': 0.5}, '/conv2/bn', 0.5),
-    ('preact_resnet', PSP_BN | {'depth': 10}, '/lif2_spikes/psp_bn', 1),
-    ('preact_resnet', PSP_BN, '/lif2_spikes/psp_bn', 1 / 3),
-    ('preact_resnet', PSP_BN | {'last_scale': 0}, '/lif2_spikes/psp_bn', 0),
+    ('preact_resnet', PSP_BN | {'depth': 10}, '/lif2/spike_norm/psp_bn', 1),
+    ('preact_resnet', PSP_BN, '/lif2/spike_norm/psp_bn', 1 / 3),
+    ('preact_resnet', PSP_BN | {'last_scale': 0}, '/lif2/spike_norm/psp_bn', 0),
   ],
 )
 def test_scales_start_at_1_but_for_the_last_of_a_block_where_it_is_set(
@@ -79,7 +79,7 @@ def test_scales_start_at_1_but_for_the_last_of_a_block_where_it_is_set(
 def test_tdbn_halves_the_variance_of_two_normed_branches_alone(
   name, joined, layers
 ):
-  settings = {'name': name, 'current_norm': 'tdbn', 'v_th': 0.8}
+  settings = {'name': name, 'conv_norm': 'tdbn', 'v_th': 0.8}
   found = _initial('gain', settings)
   halved = [key for key in found if re.search(joined, key)]
   assert len(halved) == layers
@@ -99,7 +99,7 @@ SETTINGS = {
   'surrogate_parameter': (3.0, [(LIF, 'surrogate_parameter')]),
   'reset': ('soft', [(LIF, 'reset')]),
   'detach_reset': (True, [(LIF, 'detach_reset')]),
-  'current_norm': ('tebn', [(ConvNorm, 'norm')]),
+  'conv_norm': ('tebn', [(ConvNorm, 'norm')]),
   'membrane_norm': ('mpbn_element', [(LIF, 'norm')]),
   'spike_norm': ('psp_ln', [(SpikeNorm, 'norm')]),
   'tau_s': (0.3, [(SpikeNorm, 'tau_s')]),
@@ -150,7 +150,7 @@ def test_every_layer_gets_the_settings_of_its_network(name):
     ({'name': 'resnet21'}, "unknown model 'resnet21'.*resnet20, resnet34"),
     ({'surrogate': 'rekt'}, "unknown surrogate 'rekt'.*did you mean 'rect'"),
     ({'membrane_norm': 'mpbn'}, "of the membrane 'mpbn'.*mpbn_channel"),
-    ({'current_norm': 'bm'}, "of the current 'bm'.*bn, bntt, none, tdbn"),
+    ({'conv_norm': 'bm'}, "of the current 'bm'.*bn, bntt, none, tdbn"),
     ({'spike_norm': 'x'}, "of the spikes 'x': expected one of neunorm, none"),
     ({'tau_s': 1.0}, r'tau_s is the kept fraction.*\[0, 1\), got 1.0'),
     ({'depth': 22}, "no depth to choose, got depth=22.*'preact_resnet'"),
@@ -158,14 +158,14 @@ def test_every_layer_gets_the_settings_of_its_network(name):
     ({'last_scale': 0.5}, 'no last_scale to choose.*set last_scale=None'),
     ({'name': 'resnet20', 'remat': True}, 'no remat to choose'),
     (
-      {'name': 'resnet20', 'last_scale': 0.5, 'current_norm': 'none'},
-      'last_scale is what the scale.*got 0.5 with current_norm=.none',
+      {'name': 'resnet20', 'last_scale': 0.5, 'conv_norm': 'none'},
+      'last_scale is what the scale.*got 0.5 with conv_norm=.none',
     ),
     (
       {
         'name': 'preact_resnet',
         'last_scale': 0.5,
-        'current_norm': 'none',
+        'conv_norm': 'none',
         'spike_norm': 'neunorm',
       },
       'spike_norm=.neunorm., where there is none: set last_scale=None',

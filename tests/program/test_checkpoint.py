@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
-from checkpoint_items import items, tree, value_of, write
+from checkpoint_items import tree, value_of, write
 
 from configs.default import get_config
 from mpbn_jax import arrays
@@ -43,7 +43,7 @@ def test_the_best_is_kept_by_the_next_process(tmp_path):
   write(directory, {4: 0.3, 5: 0.4})
   checkpoints = Checkpoints(directory)
   assert checkpoints.steps() == [1, 4, 5]
-  assert value_of(checkpoints.restore_best(items(0))) == 1
+  assert value_of(checkpoints.restore_best(tree(0))) == 1
 
 
 def test_saving_a_step_again_leaves_it(tmp_path):
@@ -61,25 +61,25 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
   assert leftover.exists()
   write(directory, {2: 0.6})
   assert not leftover.exists()
-  assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
+  assert value_of(Checkpoints(directory).restore_latest(tree(0))) == 2
 
 
 def test_restoring_from_nothing_is_none(tmp_path):
   checkpoints = Checkpoints(tmp_path / 'c')
-  assert checkpoints.restore_latest(items(0)) is None
+  assert checkpoints.restore_latest(tree(0)) is None
   assert checkpoints.best_step() is None
 
 
 def test_other_arrays_than_the_run_has_are_refused(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.5})
   checkpoints = Checkpoints(directory, read_only=True)
-  like = {'state': {**tree(0), 'more': np.float32(0)}}
+  like = {**tree(0), 'more': np.float32(0)}
   with pytest.raises(InputError, match='state/more is missing'):
     checkpoints.restore(like, step=1)
   with pytest.raises(InputError, match='state/step is not expected'):
-    checkpoints.restore({'state': {'params': tree(0)['params']}}, step=1)
-  like = {'window': {'loss': np.float16(0)}}
-  with pytest.raises(InputError, match=r'float32\[\], expected float16\[\]'):
+    checkpoints.restore({'params': tree(0)['params']}, step=1)
+  like = {**tree(0), 'step': np.int16(0)}
+  with pytest.raises(InputError, match=r'int32\[\], expected int16\[\]'):
     checkpoints.restore(like, step=1)
 
 
@@ -91,20 +91,20 @@ def test_double_precision_is_not_rounded_in_silence(tmp_path):
 
 def test_checkpoint_of_another_configuration_is_refused(tmp_path):
   config = get_config()
-  Checkpoints(tmp_path, config=config).save(1, items(1))
+  Checkpoints(tmp_path, config=config).save(1, tree(1))
   config.num_epochs += 1  # may differ
-  Checkpoints(tmp_path, config=config).restore_latest(items(0))
+  Checkpoints(tmp_path, config=config).restore_latest(tree(0))
   config.model.tau = 0.5
   with pytest.raises(InputError, match='1 .*model.tau: 0.25 -> 0.5'):
-    Checkpoints(tmp_path, config=config).restore_latest(items(0))
+    Checkpoints(tmp_path, config=config).restore_latest(tree(0))
 
 
 def test_checkpoint_of_a_newer_format_is_refused_and_stays(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.5})
-  notes = {'format': 3, 'step': 2}
-  arrays.save(directory / '2', items(2), notes=notes)
-  with pytest.raises(InputError, match='expected .* format 2 .* got 3'):
-    Checkpoints(directory).restore_latest(items(0))
+  notes = {'format': 4, 'step': 2}
+  arrays.save(directory / '2', tree(2), notes=notes)
+  with pytest.raises(InputError, match='expected .* format 3 .* got 4'):
+    Checkpoints(directory).restore_latest(tree(0))
   assert (directory / '2').exists()
 
 
@@ -115,7 +115,7 @@ def test_sharding_of_what_is_restored_is_that_of_the_run(tmp_path):
     jax.sharding.Mesh(np.array(devices), ('data',)),
     jax.sharding.PartitionSpec(),
   )
-  like = jax.device_put(jax.tree.map(jnp.asarray, items(0)), everywhere)
+  like = jax.device_put(jax.tree.map(jnp.asarray, tree(0)), everywhere)
   _, restored = Checkpoints(directory).restore_latest(like)
   assert restored['state']['params']['kernel'].sharding == everywhere
 
@@ -128,7 +128,7 @@ def test_whatever_moment_a_process_is_killed_at_leaves_a_whole(tmp_path):
   checkpoints = Checkpoints(directory)
   moments = runs.moments(
     directory,
-    lambda: checkpoints.save(4, items(4), validation_accuracy=0.3),
+    lambda: checkpoints.save(4, tree(4), validation_accuracy=0.3),
     into=tmp_path,
   )
   assert len(moments) >= 5
@@ -136,9 +136,9 @@ def test_whatever_moment_a_process_is_killed_at_leaves_a_whole(tmp_path):
   for moment in moments:
     for read_only in (True, False):
       there = Checkpoints(moment, read_only=read_only)
-      step = value_of(there.restore_latest(items(0)))
+      step = value_of(there.restore_latest(tree(0)))
       assert there.best_step() == 1
-    there.save(5, items(5), validation_accuracy=0.1)
+    there.save(5, tree(5), validation_accuracy=0.1)
     assert there.steps() == [1, step, 5]
     seen.add(step)
   assert seen == {3, 4}
@@ -155,18 +155,18 @@ def test_failing_to_save_leaves_the_one_before(tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(arrays.ocp.Checkpointer, 'save', full)
     with pytest.raises(NotWrittenError, match='2.*No space .* make room'):
-      checkpoints.save(2, items(2))
+      checkpoints.save(2, tree(2))
   assert runs.snapshot(directory) == before
-  checkpoints.save(2, items(2))
-  assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
+  checkpoints.save(2, tree(2))
+  assert value_of(Checkpoints(directory).restore_latest(tree(0))) == 2
 
 
 def test_directory_that_vanished_is_one_line(tmp_path):
   checkpoints = Checkpoints(tmp_path / 'c')
-  checkpoints.save(1, items(1))
+  checkpoints.save(1, tree(1))
   shutil.rmtree(tmp_path / 'c')
   with pytest.raises(NotWrittenError, match='removed or replaced') as error:
-    checkpoints.save(2, items(2))
+    checkpoints.save(2, tree(2))
   assert '\n' not in str(error.value)
   assert not (tmp_path / 'c').exists()
 
@@ -184,5 +184,5 @@ def test_checkpoint_of_version_0_1_0_is_named_and_stays(tmp_path):
   (directory / '7' / 'files.json').write_text('{}')
   (directory / 'index.json').write_text('{"steps": [7]}')
   with pytest.raises(InputError, match='expected .* format 2 .*c/7, got 1'):
-    Checkpoints(directory).restore_latest(items(0))
+    Checkpoints(directory).restore_latest(tree(0))
   assert (directory / '7' / 'files.json').exists()

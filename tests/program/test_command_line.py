@@ -103,7 +103,7 @@ BAD_INPUT = {
   ),
   'unknown reset': ([KEY + 'model.reset=x'], "unknown reset 'x'", 'hard, soft'),
   'unknown current norm': (
-    [KEY + 'model.current_norm=x'],
+    [KEY + 'model.conv_norm=x'],
     "unknown normalization of the current 'x'",
     'bn',
   ),
@@ -170,10 +170,10 @@ BAD_INPUT = {
   ),
   'nothing to fold into convolutions': (
     [
-      KEY + 'evaluation.fold_convolutions=true',
-      KEY + 'model.current_norm=none',
+      KEY + 'evaluation.fold=all',
+      KEY + 'model.conv_norm=none',
     ],
-    'evaluation.fold_convolutions needs a normalization',
+    "evaluation.fold='all' needs a normalization",
   ),
   'evaluate an untrained run': (
     ['--mode=evaluate'],

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import runs
 
-from mpbn_jax import record, report, train_step
+from mpbn_jax import experiment as experiments
+from mpbn_jax import record, report
 from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.errors import InputError
 from mpbn_jax.folded import load_folded
@@ -74,7 +75,7 @@ DAMAGES = (flip, flip, overwrite, truncate, empty, delete, directory_instead)
 @pytest.fixture(scope='module')
 def experiment():
   """Builds once what every restoring builds."""
-  experiment = train_step.build(CONFIG)
+  experiment = experiments.build(CONFIG)
   shapes = report._abstract_state(experiment)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(report, 'build', lambda config: experiment)

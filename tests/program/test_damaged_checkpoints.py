@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import runs
-from checkpoint_items import damage, items, value_of, write
+from checkpoint_items import damage, tree, value_of, write
 from runs import the_error
 
 from mpbn_jax import arrays, checkpoint
@@ -24,13 +24,13 @@ def test_training_goes_on_from_the_one_before_the_damaged(tmp_path, caplog):
     damage(directory / '2')
     caplog.clear()
     checkpoints = Checkpoints(directory)
-    assert value_of(checkpoints.restore_latest(items(0))) == 1
+    assert value_of(checkpoints.restore_latest(tree(0))) == 1
     aside = tmp_path / 'c_damaged' / again
     assert f'{directory}/2 cannot be read (' in caplog.text
     assert f'from 1, the one before it; moved to {aside}' in caplog.text
     assert aside.exists()
-    checkpoints.save(2, items(2), validation_accuracy=0.6)
-  assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
+    checkpoints.save(2, tree(2), validation_accuracy=0.6)
+  assert value_of(Checkpoints(directory).restore_latest(tree(0))) == 2
 
 
 def test_evaluation_takes_no_other_checkpoint_than_the_last(tmp_path):
@@ -39,7 +39,7 @@ def test_evaluation_takes_no_other_checkpoint_than_the_last(tmp_path):
   before = runs.snapshot(tmp_path)
   checkpoints = Checkpoints(directory, read_only=True)
   with pytest.raises(InputError, match='2 cannot be read .*run --mode=tra'):
-    checkpoints.restore_latest(items(0))
+    checkpoints.restore_latest(tree(0))
   assert runs.snapshot(tmp_path) == before
 
 
@@ -49,7 +49,7 @@ def test_all_damaged_is_one_error_and_nothing_moves(tmp_path):
     damage(directory / f'{step}')
   before = runs.snapshot(tmp_path)
   with pytest.raises(InputError, match=r'2 cannot .*1 cannot') as error:
-    Checkpoints(directory).restore_latest(items(0))
+    Checkpoints(directory).restore_latest(tree(0))
   assert 'train into another --workdir' in str(error.value)
   assert '\n' not in str(error.value)
   assert runs.snapshot(tmp_path) == before
@@ -61,14 +61,14 @@ def test_missing_checkpoint_is_missed(tmp_path, caplog):
   reader = Checkpoints(directory, read_only=True)
   for restore in (reader.restore_latest, reader.restore_best):
     with pytest.raises(InputError, match=r'3 cannot be read \(it is missi'):
-      restore(items(0))
-  assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
+      restore(tree(0))
+  assert value_of(Checkpoints(directory).restore_latest(tree(0))) == 2
   assert '3 cannot be read (it is missing)' in caplog.text
   shutil.rmtree(directory / '1')
-  assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
+  assert value_of(Checkpoints(directory).restore_latest(tree(0))) == 2
   assert '1 is missing, and may have been the best one' in caplog.text
   caplog.clear()  # it is said once
-  assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
+  assert value_of(Checkpoints(directory).restore_latest(tree(0))) == 2
   assert caplog.text == ''
 
 
@@ -80,9 +80,9 @@ def test_missing_or_damaged_index_is_one_error(tmp_path):
       (directory / 'index.json').write_bytes(content)
     for read_only in (True, False):
       with pytest.raises(InputError, match='index.json.*"steps": .1, 2.'):
-        Checkpoints(directory, read_only=read_only).restore_latest(items(0))
+        Checkpoints(directory, read_only=read_only).restore_latest(tree(0))
     (directory / 'index.json').write_text('{"steps": [1, 2]}')
-    assert value_of(Checkpoints(directory).restore_latest(items(0))) == 2
+    assert value_of(Checkpoints(directory).restore_latest(tree(0))) == 2
 
 
 def test_best_one_is_named_if_its_record_is_damaged(tmp_path):
@@ -90,7 +90,7 @@ def test_best_one_is_named_if_its_record_is_damaged(tmp_path):
   damage_notes(directory / '1')
   checkpoints = Checkpoints(directory, read_only=True)
   with pytest.raises(InputError, match='1 cannot be read') as error:
-    checkpoints.restore_best(items(0))
+    checkpoints.restore_best(tree(0))
   assert '--config.evaluation.checkpoint=latest' in str(error.value)
   assert '\n' not in str(error.value)
   with pytest.raises(InputError, match='1 cannot be read'):
@@ -117,7 +117,7 @@ def test_checkpoint_under_another_name_is_no_checkpoint(tmp_path):
   shutil.copytree(directory / '1', directory / '2')
   checkpoints = Checkpoints(directory, read_only=True)
   with pytest.raises(InputError, match=r'2 cannot .*\(it holds step 1\)'):
-    checkpoints.restore_latest(items(0))
+    checkpoints.restore_latest(tree(0))
 
 
 def test_unreadable_by_this_user_is_not_set_aside(tmp_path, monkeypatch):
@@ -131,7 +131,7 @@ def test_unreadable_by_this_user_is_not_set_aside(tmp_path, monkeypatch):
 
   monkeypatch.setattr(pathlib.Path, 'read_text', forbidden)
   with pytest.raises(InputError, match=r'2 cannot .*\(Permission denied\)'):
-    Checkpoints(directory).restore_latest(items(0))
+    Checkpoints(directory).restore_latest(tree(0))
   assert (directory / '2').exists()
 
 
@@ -146,7 +146,7 @@ def test_reader_beside_a_writer_finds_what_is_there_now(tmp_path, monkeypatch):
     return restore(self, like, step)
 
   monkeypatch.setattr(Checkpoints, '_restore', overtaken)
-  assert value_of(reader.restore_best(items(0))) == 3
+  assert value_of(reader.restore_best(tree(0))) == 3
 
 
 # ---- the same through main.py

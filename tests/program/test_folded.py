@@ -50,7 +50,7 @@ def test_network_and_variables_come_back_as_they_were(variables, tmp_path):
     ('width', 8),
     ('v_th', 1.0),
     ('reset', 'soft'),
-    ('current_norm', 'tdbn'),
+    ('conv_norm', 'tdbn'),
     ('membrane_norm', 'mpbn_element'),
     ('spike_norm', 'psp_bn'),
     ('tau_s', 0.5),
@@ -169,7 +169,8 @@ def test_thresholds_alone_and_kernels_too_have_two_names(tmp_path, capsys):
   before = runs.snapshot(workdir / 'checkpoints')
   contents = {}
   for kernels in (False, True):
-    key = f'--config.evaluation.fold_convolutions={kernels}'
+    fold = 'all' if kernels else 'thresholds'
+    key = f'--config.evaluation.fold={fold}'
     assert runs.run(workdir, '--mode=fold', key) == 0
     out, err = capsys.readouterr()
     path = folded_path(workdir, step=32, kernels=kernels)

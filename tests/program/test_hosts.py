@@ -143,6 +143,8 @@ def test_evaluate_counts_every_image_once(examples, devices, share):
     model=model,
     dataset=dataset,
     batches=None,
+    optimizer=None,
+    learning_rate=None,
     mesh=sharding.make_mesh(jax.devices()[:devices]),
     total_steps=0,
   )

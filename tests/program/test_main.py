@@ -84,7 +84,7 @@ def test_table_says_what_the_summary_says(workdir, capsys):
 
 
 def test_fold_of_convolutions_is_counted(workdir, capsys):
-  arguments = ['--mode=fold', KEY + 'evaluation.fold_convolutions=true']
+  arguments = ['--mode=fold', KEY + 'evaluation.fold=all']
   assert runs.run(workdir, *arguments) == 0
   assert 'thresholds and kernels folded' in capsys.readouterr().out
   assert report.read_summary(workdir)['fold_convolutions'] is True
@@ -116,7 +116,7 @@ def test_without_membrane_norm_trains_and_refuses_to_fold(tmp_path, capsys):
   assert runs.run(workdir, norm, KEY + 'num_epochs=1') == 0
   assert (
     'no thresholds: membrane_norm is none; '
-    '--config.evaluation.fold_convolutions=true folds the other norms '
+    '--config.evaluation.fold=all folds the other norms '
   ) in ' '.join(capsys.readouterr().out.split())
   summary = report.read_summary(workdir)
   assert summary.keys() >= SUMMARY_KEYS

@@ -40,6 +40,7 @@ ROWS = {
   'interrupt': 3,
   'datasets': 3,
   'training': 4,
+  'experiment': 4,
   'train_step': 4,
   'evaluation': 4,
   'folded': 4,

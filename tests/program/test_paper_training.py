@@ -10,6 +10,7 @@ from configs import paper
 from mpbn_jax import sharding, training
 from mpbn_jax.datasets import get_spec
 from mpbn_jax.evaluation import evaluate
+from mpbn_jax.train_step import start_state
 
 
 def _experiment(row, num_steps):
@@ -64,13 +65,12 @@ def test_row_trains_two_steps_and_evaluates(row):
   experiment = _experiment(row, row.num_steps)
   step = training.make_train_step(experiment)
   x = jnp.zeros((1, *experiment.dataset.example_shape))
-  initial = training.start_state(
-    experiment.config, common.random_variables(experiment.model, x)
-  )
+  variables = common.random_variables(experiment.model, x)
+  initial = start_state(variables, optimizer=experiment.optimizer)
   initial = jax.device_get(initial)  # the step donates its own
-  state, metrics = initial, training.TrainMetrics.empty()
+  state = initial
   for i in range(2):
-    state, metrics, loss = step(state, metrics, experiment.batches.batch(i))
+    state, loss = step(state, experiment.batches.batch(i))
     assert np.isfinite(loss)
   for name in ('params', 'batch_stats'):
     moved = jax.tree.map(

@@ -313,10 +313,10 @@ def test_nan_leaves_the_checkpoint_before_it(
   def poisoned(experiment):
     step = make(experiment)
 
-    def broken(state, window, batch):
-      state, window, loss = step(state, window, batch)
+    def broken(state, batch):
+      state, loss = step(state, batch)
       stats = jax.tree.map(lambda x: x * np.nan, state.batch_stats)
-      return state.replace(batch_stats=stats), window, loss
+      return state.replace(batch_stats=stats), loss
 
     return broken
 

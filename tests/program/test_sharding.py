@@ -37,11 +37,8 @@ def _compiled(devices, membrane_norm='mpbn_channel'):
   experiment = _experiment(devices, membrane_norm)
   step = training.make_train_step(experiment)
   state = training.init_state(experiment)
-  metrics = jax.device_put(
-    training.TrainMetrics.empty(), sharding.replicated(experiment.mesh)
-  )
   batch = sharding.shard_batch(experiment.batches.batch(0), experiment.mesh)
-  return step.lower(state, metrics, batch).compile()
+  return step.lower(state, batch).compile()
 
 
 @functools.cache
@@ -49,15 +46,12 @@ def _three_steps(devices, membrane_norm='mpbn_channel'):
   experiment = _experiment(devices, membrane_norm)
   compiled = _compiled(devices, membrane_norm)
   state = training.init_state(experiment)
-  metrics = jax.device_put(
-    training.TrainMetrics.empty(), sharding.replicated(experiment.mesh)
-  )
   losses = []
   for step in range(3):
     batch = sharding.shard_batch(
       experiment.batches.batch(step), experiment.mesh
     )
-    state, metrics, loss = compiled(state, metrics, batch)
+    state, loss = compiled(state, batch)
     losses.append(float(loss))
   return state, losses
 
