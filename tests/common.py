@@ -68,6 +68,12 @@ def random_norms(variables, *, seed=0, adversarial=False):
   )
 
 
+def init_norm(name, shape, **settings):
+  """Returns (params, stats) of a norm, given settings for all norms."""
+  norm = NORMS[name]
+  return norm.init(shape, **{key: settings[key] for key in norm.settings})
+
+
 def moving(stats):
   """Returns the statistics of a norm that training moves: no constants."""
   return {k: v for k, v in stats.items() if k not in CONSTANTS}

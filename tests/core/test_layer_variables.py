@@ -7,7 +7,7 @@ import pytest
 from small_layers import array_of, lif_layer, norm_layer
 
 from mpbn_jax import LIF, NORMS, InputError, build_model, fold, strip
-from mpbn_jax.norm import CONSTANTS
+from mpbn_jax.tree import leaves_of
 
 # ---- constants
 
@@ -15,15 +15,17 @@ from mpbn_jax.norm import CONSTANTS
 STORED = [
   (name, constant)
   for name, norm in NORMS.items()
-  for constant in norm.init((1, 1, 3), eps=1, v_th=1, gain=1, num_steps=2)[1]
-  if constant in CONSTANTS
+  for constant in norm.settings
+  if constant in leaves_of(name)[1]
 ]
+# What tdBN scales by is the v_th of the neurons that get the currents.
+ATTRIBUTE = {'eps': 'eps', 'v_th': 'v_th', 'gain': 'v_th'}
 
 
 @pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize(('name', 'constant'), STORED)
 def test_stored_constant_counts_and_another_is_refused(name, constant, train):
-  _, variables, x = norm_layer(name, **{constant: 1.75})
+  _, variables, x = norm_layer(name, **{ATTRIBUTE[constant]: 1.75})
   assert variables['batch_stats'][name][constant] == 1.75
   assert variables['batch_stats'][name][constant].dtype == jnp.float32
   layer, *_ = norm_layer(name)
@@ -39,7 +41,7 @@ def test_stored_constant_counts_and_another_is_refused(name, constant, train):
   compiled, updates = jax.jit(run)(variables)
   np.testing.assert_allclose(
     compiled,
-    run(variables, norm_layer(name, **{constant: 1.75})[0])[0],
+    run(variables, norm_layer(name, **{ATTRIBUTE[constant]: 1.75})[0])[0],
     rtol=1e-5,
     atol=1e-6,
   )

@@ -1,5 +1,6 @@
 """Does every registered normalization compute what its reference computes?"""
 
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,7 @@ def _input(place, seed=1):
 
 
 def _init(name, shape=(H, W, C), num_steps=T):
-  return NORMS[name].init(shape, num_steps=num_steps, **CONSTANTS)
+  return common.init_norm(name, shape, num_steps=num_steps, **CONSTANTS)
 
 
 def _case(name, seed=0):

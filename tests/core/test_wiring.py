@@ -208,7 +208,7 @@ def test_folded_network_that_other_inputs_wire_differently_is_refused():
   readers = readers_of_spikes(model, variables, x)
   others = fold_all(variables, readers=readers)
   _run(model, others)
-  message = "'head', whose kernel takes in the norm 'lif2/spike_norm', .* 'lif1/spike_norm'"
+  message = "'head', whose .* norm 'lif2/spike_norm', .* 'lif1/spike_norm'"
   with pytest.raises(InputError, match=message):
     model.apply(others, x[:1], train=False)
 

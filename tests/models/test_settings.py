@@ -12,7 +12,7 @@ import pytest
 
 from mpbn_jax import MODELS, InputError, build_model
 from mpbn_jax.layers import LIF, ConvNorm, SpikeNorm
-from mpbn_jax.models.network import SpikingNetwork
+from mpbn_jax.models import CONV_SETTINGS, LIF_SETTINGS
 
 PSP_BN = {'conv_norm': 'none', 'spike_norm': 'psp_bn'}
 
@@ -89,51 +89,61 @@ def test_tdbn_halves_the_variance_of_two_normed_branches_alone(
     np.testing.assert_allclose(gain, expected, rtol=1e-6, err_msg=key)
 
 
-# {setting: (no default, which attribute of which layers it becomes)}
+# {key of the configuration: a value that is not the default}
 SETTINGS = {
-  'tau': (0.5, [(LIF, 'tau')]),
-  'v_th': (0.8, [(LIF, 'v_th')]),
-  'learn_tau': (True, [(LIF, 'learn_tau')]),
-  'learn_v_th': (True, [(LIF, 'learn_v_th')]),
-  'surrogate': ('atan', [(LIF, 'surrogate')]),
-  'surrogate_parameter': (3.0, [(LIF, 'surrogate_parameter')]),
-  'reset': ('soft', [(LIF, 'reset')]),
-  'detach_reset': (True, [(LIF, 'detach_reset')]),
-  'conv_norm': ('tebn', [(ConvNorm, 'norm')]),
-  'membrane_norm': ('mpbn_element', [(LIF, 'norm')]),
-  'spike_norm': ('psp_ln', [(SpikeNorm, 'norm')]),
-  'tau_s': (0.3, [(SpikeNorm, 'tau_s')]),
-  'momentum': (
-    0.4,
-    [(kind, 'momentum') for kind in (LIF, ConvNorm, SpikeNorm)],
-  ),
-  'eps': (0.01, [(kind, 'eps') for kind in (LIF, ConvNorm, SpikeNorm)]),
-  'unroll': (False, [(kind, 'unroll') for kind in (LIF, SpikeNorm)]),
+  'tau': 0.5,
+  'v_th': 0.8,
+  'learn_tau': True,
+  'learn_v_th': True,
+  'surrogate': 'atan',
+  'surrogate_parameter': 3.0,
+  'reset': 'soft',
+  'detach_reset': True,
+  'conv_norm': 'tebn',
+  'membrane_norm': 'mpbn_element',
+  'spike_norm': 'psp_ln',
+  'tau_s': 0.3,
+  'momentum': 0.4,
+  'eps': 0.01,
+  'unroll': False,
 }
-# What they do is tested by name.
-SHAPES = {'num_classes', 'num_steps', 'width', 'depth', 'dtype'}
-BLOCKS = {'remat', 'last_scale'}
+# {layer: {key: attribute that it becomes}}
+ATTRIBUTES = {
+  ConvNorm: CONV_SETTINGS,
+  LIF: LIF_SETTINGS,
+  SpikeNorm: {
+    'spike_norm': 'norm',
+    **{key: key for key in ('tau_s', 'momentum', 'eps', 'unroll')},
+  },
+}
 
 
-def test_every_setting_of_a_network_is_tested():
-  fields = {field.name for field in dataclasses.fields(SpikingNetwork)}
-  assert fields - {'name', 'parent'} == SETTINGS.keys() | SHAPES | BLOCKS
+def test_every_setting_of_a_layer_is_tested():
+  assert SETTINGS.keys() == CONV_SETTINGS.keys() | LIF_SETTINGS.keys()
+  # The others differ from layer to layer: the network sets them.
+  of_network = {
+    ConvNorm: 'features kernel_size stride padding groups use_bias scale_init '
+    'joins kernel_init',
+    LIF: 'spike_scale_init',
+    SpikeNorm: 'scale_init',
+  }
+  for layer, names in ATTRIBUTES.items():
+    fields = {field.name for field in dataclasses.fields(layer)}
+    fields -= {'name', 'parent', *of_network[layer].split()}
+    assert fields == set(names.values()), layer
 
 
 @pytest.mark.parametrize('name', MODELS)
 def test_every_layer_gets_the_settings_of_its_network(name):
-  settings = {key: value for key, (value, _) in SETTINGS.items()}
-  model = build_model({'name': name, 'width': 2, **settings})
-  seen = {LIF: 0, ConvNorm: 0, SpikeNorm: 0}
+  model = build_model({'name': name, 'width': 2, **SETTINGS})
+  seen = dict.fromkeys(ATTRIBUTES, 0)
 
   def look(function, args, kwargs, context):
     module = context.module
     if type(module) in seen and context.method_name == '__call__':
       seen[type(module)] += 1
-      for value, attributes in SETTINGS.values():
-        for kind, attribute in attributes:
-          if isinstance(module, kind):
-            assert getattr(module, attribute) == value, (module, attribute)
+      for key, attribute in ATTRIBUTES[type(module)].items():
+        assert getattr(module, attribute) == SETTINGS[key], (module, key)
     return function(*args, **kwargs)
 
   x = jax.ShapeDtypeStruct(
@@ -149,14 +159,18 @@ def test_every_layer_gets_the_settings_of_its_network(name):
   [
     ({'name': 'resnet21'}, "unknown model 'resnet21'.*resnet20, resnet34"),
     ({'surrogate': 'rekt'}, "unknown surrogate 'rekt'.*did you mean 'rect'"),
-    ({'membrane_norm': 'mpbn'}, "of the membrane 'mpbn'.*mpbn_channel"),
-    ({'conv_norm': 'bm'}, "of the current 'bm'.*bn, bntt, none, tdbn"),
-    ({'spike_norm': 'x'}, "of the spikes 'x': expected one of neunorm, none"),
+    ({'membrane_norm': 'mpbn'}, "unknown membrane_norm 'mpbn'.*mpbn_channel"),
+    ({'conv_norm': 'bm'}, "unknown conv_norm 'bm'.*bn, bntt, none, tdbn"),
+    (
+      {'spike_norm': 'x'},
+      "unknown spike_norm 'x': expected one of neunorm, none",
+    ),
     ({'tau_s': 1.0}, r'tau_s is the kept fraction.*\[0, 1\), got 1.0'),
-    ({'depth': 22}, "no depth to choose, got depth=22.*'preact_resnet'"),
-    ({'remat': True}, 'no remat to choose, got remat=True: set remat=False'),
-    ({'last_scale': 0.5}, 'no last_scale to choose.*set last_scale=None'),
-    ({'name': 'resnet20', 'remat': True}, 'no remat to choose'),
+    ({'depth': 22}, r'no depth to choose, got depth=22: .* \(preact_resnet\)'),
+    ({'remat': True}, r'no remat to choose, got remat=True: .*resnet20'),
+    ({'last_scale': 0.5}, 'no last_scale to choose, .* another model'),
+    ({'current_norm': 'bn'}, "'current_norm': it is 'conv_norm' now"),
+    ({'stage_sizes': (1, 1)}, "unknown setting of 'spiking_cnn' 'stage_size"),
     (
       {'name': 'resnet20', 'last_scale': 0.5, 'conv_norm': 'none'},
       'last_scale is what the scale.*got 0.5 with conv_norm=.none',
@@ -175,7 +189,7 @@ def test_every_layer_gets_the_settings_of_its_network(name):
     ({'tau': 'a'}, "tau must be a finite number, got 'a'"),
     ({'v_th': float('nan')}, 'v_th must be a finite number, got nan'),
     ({'v_th': -1.0}, 'v_th must be positive, got -1.0'),
-    ({'eps': 0}, 'eps must be positive, got 0'),
+    ({'eps': 0}, 'eps must be positive and finite, got 0'),
     ({'name': 'preact_resnet', 'depth': 20}, r'6n \+ 4 .*106.* got 20'),
     ({'dtype': 'float16'}, "unknown dtype 'float16'.*bfloat16, float32"),
     ({'reset': 'x'}, "unknown reset 'x'.*hard, soft"),
