@@ -2,8 +2,8 @@
 
 Random recordings of a sensor of 128x128 pixels become T frames, in one thread:
 
-  ours: `mpbn_jax.datasets.events.to_frames`, at the sensor's size and resized
-    to 48x48 as for CIFAR10-DVS,
+  ours: `mpbn_jax.datasets.events.frames.to_frames`, at the sensor's size and
+    resized to 48x48 as for CIFAR10-DVS,
   peer: tonic's `ToFrame`, which does not resize.
 
   python benchmarks/events.py [--rounds=20] [--events=100000] [--steps=10]
@@ -21,7 +21,7 @@ import numpy as np
 import tonic
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from mpbn_jax.datasets.events import to_frames
+from mpbn_jax.datasets.events.frames import to_frames
 
 SIDE = 128
 PEER = {'count': 'n_event_bins', 'time': 'n_time_bins'}

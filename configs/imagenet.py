@@ -3,7 +3,7 @@
     python main.py --config=configs/imagenet.py
 
 The paper prints 63.14 % for T = 4 (Table 4), and 64.71 % for ResNet34.
-`mpbn_jax/datasets/imagenet_sources.py` says where the images must lie.
+`mpbn_jax/datasets/imagenet/sources.py` says where the images must lie.
 """
 
 from configs import default

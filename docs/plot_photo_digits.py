@@ -13,7 +13,7 @@ import sys
 import matplotlib
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from mpbn_jax.datasets import photo_digits
+from mpbn_jax.datasets.embedded import photo_digits
 
 OUTPUT = pathlib.Path(__file__).resolve().parent / 'photo_digits.png'
 COLUMNS = 10

@@ -15,13 +15,13 @@ from mpbn_jax.errors import InputError, unknown
 DATASETS: dict[str, tuple[str, str]] = {
   'cifar10': ('mpbn_jax.datasets.cifar', 'CIFAR10'),
   'cifar100': ('mpbn_jax.datasets.cifar', 'CIFAR100'),
-  'cifar10_dvs': ('mpbn_jax.datasets.cifar10_dvs', 'SPEC'),
-  'digits': ('mpbn_jax.datasets.digits', 'SPEC'),
-  'dvs_gesture': ('mpbn_jax.datasets.dvs_gesture', 'SPEC'),
-  'event_digits': ('mpbn_jax.datasets.event_digits', 'SPEC'),
+  'cifar10_dvs': ('mpbn_jax.datasets.events.cifar10_dvs', 'SPEC'),
+  'digits': ('mpbn_jax.datasets.embedded.digits', 'SPEC'),
+  'dvs_gesture': ('mpbn_jax.datasets.events.dvs_gesture', 'SPEC'),
+  'event_digits': ('mpbn_jax.datasets.embedded.event_digits', 'SPEC'),
   'imagenet': ('mpbn_jax.datasets.imagenet', 'SPEC'),
-  'nmnist': ('mpbn_jax.datasets.nmnist', 'SPEC'),
-  'photo_digits': ('mpbn_jax.datasets.photo_digits', 'SPEC'),
+  'nmnist': ('mpbn_jax.datasets.events.nmnist', 'SPEC'),
+  'photo_digits': ('mpbn_jax.datasets.embedded.photo_digits', 'SPEC'),
 }
 
 ON_BAD_IMAGE = ('stop', 'skip')

@@ -5,14 +5,15 @@ import numpy as np
 import runs
 
 from configs.default import get_config
-from mpbn_jax.datasets import cifar_archive, load_dataset, prepare_dataset
+from mpbn_jax.datasets import load_dataset, prepare_dataset
+from mpbn_jax.datasets.cifar import archives
 
 
 def publish(monkeypatch, **settings):
   """Puts the small archives in the official ones' place."""
   for name in fake_cifar.ARCHIVES:
     source = fake_cifar.source(name, **settings)
-    monkeypatch.setitem(cifar_archive.SOURCES, name, source)
+    monkeypatch.setitem(archives.SOURCES, name, source)
 
 
 def options(directory, name='cifar10'):

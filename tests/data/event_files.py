@@ -85,7 +85,7 @@ def write(directory: pathlib.Path, name: str) -> dict[str, np.ndarray]:
 def expect_few(monkeypatch) -> None:
   """Makes the data sets content with as many recordings as `write` writes."""
   for name in NAMES:
-    module = importlib.import_module(f'mpbn_jax.datasets.{name}')
+    module = importlib.import_module(f'mpbn_jax.datasets.events.{name}')
     count = PER_CLASS * get_spec(name).num_classes
     for part, source in module.SOURCES.items():
       few = dataclasses.replace(source, count=count)
@@ -104,7 +104,7 @@ def load(directory, name, *, num_steps=STEPS, **data):
 
 def prepare(directory, name, **data):
   """Does as --mode=prepare."""
-  module = importlib.import_module(f'mpbn_jax.datasets.{name}')
+  module = importlib.import_module(f'mpbn_jax.datasets.events.{name}')
   config = settings(directory, name, **data)
   module.prepare(get_spec(name), config, num_steps=STEPS)
 

@@ -24,8 +24,9 @@ import numpy as np
 if __name__ == '__main__':
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from mpbn_jax.datasets import cifar_archive, get_spec
+from mpbn_jax.datasets import get_spec
 from mpbn_jax.datasets.base import Split
+from mpbn_jax.datasets.cifar import archives
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TRAIN, TEST = 200, 20
@@ -54,14 +55,14 @@ def source(
   name: str, *, train: int = TRAIN, test: int = TEST, folder: str = NOWHERE
 ):
   """Returns the official source, but for counts, checksums and address."""
-  archives = tuple(
+  official = tuple(
     of_content(
       dataclasses.replace(archive, folder=folder),
       packed(archive.name, train=train, test=test),
     )
-    for archive in cifar_archive.SOURCES[name].archives
+    for archive in archives.SOURCES[name].archives
   )
-  return cifar_archive.Source(archives, {'train': train, 'test': test})
+  return archives.Source(official, {'train': train, 'test': test})
 
 
 def of_content(archive, content: bytes):
@@ -232,7 +233,7 @@ def _main(settings, *arguments):
 
   largest_file, settings = json.loads(settings)
   for name in ARCHIVES:
-    cifar_archive.SOURCES[name] = source(name, **settings)
+    archives.SOURCES[name] = source(name, **settings)
   if largest_file:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
   return main.main(list(arguments))

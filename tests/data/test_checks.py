@@ -8,9 +8,10 @@ import pytest
 
 from configs.default import get_config
 from mpbn_jax import InputError
-from mpbn_jax.datasets import augmentations, digits, get_spec, load_dataset
+from mpbn_jax.datasets import augmentations, get_spec, load_dataset
 from mpbn_jax.datasets.base import Dataset, Spec, Split, Subset
 from mpbn_jax.datasets.batches import TrainingBatches, evaluation_batches
+from mpbn_jax.datasets.embedded import digits
 from mpbn_jax.datasets.encoded import fetch
 
 COUNT = 30
@@ -212,7 +213,7 @@ def test_frames_of_another_number_of_steps_are_refused(monkeypatch):
   images = _images((2, 16, 16, 2))
   splits = {k: Split(images, _labels()) for k in ('train', 'test')}
   monkeypatch.setattr(
-    'mpbn_jax.datasets.event_digits.load', lambda *_, **__: splits
+    'mpbn_jax.datasets.embedded.event_digits.load', lambda *_, **__: splits
   )
   config = {**OFF, 'name': 'event_digits', 'roll': 0}
   load_dataset(config, num_steps=2)

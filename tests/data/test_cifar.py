@@ -18,9 +18,10 @@ from runs import arrays_of, metrics, the_error
 from tensorflow_datasets.image_classification import cifar as theirs
 
 from mpbn_jax import InputError
-from mpbn_jax.datasets import cifar_archive, get_spec
+from mpbn_jax.datasets import get_spec
+from mpbn_jax.datasets.cifar import archives
 
-OFFICIAL = dict(cifar_archive.SOURCES)
+OFFICIAL = dict(archives.SOURCES)
 KINDS = [(name, archive) for name in ARCHIVES for archive in ARCHIVES[name]]
 BINARY, PYTHON = ARCHIVES['cifar10']
 pytestmark = pytest.mark.usefixtures('small_cifar')

@@ -14,7 +14,7 @@ from cifar_directories import check_equal, home, load, prepare
 from fake_cifar import ARCHIVES
 
 from mpbn_jax import InputError
-from mpbn_jax.datasets import cifar_archive, cifar_builder
+from mpbn_jax.datasets.cifar import archives, builder
 
 BINARY, PYTHON = ARCHIVES['cifar10']
 pytestmark = pytest.mark.usefixtures('small_cifar')
@@ -42,13 +42,13 @@ def refuse(directory, content, archive=BINARY):
 
 def believe(monkeypatch, archive, content):
   """Makes this the official content of the archive."""
-  source = cifar_archive.SOURCES['cifar10']
-  archives = tuple(
+  source = archives.SOURCES['cifar10']
+  official = tuple(
     fake_cifar.of_content(one, content) if one.name == archive else one
     for one in source.archives
   )
-  source = dataclasses.replace(source, archives=archives)
-  monkeypatch.setitem(cifar_archive.SOURCES, 'cifar10', source)
+  source = dataclasses.replace(source, archives=official)
+  monkeypatch.setitem(archives.SOURCES, 'cifar10', source)
 
 
 @pytest.mark.parametrize('archive', [BINARY, PYTHON])
@@ -70,7 +70,7 @@ def test_wrong_checksum_names_file_expected_and_got(tmp_path):
   content = bytearray(fake_cifar.packed(BINARY))
   content[1000] ^= 1
   message = refuse(tmp_path, bytes(content))
-  expected = cifar_archive.SOURCES['cifar10'].archives[0].sha256
+  expected = archives.SOURCES['cifar10'].archives[0].sha256
   got = re.search('sha256 checksum ([0-9a-f]{64}), got ([0-9a-f]{64})', message)
   assert got[1] == expected != got[2]
 
@@ -155,9 +155,7 @@ def prepared(tmp_path_factory):
   directory = tmp_path_factory.mktemp('prepared')
   fake_cifar.lay(directory, BINARY)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(
-      cifar_archive.SOURCES, 'cifar10', fake_cifar.source('cifar10')
-    )
+    patch.setitem(archives.SOURCES, 'cifar10', fake_cifar.source('cifar10'))
     prepare(directory)
   return directory
 
@@ -255,7 +253,7 @@ def test_other_examples_in_a_record_file_are_noticed(prepared, tmp_path):
 
 def test_what_is_read_back_otherwise_is_not_kept(tmp_path, monkeypatch):
   fake_cifar.lay(tmp_path, BINARY)
-  read = cifar_builder._read
+  read = builder._read
 
   def damaged(*arguments):
     splits = read(*arguments)
@@ -263,7 +261,7 @@ def test_what_is_read_back_otherwise_is_not_kept(tmp_path, monkeypatch):
       splits['test'].images[3, 2, 1, 0] ^= 1
     return splits
 
-  monkeypatch.setattr(cifar_builder, '_read', damaged)
+  monkeypatch.setattr(builder, '_read', damaged)
   with pytest.raises(
     InputError, match='expected to read back what was .*other images of test'
   ):

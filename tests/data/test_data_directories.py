@@ -6,7 +6,8 @@ import fake_cifar
 import pytest
 
 from mpbn_jax import InputError, command_line
-from mpbn_jax.datasets import cifar_archive, load_dataset, prepare_dataset
+from mpbn_jax.datasets import load_dataset, prepare_dataset
+from mpbn_jax.datasets.cifar import archives
 
 ON_DISK = ('cifar10', 'imagenet', 'cifar10_dvs', 'dvs_gesture', 'nmnist')
 ARCHIVE = fake_cifar.ARCHIVES['cifar10'][0]
@@ -60,7 +61,7 @@ def test_file_in_the_place_of_a_directory_is_named(
   name, file, said, tmp_path, monkeypatch
 ):
   source = fake_cifar.source('cifar10')
-  monkeypatch.setitem(cifar_archive.SOURCES, 'cifar10', source)
+  monkeypatch.setitem(archives.SOURCES, 'cifar10', source)
   data = tmp_path / 'data'
   if file.startswith('cifar10_raw'):
     fake_cifar.lay(data, ARCHIVE)

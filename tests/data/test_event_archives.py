@@ -13,11 +13,8 @@ import event_files as fakes
 import pytest
 
 from mpbn_jax import InputError
-from mpbn_jax.datasets import (
-  downloads,
-  preparation,
-  tonic_readers,
-)
+from mpbn_jax.datasets import downloads, preparation
+from mpbn_jax.datasets.events import tonic_readers
 
 KINDS = {
   'cifar10_dvs': 'CIFAR10DVS',

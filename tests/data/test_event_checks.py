@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mpbn_jax import InputError
-from mpbn_jax.datasets.events import to_frames
-from mpbn_jax.datasets.tonic_readers import check_columns
+from mpbn_jax.datasets.events.frames import to_frames
+from mpbn_jax.datasets.events.tonic_readers import check_columns
 
 
 @pytest.mark.parametrize('array', ['images', 'labels'])

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import runs
 
-from mpbn_jax.datasets import cifar10_dvs, get_spec
+from mpbn_jax.datasets import get_spec
 from mpbn_jax.datasets.batches import TrainingBatches, evaluation_batches
-from mpbn_jax.datasets.events import to_frames
-from mpbn_jax.datasets.recordings import Recordings
-from mpbn_jax.training import build_network
+from mpbn_jax.datasets.events import cifar10_dvs
+from mpbn_jax.datasets.events.frames import to_frames
+from mpbn_jax.datasets.events.recordings import Recordings
+from mpbn_jax.experiment import build_network
 
 COUNTS = {
   name: {part: source.count for part, source in module.SOURCES.items()}
   for name in fakes.NAMES
-  if (module := importlib.import_module(f'mpbn_jax.datasets.{name}'))
+  if (module := importlib.import_module(f'mpbn_jax.datasets.events.{name}'))
 }
 pytestmark = pytest.mark.usefixtures('few_recordings')
 

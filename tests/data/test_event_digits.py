@@ -8,7 +8,8 @@ from sklearn.datasets import load_digits
 
 from configs.default import get_config
 from mpbn_jax import InputError
-from mpbn_jax.datasets import event_digits, load_dataset
+from mpbn_jax.datasets import load_dataset
+from mpbn_jax.datasets.embedded import event_digits
 
 OFF = get_config().data.to_dict()
 END = 3 * event_digits.SACCADE

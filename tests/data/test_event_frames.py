@@ -15,7 +15,8 @@ import pytest
 import runs
 
 from mpbn_jax import InputError
-from mpbn_jax.datasets import cifar10_dvs, downloads, event_cache, preparation
+from mpbn_jax.datasets import downloads, preparation
+from mpbn_jax.datasets.events import cache, cifar10_dvs
 
 FRAMES = 'event_frames'
 pytestmark = pytest.mark.usefixtures('few_recordings')
@@ -143,7 +144,7 @@ print('sum', splits['train'].images.sum())
 
 
 def test_of_two_processes_one_waits_and_takes_what_the_other_made(dvs):
-  path = event_cache.place(
+  path = cache.place(
     cifar10_dvs.SPEC, fakes.settings(dvs, 'cifar10_dvs'), num_steps=fakes.STEPS
   )
   with preparation.exclusive(path, what='the frames'):
@@ -215,7 +216,7 @@ def test_disk_that_is_full_only_at_the_end_leaves_nothing_either(
 
 
 def test_process_that_is_ended_from_outside_says_where(dvs, monkeypatch):
-  monkeypatch.setattr(event_cache, '_Worker', _Ended)
+  monkeypatch.setattr(cache, '_Worker', _Ended)
   with pytest.raises(InputError, match='was ended from outside.*workers=1'):
     fakes.load(dvs, 'cifar10_dvs', workers=2)
   assert not any('frames' in file for file in fakes.files(dvs))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpbn_jax import InputError
-from mpbn_jax.datasets.events import FRAMINGS, to_frames
+from mpbn_jax.datasets.events.frames import FRAMINGS, to_frames
 
 SENSOR = (11, 7)  # height, width
 EVENT = np.dtype([('x', '<i2'), ('y', '<i2'), ('t', '<i8'), ('p', '?')])

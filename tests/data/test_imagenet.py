@@ -23,9 +23,10 @@ from imagenet_files import (
 from PIL import Image
 
 from mpbn_jax import InputError
-from mpbn_jax.datasets import get_spec, imagenet, imagenet_sources
+from mpbn_jax.datasets import get_spec, imagenet
 from mpbn_jax.datasets.batches import TrainingBatches
 from mpbn_jax.datasets.encoded import centre, decode
+from mpbn_jax.datasets.imagenet import sources
 
 
 def test_classes_are_the_thousand_sorted_identifiers():
@@ -200,7 +201,7 @@ def _open_shards():
 
 def test_shards_are_read_with_few_files_open(records, tmp_path, monkeypatch):
   write_records(tmp_path / 'sharded', num_shards=5)
-  monkeypatch.setattr(imagenet_sources, '_OPEN', 3)
+  monkeypatch.setattr(sources, '_OPEN', 3)
   before = _open_shards()
   few, many = (load(root)['train'] for root in (records, tmp_path / 'sharded'))
   assert len(few) == len(many) == 12
@@ -212,7 +213,7 @@ def test_shards_are_read_with_few_files_open(records, tmp_path, monkeypatch):
 
 
 def test_both_splits_need_fewer_files_than_any_system_allows():
-  assert 2 * imagenet_sources._OPEN < 256 - 100  # macOS; 100 for all else
+  assert 2 * sources._OPEN < 256 - 100  # macOS; 100 for all else
 
 
 def test_labels_of_records_are_kept_until_the_files_change(records):

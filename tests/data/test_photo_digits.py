@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpbn_jax.datasets import digits, get_spec, load_dataset, photo_digits
+from mpbn_jax.datasets import get_spec, load_dataset
 from mpbn_jax.datasets.base import split_stratified
-from mpbn_jax.datasets.photo_digits import (
+from mpbn_jax.datasets.embedded import digits, photo_digits
+from mpbn_jax.datasets.embedded.photo_digits import (
   DARKEST_COLOUR,
   DIGIT_SIDES,
   SIZES,
@@ -28,7 +29,7 @@ DIGEST = '08cb6fb207a528c644c19df7c752a5c40f8a6c8bbbec53fa9b4770451e8ab640'
 
 HASH = """
 import hashlib
-from mpbn_jax.datasets.photo_digits import SIZES, generate
+from mpbn_jax.datasets.embedded.photo_digits import SIZES, generate
 for name in reversed(SIZES):
   generate(name, count=30)  # what came before changes nothing
 parts = [generate(name, count=100) for name in SIZES]

@@ -16,7 +16,8 @@ from cifar_directories import files, home, options, prepare
 from runs import the_error
 
 from mpbn_jax import InputError, command_line, datasets
-from mpbn_jax.datasets import cifar_builder, preparation
+from mpbn_jax.datasets import preparation
+from mpbn_jax.datasets.cifar import builder
 
 BINARY, PYTHON = fake_cifar.ARCHIVES['cifar10']
 main = runs.program.main
@@ -175,7 +176,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(
   number, tmp_path, capsys, monkeypatch
 ):
   fake_cifar.lay(tmp_path, BINARY)
-  write = cifar_builder.CifarBuilder._generate_examples
+  write = builder.CifarBuilder._generate_examples
 
   def broken(self, name, split):
     for example in write(self, name, split):
@@ -183,7 +184,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(
       if name == 'test':
         raise OSError(number, os.strerror(number))
 
-  monkeypatch.setattr(cifar_builder.CifarBuilder, '_generate_examples', broken)
+  monkeypatch.setattr(builder.CifarBuilder, '_generate_examples', broken)
   assert main(['--mode=prepare', *options(tmp_path)]) == 2
   message = capsys.readouterr().err
   assert os.strerror(number) in message

@@ -22,7 +22,7 @@ ROWS = {
   'norm': 0,
   'ops': 0,
   'datasets.augment': 0,
-  'datasets.events': 0,
+  'datasets.events.frames': 0,
   'layers': 1,
   'folding': 1,
   'tree': 0,

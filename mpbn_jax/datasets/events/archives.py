@@ -13,8 +13,8 @@ import tarfile
 import zipfile
 
 from mpbn_jax.datasets import downloads
+from mpbn_jax.datasets.events.recordings import Source, open_reader
 from mpbn_jax.datasets.preparation import exclusive, room_for, writing
-from mpbn_jax.datasets.recordings import Source, open_reader
 from mpbn_jax.errors import InputError
 
 

@@ -117,30 +117,30 @@ def _prepared(root, spec):
 
 
 def _convert(place, spec, folder):
-  from mpbn_jax.datasets import cifar_archive, cifar_builder
+  from mpbn_jax.datasets.cifar import archives, builder
 
-  source = cifar_archive.SOURCES[spec.name]
-  archive, path = cifar_archive.obtain(source, folder)
+  source = archives.SOURCES[spec.name]
+  archive, path = archives.obtain(source, folder)
   print(f'converts {path}', flush=True)
-  splits = cifar_archive.read(
+  splits = archives.read(
     path, archive=archive, source=source, num_classes=spec.num_classes
   )
   with preparation.atomic_directory(place) as directory:
-    cifar_builder.write(directory, spec=spec, splits=splits)
+    builder.write(directory, spec=spec, splits=splits)
 
 
 def _read(place, spec):
   # Takes a moment to import, and only these data sets need it.
-  from mpbn_jax.datasets import cifar_archive, cifar_builder
+  from mpbn_jax.datasets.cifar import archives, builder
 
-  counts = cifar_archive.SOURCES[spec.name].counts
-  return cifar_builder.read(place, spec=spec, counts=counts)
+  counts = archives.SOURCES[spec.name].counts
+  return builder.read(place, spec=spec, counts=counts)
 
 
 def _say(place, spec, what):
-  from mpbn_jax.datasets import cifar_archive
+  from mpbn_jax.datasets.cifar import archives
 
-  counts = cifar_archive.SOURCES[spec.name].counts
+  counts = archives.SOURCES[spec.name].counts
   images = ' and '.join(f'{n:,} {split}' for split, n in counts.items())
   size = sum(file.stat().st_size for file in place.iterdir())
   print(

@@ -6,9 +6,9 @@ three saccades of 0.1 s before each digit (Orchard et al., 2015).
 
 import functools
 
-from mpbn_jax.datasets import event_cache
 from mpbn_jax.datasets.base import Spec
-from mpbn_jax.datasets.recordings import Source
+from mpbn_jax.datasets.events import cache
+from mpbn_jax.datasets.events.recordings import Source
 
 SOURCES = {
   'train': Source('NMNIST', count=60_000, options={'train': True}),
@@ -24,5 +24,5 @@ SPEC = Spec(
   frames=True,
 )
 
-load = functools.partial(event_cache.load, sources=SOURCES)
-prepare = functools.partial(event_cache.prepare, sources=SOURCES)
+load = functools.partial(cache.load, sources=SOURCES)
+prepare = functools.partial(cache.prepare, sources=SOURCES)

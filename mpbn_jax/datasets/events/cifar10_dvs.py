@@ -7,10 +7,10 @@ drawn with a fixed seed are the test part, the others the training part.
 
 import functools
 
-from mpbn_jax.datasets import event_cache
 from mpbn_jax.datasets.base import Spec, split_stratified
 from mpbn_jax.datasets.cifar import CIFAR10
-from mpbn_jax.datasets.recordings import Source
+from mpbn_jax.datasets.events import cache
+from mpbn_jax.datasets.events.recordings import Source
 
 SPLIT_SEED = 0
 SHARES = (0.9, 0.1)
@@ -32,5 +32,5 @@ def _split(recordings):
   return {'train': every.select(train), 'test': every.select(test)}
 
 
-load = functools.partial(event_cache.load, sources=SOURCES, split=_split)
-prepare = functools.partial(event_cache.prepare, sources=SOURCES, split=_split)
+load = functools.partial(cache.load, sources=SOURCES, split=_split)
+prepare = functools.partial(cache.prepare, sources=SOURCES, split=_split)

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mpbn_jax.datasets import digits
 from mpbn_jax.datasets.base import Spec, Split
+from mpbn_jax.datasets.embedded import digits
 
 SEED = 0
 SIZES = {'train': 20_000, 'validation': 2_000, 'test': 4_000}

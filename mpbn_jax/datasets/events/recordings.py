@@ -98,7 +98,7 @@ def open_reader(source: Source, directory: str | os.PathLike) -> Any:
     InputError: a recording among them is of no class.
     OSError: a directory cannot be read.
   """
-  from mpbn_jax.datasets import tonic_readers
+  from mpbn_jax.datasets.events import tonic_readers
 
   reader = getattr(tonic_readers, source.kind)(**source.options)
   reader.location_on_system = os.path.join(directory, source.kind)

@@ -2,7 +2,7 @@
 
 1,281,167 training images. The 50,000 validation images are the test split here,
 as in every paper: the labels of the official test images are not public.
-`imagenet_sources.py` says where the images lie.
+`sources.py` says where the images lie.
 
 In training `data.resized_crop` takes a random part of each image; without it,
 and in evaluation, the shorter side becomes 256 pixels (bilinear, antialiased:
@@ -14,10 +14,10 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from mpbn_jax.datasets import imagenet_sources
 from mpbn_jax.datasets.base import Spec
 from mpbn_jax.datasets.encoded import EncodedImages
-from mpbn_jax.datasets.imagenet_classes import CLASSES
+from mpbn_jax.datasets.imagenet import sources
+from mpbn_jax.datasets.imagenet.classes import CLASSES
 
 SPEC = Spec(
   name='imagenet',
@@ -47,7 +47,7 @@ def load(
   pool = concurrent.futures.ThreadPoolExecutor(
     config['workers'] or _cores(), thread_name_prefix='decode'
   )
-  sources = imagenet_sources.find(
+  found = sources.find(
     pathlib.Path(config['dir']).expanduser(), spec.class_names, pool=pool
   )
   return {
@@ -57,7 +57,7 @@ def load(
       pool=pool,
       on_bad_image=config['on_bad_image'],
     )
-    for name, source in sources.items()
+    for name, source in found.items()
   }
 
 

@@ -20,9 +20,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mpbn_jax.datasets import digits
 from mpbn_jax.datasets.base import Spec, Split, split_stratified
-from mpbn_jax.datasets.events import check_framing, to_frames
+from mpbn_jax.datasets.embedded import digits
+from mpbn_jax.datasets.events.frames import check_framing, to_frames
 
 SEED = 0
 SIDE = 16  # of the sensor, in pixels

@@ -30,19 +30,19 @@ import numpy as np
 
 from mpbn_jax.datasets import preparation
 from mpbn_jax.datasets.base import Spec, Split
-from mpbn_jax.datasets.event_archives import obtain
-from mpbn_jax.datasets.events import check_framing, to_frames
+from mpbn_jax.datasets.events.archives import obtain
+from mpbn_jax.datasets.events.frames import check_framing, to_frames
+from mpbn_jax.datasets.events.recordings import (
+  Recordings,
+  Source,
+  open_reader,
+  open_recordings,
+)
 from mpbn_jax.datasets.preparation import (
   atomic_directory,
   exclusive,
   megabytes,
   room_for,
-)
-from mpbn_jax.datasets.recordings import (
-  Recordings,
-  Source,
-  open_reader,
-  open_recordings,
 )
 from mpbn_jax.errors import InputError
 

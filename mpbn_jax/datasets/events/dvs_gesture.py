@@ -7,9 +7,9 @@ the 6 others test.
 
 import functools
 
-from mpbn_jax.datasets import event_cache
 from mpbn_jax.datasets.base import Spec
-from mpbn_jax.datasets.recordings import Source
+from mpbn_jax.datasets.events import cache
+from mpbn_jax.datasets.events.recordings import Source
 
 SOURCES = {
   # As many as tonic's archives hold.
@@ -39,5 +39,5 @@ SPEC = Spec(
   frames=True,
 )
 
-load = functools.partial(event_cache.load, sources=SOURCES)
-prepare = functools.partial(event_cache.prepare, sources=SOURCES)
+load = functools.partial(cache.load, sources=SOURCES)
+prepare = functools.partial(cache.prepare, sources=SOURCES)

@@ -1,0 +1,1 @@
+"""Data sets of event cameras, and what they share."""
