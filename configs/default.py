@@ -80,7 +80,7 @@ def get_config() -> ml_collections.ConfigDict:
   # in equal times: count | time.
   data.framing = 'count'
   data.on_bad_image = 'stop'  # images that cannot be decoded: stop | skip
-  data.workers = 0  # threads or processes that decode; 0: one a core
+  data.workers = 0  # threads that decode images; 0: one a core
   data.prefetch = 2  # batches kept ready on the devices
   # Augmentation of training images, in this order.
   data.resized_crop = False  # random part of the image, resized (ImageNet)

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 
-import aedat4
 import event_files as fakes
 import numpy as np
 import pytest
@@ -44,20 +43,6 @@ def test_other_parameters_make_other_frames(dvs):
     'cifar10_dvs-3-time-48x48-v2',
     'cifar10_dvs-5-count-48x48-v2',
   }
-
-
-def test_processes_make_the_same_frames_and_pass_warnings_on(dvs, caplog):
-  aedat4.write(fakes.of_cifar10_dvs(dvs), fakes.recording(0, side=128)[:0])
-  one = fakes.load(dvs, 'cifar10_dvs', workers=1).splits
-  alone = caplog.messages[:]
-  caplog.clear()
-  (path,) = (dvs / FRAMES).glob('[!.]*')
-  path.rename(dvs / 'moved')
-  two = fakes.load(dvs, 'cifar10_dvs', workers=2).splits
-  assert caplog.messages == alone
-  assert len(alone) == 1
-  for part, split in one.items():
-    np.testing.assert_array_equal(split.images, two[part].images)
 
 
 @pytest.mark.parametrize('size', [0, 60, 5000])
@@ -184,8 +169,7 @@ def test_full_disk_is_seen_before_the_frames_are_made(dvs, monkeypatch, capsys):
   assert fakes.files(dvs) == before
 
 
-@pytest.mark.parametrize('workers', [1, 2])
-def test_full_disk_leaves_nothing_that_is_taken_for_frames(workers, dvs):
+def test_full_disk_leaves_nothing_that_is_taken_for_frames(dvs):
   before = fakes.files(dvs)
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   # As a full disk: the system refuses to write, in the middle of a file.
@@ -194,7 +178,7 @@ def test_full_disk_leaves_nothing_that_is_taken_for_frames(workers, dvs):
     with pytest.raises(
       InputError, match='1,382,400 bytes .* bytes free: make room'
     ):
-      fakes.load(dvs, 'cifar10_dvs', workers=workers)
+      fakes.load(dvs, 'cifar10_dvs')
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert fakes.files(dvs) == before
@@ -213,20 +197,3 @@ def test_disk_that_is_full_only_at_the_end_leaves_nothing_either(
   with pytest.raises(InputError, match="'No space left on device' .* MB free"):
     fakes.load(dvs, 'cifar10_dvs')
   assert fakes.files(dvs) == before
-
-
-def test_process_that_is_ended_from_outside_says_where(dvs, monkeypatch):
-  monkeypatch.setattr(cache, '_Worker', _Ended)
-  with pytest.raises(InputError, match='was ended from outside.*workers=1'):
-    fakes.load(dvs, 'cifar10_dvs', workers=2)
-  assert not any('frames' in file for file in fakes.files(dvs))
-
-
-class _Ended:
-  @staticmethod
-  def start(recordings, options):
-    pass
-
-  @staticmethod
-  def run(task):
-    os._exit(1)
