@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from mpbn_jax.datasets import augment, base
 from mpbn_jax.datasets.base import Dataset, Spec
+from mpbn_jax.datasets.splits import divide
 from mpbn_jax.errors import InputError, unknown
 
 # Name to (module, its `Spec`); imported when it is asked for. In the module,
@@ -112,7 +113,7 @@ def load_dataset(config: Mapping, *, num_steps: int) -> Dataset:
   """
   spec = _checked_spec(config)
   asked = augmentations(config, spec=spec)
-  splits = base.divide(
+  splits = divide(
     _read(spec, config, num_steps),
     name=spec.name,
     validation_size=config['validation_size'],

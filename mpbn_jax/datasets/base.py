@@ -1,9 +1,9 @@
-"""Data sets, and which of their examples are in which split."""
+"""Data sets, their splits, and where the examples of a split are stored."""
 
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +13,14 @@ from mpbn_jax.datasets import checks
 from mpbn_jax.datasets.augment import Augmentation
 from mpbn_jax.errors import InputError
 
-# Of the examples that are held out or left out: the same for every training
-# seed.
-_VALIDATION_SEED = 1
-_TRAIN_SEED = 2
-
 
 class Examples(Protocol):
-  """What a split is to those who read it, wherever its images lie.
+  """The examples of a split, read in batches wherever they are stored.
 
   Attributes:
-    labels: int32 [N]. May be slow to find out; `read` does not need it.
+    labels: int32 [N]. May take long to compute; `read` does not need it.
     shape: of an example, (H, W, C) or (T, H, W, C).
-    unreadable: names of the images that could not be decoded so far, of those
-      that this host reads.
+    unreadable: names of the images that this host has failed to decode.
   """
 
   labels: np.ndarray
@@ -43,18 +37,69 @@ class Examples(Protocol):
 
     Args:
       indices: [B].
-      crops: [B], rows that `resized_crop.random_resized_crop` drew; None: the
-        whole image, or its centre where images have many sizes.
+      crops: [B], as drawn by `resized_crop.random_resized_crop`; None takes
+        the whole image, or its centre if images have different sizes.
     """
+
+
+class Source(Protocol):
+  """Examples as they are stored, one file or record each.
+
+  Attributes:
+    labels: int32 [N]. May take long to compute; `read` does not need it.
+  """
+
+  labels: np.ndarray
+
+  def __len__(self) -> int:
+    """Returns N."""
+
+  def read(self, index: int) -> tuple[Any, int]:
+    """Returns (the encoded image or the events, the label)."""
+
+  def name(self, index: int) -> str:
+    """Returns the path or the number of an example, for messages."""
+
+
+def fetch(source: Source, index: int) -> tuple[Any, int]:
+  """Returns `source.read(index)`, with any failure as one line.
+
+  Raises:
+    InputError: the example cannot be read, or its label is unknown.
+  """
+  try:
+    content, label = source.read(index)
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  # Files and their readers may raise anything: a panic of `aedat`, which is
+  # written in Rust, is not an `Exception`.
+  except BaseException as error:
+    raise not_read(source.name(index), error) from error
+  if label < 0:  # tensorflow_datasets' mark of a label that is not public
+    raise InputError(
+      f'expected the label of {source.name(index)}, got {label}: take a split '
+      'whose labels are known'
+    )
+  return content, label
+
+
+def not_read(name: str, error: BaseException) -> InputError:
+  """Returns the error for an example that cannot be read."""
+  reason = getattr(error, 'strerror', None) or str(error)
+  reason = ' '.join(reason.split()) or type(error).__name__
+  return InputError(
+    f'expected to read {name}, got {reason}: mend that or restore the data '
+    '(only images that cannot be decoded are ever skipped)'
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """`Examples` in memory, or in a memory-mapped file.
+  """`Examples` held in arrays, in memory or mapped from a file.
 
   Attributes:
     images: uint8 [N, H, W, C], or frames [N, T, H, W, C].
-    labels: integers [N], read as int32.
+    labels: integers [N]; `read` returns int32.
   """
 
   images: np.ndarray
@@ -70,7 +115,7 @@ class Split:
 
   def read(self, indices, crops=None):
     """See `Examples`."""
-    images = np.asarray(self.images[indices])  # of a memory map: read now
+    images = np.asarray(self.images[indices])  # reads a memory map
     if crops is not None:
       from mpbn_jax.datasets import resized_crop  # needs Pillow
 
@@ -80,11 +125,11 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-  """Some of other `Examples`, read where they lie.
+  """A selection of other `Examples`.
 
   Attributes:
-    examples: all of them.
-    indices: [N], which.
+    examples: the whole they are taken from.
+    indices: [N], of the selected ones.
   """
 
   examples: Examples
@@ -112,20 +157,20 @@ class Subset:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """What is known of a data set before it is read.
+  """The description of a data set: all that is known before it is read.
 
   Attributes:
     name: as in the configuration.
     image_shape: (H, W, C).
     class_names: one per label.
-    max_value: the integer that stands for 1.0.
-    mean: of the training images in [0, 1], per channel.
+    max_value: the pixel value that stands for 1.0.
+    mean: per channel, of the training images scaled to [0, 1].
     std: likewise.
-    frames: whether an example is T frames [T, H, W, C], one a step, and not
-      one image [H, W, C].
+    frames: whether an example is T frames [T, H, W, C], one per step, rather
+      than one image [H, W, C].
 
   Raises:
-    InputError: no images can be like that.
+    InputError: the values describe no possible images.
   """
 
   name: str
@@ -144,13 +189,13 @@ class Spec:
     return len(self.class_names)
 
   def example_shape(self, num_steps: int) -> tuple[int, ...]:
-    """Returns (H, W, C), or (T, H, W, C) of frames."""
+    """Returns (H, W, C), or (T, H, W, C) for frames."""
     return ((num_steps,) if self.frames else ()) + self.image_shape
 
   def normalize(self, images: jax.Array) -> jax.Array:
-    """Returns (images / max_value - mean) / std, float32, on the device.
+    """Returns (images / max_value - mean) / std as float32.
 
-    Images travel as uint8, a quarter of the bytes.
+    It runs on the device: images travel there as uint8, a quarter of the bytes.
     """
     mean = jnp.asarray(self.mean, jnp.float32)
     std = jnp.asarray(self.std, jnp.float32)
@@ -159,17 +204,16 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """A data set that can be read.
+  """A data set, ready to be read.
 
   Attributes:
-    spec: what it is.
-    splits: 'train', 'test', and 'validation' where there is one.
+    spec: its description.
+    splits: 'train', 'test', and perhaps 'validation'.
     augmentations: of the training images, in this order.
-    mixup: alpha of the mixing that comes after them; 0 mixes nothing.
+    mixup: alpha of the mixup that follows them; 0 turns it off.
 
   Raises:
-    InputError: arrays that are not what `Split` says, examples that are not
-      what `spec` says.
+    InputError: the arrays do not fit `Split`, or the examples `spec`.
   """
 
   spec: Spec
@@ -201,22 +245,22 @@ class Dataset:
 
   @property
   def unreadable(self) -> set[str]:
-    """Names of the images that this host could not decode so far."""
+    """Names of the images that this host has failed to decode."""
     return set().union(*(s.unreadable for s in self.splits.values()))
 
 
 def fake(spec: Spec, *, num_steps: int, count: int) -> dict[str, Split]:
-  """Returns random examples of the true shape and type, for trying things.
+  """Returns random examples of the right shape and type, for dry runs.
 
   Args:
-    spec: whose shape, classes and constants they have.
-    num_steps: T, of frames.
-    count: examples for training, and for the test.
+    spec: of the data set that they stand for.
+    num_steps: T, for frames.
+    count: of training examples, and of test examples.
   """
-  rng = np.random.default_rng(0)  # data, not training: one for all seeds
+  rng = np.random.default_rng(0)  # the same data for every training seed
 
   def split():
-    # Event frames are mostly empty.
+    # Most pixels of an event frame are empty.
     top = 4 if spec.frames else spec.max_value + 1
     images = rng.integers(
       0, top, (count, *spec.example_shape(num_steps)), np.uint8
@@ -225,104 +269,3 @@ def fake(spec: Spec, *, num_steps: int, count: int) -> dict[str, Split]:
     return Split(images, labels)
 
   return {name: split() for name in ('train', 'test')}
-
-
-# ---- which examples are in which split
-
-
-def divide(
-  splits: Mapping[str, Examples],
-  *,
-  name: str,
-  validation_size: int,
-  train_size: int,
-) -> dict[str, Examples]:
-  """Returns the splits with validation held out, and fewer to train on.
-
-  Both are stratified, and the same for every training seed: first the
-  validation examples are taken out of the training examples, then the
-  training examples are chosen from what is left.
-
-  Args:
-    splits: as the data set has them.
-    name: of the data set.
-    validation_size: so many; 0: none.
-    train_size: so many; 0: all.
-
-  Raises:
-    InputError: more than there are; a validation split of its own.
-  """
-  splits = dict(splits)
-  if validation_size:
-    if 'validation' in splits:
-      raise InputError(
-        f'{name!r} has a validation split of its own, got data.validation_size '
-        f'= {validation_size}: set --config.data.validation_size=0'
-      )
-    train = splits['train']
-    _check_size('validation_size', validation_size, len(train) - 1, name)
-    chosen = sample_stratified(
-      train.labels, size=validation_size, seed=_VALIDATION_SEED
-    )
-    splits['validation'] = Subset(train, chosen)
-    rest = np.setdiff1d(np.arange(len(train)), chosen)
-    splits['train'] = Subset(train, rest)
-  if train_size:
-    train = splits['train']
-    _check_size('train_size', train_size, len(train), name)
-    chosen = sample_stratified(train.labels, size=train_size, seed=_TRAIN_SEED)
-    splits['train'] = Subset(train, chosen)
-  return splits
-
-
-def _check_size(key, size, available, name):
-  if size > available:
-    raise InputError(
-      f'data.{key} must be at most {available}, of the training examples of '
-      f'{name!r}, got {size}: set --config.data.{key}={available} or less'
-    )
-
-
-def sample_stratified(
-  labels: np.ndarray, *, size: int, seed: int
-) -> np.ndarray:
-  """Returns `size` sorted indices with equal shares of each class.
-
-  Up to one example: the largest fractions are rounded up.
-
-  Args:
-    labels: [N].
-    size: at most N.
-    seed: fixed by the data set, not by the training run.
-  """
-  rng = np.random.default_rng(seed)
-  classes, counts = np.unique(labels, return_counts=True)
-  whole, rest = np.divmod(size * counts.astype(np.int64), len(labels))
-  first = np.argsort(-rest, kind='stable')[: size - whole.sum()]
-  whole[first] += 1
-  chosen = [
-    rng.permutation(np.flatnonzero(labels == label))[:take]
-    for label, take in zip(classes, whole, strict=True)
-  ]
-  return np.sort(np.concatenate(chosen))
-
-
-def split_stratified(
-  labels: np.ndarray, *, shares: tuple[float, ...], seed: int
-) -> tuple[np.ndarray, ...]:
-  """Returns sorted indices of disjoint parts with equal shares of each class.
-
-  Args:
-    labels: [N].
-    shares: of the parts; they sum to 1. Within each class the parts end at
-      the rounded cumulative shares.
-    seed: fixed by the data set, not by the training run.
-  """
-  rng = np.random.default_rng(seed)
-  parts = [[] for _ in shares]
-  for label in np.unique(labels):
-    members = rng.permutation(np.flatnonzero(labels == label))
-    ends = np.rint(np.cumsum(shares) * len(members)).astype(int)
-    for part, piece in zip(parts, np.split(members, ends[:-1]), strict=True):
-      part.append(piece)
-  return tuple(np.sort(np.concatenate(part)) for part in parts)

@@ -1,56 +1,102 @@
-"""How does a file come from the internet?"""
+"""Archives: downloaded whole or not at all, and compared with a checksum."""
 
 import contextlib
+import dataclasses
+import hashlib
+import os
 import pathlib
-from collections.abc import Callable
 
 from mpbn_jax.datasets.preparation import writing
 from mpbn_jax.errors import InputError
 
-_NO_ANSWER = 10  # seconds until a server that does not answer is given up
-_NO_BYTES = 60  # likewise, in the middle of a file
+_NO_ANSWER = 10  # seconds to wait for a server's answer
+_NO_BYTES = 60  # seconds to wait for more of a file
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Archive:
+  """A published file.
+
+  Attributes:
+    name: of the file.
+    url: that it is downloaded from.
+    checksum: algorithm and hexadecimal digest, 'sha256:...' or 'md5:...'.
+    size: in bytes; None if unknown.
+  """
+
+  name: str
+  url: str
+  checksum: str
+  size: int | None = None
 
 
 def obtain(
-  url: str,
-  path: pathlib.Path,
-  *,
-  difference: Callable[[pathlib.Path], str | None],
-  mend: str,
-) -> None:
-  """Downloads a file to `path`, checked, whole or not at all.
+  archive: Archive, folder: pathlib.Path, *, mend: str
+) -> pathlib.Path:
+  """Returns the path of an archive in `folder`, downloaded if necessary.
 
   Args:
-    url: of the file.
-    path: its parents are made.
-    difference: of a file: what was expected and got, None if it is the one.
-    mend: what to do where it cannot be had.
+    archive: to obtain.
+    folder: may hold the archive already; made if missing.
+    mend: what to do if the archive cannot be downloaded.
 
   Raises:
-    InputError: no connection; another file; no room, or no permission.
+    InputError: the file in `folder` or at the URL is another one; there is no
+      connection; the disk is full or `folder` cannot be written.
   """
+  path = folder / archive.name
+  if path.exists():
+    if problem := _difference(path, archive):
+      raise InputError(
+        f'expected {path} with {problem}: remove it and download it again '
+        f'from {archive.url}'
+      )
+    return path
   part = path.with_name(f'{path.name}.part')
   with writing(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-      if reason := download(url, part):
+      if reason := download(archive.url, part):
         raise InputError(
-          f'expected {path.name}, got no download of {url} ({reason}): {mend}'
+          f'expected {archive.name}, got no download of {archive.url} '
+          f'({reason}): {mend}'
         )
-      if problem := difference(part):
-        raise InputError(f'expected {url} with {problem}: {mend}')
+      if problem := _difference(part, archive):
+        raise InputError(f'expected {archive.url} with {problem}: {mend}')
       part.rename(path)
     finally:
       with contextlib.suppress(OSError):
         part.unlink()
+  return path
+
+
+def _difference(path, archive):
+  """Returns what was expected and got; None if the file is the archive."""
+  algorithm, _, expected = archive.checksum.partition(':')
+  with path.open('rb') as file:
+    size = os.fstat(file.fileno()).st_size
+    if archive.size is not None and size != archive.size:
+      what = 'truncated or ' * (size < archive.size) + 'another file'
+      return f'{archive.size:,} bytes, got {size:,}, it is {what}'
+    found = hashlib.file_digest(file, algorithm).hexdigest()
+  if found == expected:
+    return None
+  what = 'damaged' if archive.size else 'truncated'
+  return (
+    f'the {algorithm} checksum {expected}, got {found}, it is {what} or '
+    'another file'
+  )
 
 
 def download(url: str, path: pathlib.Path) -> str | None:
-  """Writes what `url` holds to `path`; returns why not, None when it is there.
+  """Writes a file to `path`; returns None, or the reason of a failure.
 
-  With limits on the waiting, so that a machine without internet says so at
-  once. The file is not checked.
+  Waiting is limited, so that a machine without internet says so at once. The
+  file is not checked.
   """
+  # Not pooch: where a server declares a Content-Encoding, as some do for a
+  # .gz, it stores the decoded file, which has another checksum; and what it
+  # downloads only its owner may read.
   import requests
   from tqdm import tqdm
 
@@ -65,7 +111,7 @@ def download(url: str, path: pathlib.Path) -> str | None:
       path.open('wb') as file,
     ):
       response.raise_for_status()
-      # As the file lies there: some servers call a .gz encoded.
+      # Keep a .gz as it is: some servers declare its compression here.
       response.raw.headers.pop('Content-Encoding', None)
       size = response.headers.get('Content-Length')
       with tqdm(
@@ -73,7 +119,7 @@ def download(url: str, path: pathlib.Path) -> str | None:
         desc=path.name,
         unit='B',
         unit_scale=True,
-        disable=None,  # where nobody looks
+        disable=None,  # unless a terminal shows it
       ) as bar:
         for block in response.iter_content(1 << 20):
           file.write(block)

@@ -1,7 +1,7 @@
-"""How are images read that do not fit into memory? Decoded in parallel.
+"""Images that do not fit into memory, decoded in parallel when they are read.
 
-Only their number and where they lie is in memory. Pillow decodes outside of
-Python's lock, so threads are enough.
+Memory holds only their number and where they are stored. Pillow decodes
+outside Python's global lock, so threads suffice.
 """
 
 import concurrent.futures
@@ -10,55 +10,38 @@ import logging
 import threading
 import warnings
 from collections.abc import Iterable
-from typing import Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mpbn_jax.datasets import resized_crop
+from mpbn_jax.datasets.base import Source, fetch, not_read
 from mpbn_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
 
-# No prediction equals it: right is nothing that is said about such an image.
+# Equal to no class: such an image counts as wrong whatever is predicted.
 BAD_LABEL = -1
 
-# Times the shorter side: of longer images, only the centre is made smaller.
+# If the longer side exceeds this many times the shorter one, only the centre
+# of an image is resized.
 _LONG = 16
 
 
-class Source(Protocol):
-  """Where encoded images lie.
-
-  Attributes:
-    labels: int32 [N].
-  """
-
-  labels: np.ndarray
-
-  def __len__(self) -> int:
-    """Returns N."""
-
-  def read(self, index: int) -> tuple[bytes, int]:
-    """Returns (the encoded image, its label)."""
-
-  def name(self, index: int) -> str:
-    """Returns what a message calls an image."""
-
-
 class EncodedImages:
-  """`base.Examples` of JPEGs (or PNGs) of any size, grey, RGB or CMYK.
+  """`base.Examples` of JPEGs (or PNGs) of any size: grey, RGB or CMYK.
 
   An image that cannot be decoded stops the program or, with
-  `on_bad_image='skip'`, is black and has the label -1: batches keep their
-  size; in evaluation it counts as wrong and adds nothing to the sum of the
-  losses; in training it adds nothing to the loss (with label smoothing: only
-  the smoothed part). Each is named in a warning, once. What is no fault of an
-  image's bytes (no such file, no memory, too many open files) always stops.
+  `on_bad_image='skip'`, becomes black with the label -1, so that batches keep
+  their size. In evaluation it counts as wrong and adds nothing to the sum of
+  the losses; in training it adds nothing to the loss (with label smoothing,
+  only the smoothed part). A warning names each such image once. Errors that do
+  not come from an image's bytes (no such file, no memory, too many open files)
+  always stop the program.
 
   Args:
-    source: where they lie.
-    shape: (H, W, 3) of the images that are read.
+    source: of the encoded images.
+    shape: (H, W, 3) that images are brought to.
     pool: threads that decode.
     on_bad_image: 'stop' or 'skip'.
   """
@@ -77,7 +60,7 @@ class EncodedImages:
     self._on_bad_image = on_bad_image
     self._unreadable: dict[str, None] = {}
     self._lock = threading.Lock()
-    # Of damaged EXIF tags, which nobody reads; ImageNet has some.
+    # About damaged EXIF tags, which are not used; some of ImageNet's are.
     warnings.filterwarnings('ignore', module=r'PIL\.')
 
   def __len__(self) -> int:
@@ -97,8 +80,8 @@ class EncodedImages:
     """See `base.Examples`.
 
     Raises:
-      InputError: an image cannot be read, or cannot be decoded and that shall
-        stop (names it).
+      InputError: an image cannot be read, or it cannot be decoded and
+        `on_bad_image` is 'stop'.
     """
     images = np.empty((len(indices), *self.shape), np.uint8)
     labels = np.empty(len(indices), np.int32)
@@ -107,7 +90,7 @@ class EncodedImages:
       crop = None if crops is None else crops[at]
       images[at], labels[at] = self._read_one(int(indices[at]), crop)
 
-    # The list raises what a thread raised, of the first image in order.
+    # Consuming the results raises the error of the first bad image in order.
     list(self._pool.map(read_one, range(len(indices))))
     return images, labels
 
@@ -115,10 +98,10 @@ class EncodedImages:
     encoded, label = fetch(self._source, index)
     try:
       return np.asarray(self._view(decode(encoded), key)), label
-    except Exception as error:  # whatever damaged images may raise
-      # Pillow's own OSError, of a truncated image, has no number.
+    except Exception as error:  # damaged images may raise anything
+      # Pillow's own OSError, for a truncated image, has no errno.
       if isinstance(error, MemoryError) or getattr(error, 'errno', None):
-        raise _not_read(self._source.name(index), error) from error
+        raise not_read(self._source.name(index), error) from error
       self._note(index, error)
       return 0, BAD_LABEL
 
@@ -147,45 +130,18 @@ class EncodedImages:
       _log.warning('%s cannot be decoded (%s): skipped', name, reason)
 
 
-def fetch(source: Source, index: int) -> tuple[bytes, int]:
-  """Returns what `source.read` does.
-
-  Raises:
-    InputError: it cannot be read (names it and the cause).
-  """
-  try:
-    encoded, label = source.read(index)
-  except Exception as error:  # whatever files and their readers may raise
-    raise _not_read(source.name(index), error) from error
-  if label < 0:  # as tensorflow_datasets has it where labels are not public
-    raise InputError(
-      f'expected the label of {source.name(index)}, got {label}: take a split '
-      'whose labels are known'
-    )
-  return encoded, label
-
-
-def _not_read(name, error):
-  reason = getattr(error, 'strerror', None) or str(error)
-  reason = ' '.join(reason.split()) or type(error).__name__
-  return InputError(
-    f'expected to read {name}, got {reason}: mend that or restore the data '
-    '(only images that cannot be decoded are ever skipped)'
-  )
-
-
 def decode(encoded: bytes) -> Image.Image:
-  """Returns the RGB image of a JPEG or PNG, whatever its colours are."""
-  # Of the true ImageNet, 22 are CMYK, and one is a PNG named .JPEG.
+  """Returns the RGB image of a JPEG or PNG of any colour mode."""
+  # ImageNet has 22 CMYK images and a PNG that is named .JPEG.
   with Image.open(io.BytesIO(encoded), formats=('JPEG', 'PNG')) as image:
     return image.convert('RGB')
 
 
 def centre(image: Image.Image, *, size: tuple[int, int]) -> Image.Image:
-  """Returns the centre, size (height, width), of a smaller image.
+  """Returns the centre of the resized image, size (height, width).
 
-  The shorter side becomes 256 pixels for 224, in that proportion; torchvision's
-  Resize and CenterCrop.
+  The shorter side is resized to 256 pixels for a size of 224, and in that
+  proportion for others, as by torchvision's Resize and CenterCrop.
   """
   short = max(size) * 256 // 224
   width, height = image.size
@@ -198,7 +154,7 @@ def centre(image: Image.Image, *, size: tuple[int, int]) -> Image.Image:
   box = (left, top, left + size[1], top + size[0])
   if longer <= _LONG * short:
     return image.resize(shape, Image.Resampling.BILINEAR).crop(box)
-  # The same but for rounding: the whole might need gigabytes.
+  # The same up to rounding; resizing the whole might take gigabytes.
   scale = (width / shape[0], height / shape[1]) * 2
   box = tuple(edge * by for edge, by in zip(box, scale, strict=True))
   return image.resize(size[::-1], Image.Resampling.BILINEAR, box=box)

@@ -87,9 +87,9 @@ def expect_few(monkeypatch) -> None:
   for name in NAMES:
     module = importlib.import_module(f'mpbn_jax.datasets.events.{name}')
     count = PER_CLASS * get_spec(name).num_classes
-    for part, source in module.SOURCES.items():
+    for part, source in module.COLLECTIONS.items():
       few = dataclasses.replace(source, count=count)
-      monkeypatch.setitem(module.SOURCES, part, few)
+      monkeypatch.setitem(module.COLLECTIONS, part, few)
 
 
 def settings(directory, name, **data):

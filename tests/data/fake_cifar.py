@@ -51,24 +51,33 @@ def splits(name: str, *, train: int = TRAIN, test: int = TEST):
   }
 
 
-def source(
+def official(
   name: str, *, train: int = TRAIN, test: int = TEST, folder: str = NOWHERE
 ):
-  """Returns the official source, but for counts, checksums and address."""
-  official = tuple(
+  """Returns the official archives, but for sizes, checksums and address."""
+  return tuple(
     of_content(
-      dataclasses.replace(archive, folder=folder),
+      dataclasses.replace(archive, url=folder + archive.name),
       packed(archive.name, train=train, test=test),
     )
-    for archive in archives.SOURCES[name].archives
+    for archive in archives.ARCHIVES[name]
   )
-  return archives.Source(official, {'train': train, 'test': test})
+
+
+def publish(*, train: int = TRAIN, test: int = TEST, folder: str = NOWHERE):
+  """Puts the small archives in the official ones' place; `official`'s Args."""
+  archives.COUNTS = {'train': train, 'test': test}
+  archives.ARCHIVES = {
+    name: official(name, train=train, test=test, folder=folder)
+    for name in ARCHIVES
+  }
 
 
 def of_content(archive, content: bytes):
   """Returns the archive as if this were its official content."""
   sha256 = hashlib.sha256(content).hexdigest()
-  return dataclasses.replace(archive, size=len(content), sha256=sha256)
+  checksum = f'sha256:{sha256}'
+  return dataclasses.replace(archive, size=len(content), checksum=checksum)
 
 
 @functools.cache
@@ -214,7 +223,7 @@ def start(
     largest_file: bytes that a file may have, as on a full disk.
     stderr: where that goes.
     environment: more of it.
-    **settings: of `source`.
+    **settings: of `publish`.
   """
   env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   settings = json.dumps([largest_file, settings])
@@ -232,8 +241,7 @@ def _main(settings, *arguments):
   import main
 
   largest_file, settings = json.loads(settings)
-  for name in ARCHIVES:
-    archives.SOURCES[name] = source(name, **settings)
+  publish(**settings)
   if largest_file:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
   return main.main(list(arguments))

@@ -9,10 +9,9 @@ import pytest
 from configs.default import get_config
 from mpbn_jax import InputError
 from mpbn_jax.datasets import augmentations, get_spec, load_dataset
-from mpbn_jax.datasets.base import Dataset, Spec, Split, Subset
+from mpbn_jax.datasets.base import Dataset, Spec, Split, Subset, fetch
 from mpbn_jax.datasets.batches import TrainingBatches, evaluation_batches
 from mpbn_jax.datasets.embedded import digits
-from mpbn_jax.datasets.encoded import fetch
 
 COUNT = 30
 OFF = get_config().data

@@ -1,6 +1,5 @@
 """Archives and directories of CIFAR that are damaged, and refused."""
 
-import dataclasses
 import json
 import pathlib
 import re
@@ -10,7 +9,7 @@ import fake_cifar
 import numpy as np
 import pytest
 import runs
-from cifar_directories import check_equal, home, load, prepare
+from cifar_directories import check_equal, home, load, prepare, publish
 from fake_cifar import ARCHIVES
 
 from mpbn_jax import InputError
@@ -42,13 +41,11 @@ def refuse(directory, content, archive=BINARY):
 
 def believe(monkeypatch, archive, content):
   """Makes this the official content of the archive."""
-  source = archives.SOURCES['cifar10']
   official = tuple(
     fake_cifar.of_content(one, content) if one.name == archive else one
-    for one in source.archives
+    for one in archives.ARCHIVES['cifar10']
   )
-  source = dataclasses.replace(source, archives=official)
-  monkeypatch.setitem(archives.SOURCES, 'cifar10', source)
+  monkeypatch.setitem(archives.ARCHIVES, 'cifar10', official)
 
 
 @pytest.mark.parametrize('archive', [BINARY, PYTHON])
@@ -70,9 +67,9 @@ def test_wrong_checksum_names_file_expected_and_got(tmp_path):
   content = bytearray(fake_cifar.packed(BINARY))
   content[1000] ^= 1
   message = refuse(tmp_path, bytes(content))
-  expected = archives.SOURCES['cifar10'].archives[0].sha256
+  expected = archives.ARCHIVES['cifar10'][0].checksum
   got = re.search('sha256 checksum ([0-9a-f]{64}), got ([0-9a-f]{64})', message)
-  assert got[1] == expected != got[2]
+  assert f'sha256:{got[1]}' == expected != f'sha256:{got[2]}'
 
 
 BIN, PY = 'cifar-10-batches-bin', 'cifar-10-batches-py'
@@ -155,7 +152,7 @@ def prepared(tmp_path_factory):
   directory = tmp_path_factory.mktemp('prepared')
   fake_cifar.lay(directory, BINARY)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(archives.SOURCES, 'cifar10', fake_cifar.source('cifar10'))
+    publish(patch)
     prepare(directory)
   return directory
 

@@ -4,10 +4,10 @@ import pathlib
 
 import fake_cifar
 import pytest
+from cifar_directories import publish
 
 from mpbn_jax import InputError, command_line
 from mpbn_jax.datasets import load_dataset, prepare_dataset
-from mpbn_jax.datasets.cifar import archives
 
 ON_DISK = ('cifar10', 'imagenet', 'cifar10_dvs', 'dvs_gesture', 'nmnist')
 ARCHIVE = fake_cifar.ARCHIVES['cifar10'][0]
@@ -60,8 +60,7 @@ def test_home_is_expanded(tmp_path, monkeypatch):
 def test_file_in_the_place_of_a_directory_is_named(
   name, file, said, tmp_path, monkeypatch
 ):
-  source = fake_cifar.source('cifar10')
-  monkeypatch.setitem(archives.SOURCES, 'cifar10', source)
+  publish(monkeypatch)
   data = tmp_path / 'data'
   if file.startswith('cifar10_raw'):
     fake_cifar.lay(data, ARCHIVE)

@@ -18,8 +18,8 @@ from mpbn_jax.datasets import (
   get_spec,
   load_dataset,
 )
-from mpbn_jax.datasets.base import split_stratified
 from mpbn_jax.datasets.batches import TrainingBatches
+from mpbn_jax.datasets.splits import split_stratified
 
 OFF = {k: v for k, v in get_config().data.items() if k != 'name'}
 EMBEDDED = ('digits', 'photo_digits')  # they come with a library: no download

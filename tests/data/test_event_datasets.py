@@ -19,7 +19,7 @@ from mpbn_jax.datasets.events.recordings import Recordings
 from mpbn_jax.experiment import build_network
 
 COUNTS = {
-  name: {part: source.count for part, source in module.SOURCES.items()}
+  name: {part: source.count for part, source in module.COLLECTIONS.items()}
   for name in fakes.NAMES
   if (module := importlib.import_module(f'mpbn_jax.datasets.events.{name}'))
 }

@@ -99,8 +99,8 @@ def test_frames_of_other_recordings_are_made_anew(tmp_path, caplog):
 def test_frames_of_too_few_recordings_are_refused(dvs, monkeypatch):
   fakes.load(dvs, 'cifar10_dvs')
   fakes.remove_recordings(dvs)
-  more = dataclasses.replace(cifar10_dvs.SOURCES['all'], count=101)
-  monkeypatch.setitem(cifar10_dvs.SOURCES, 'all', more)
+  more = dataclasses.replace(cifar10_dvs.COLLECTIONS['all'], count=101)
+  monkeypatch.setitem(cifar10_dvs.COLLECTIONS, 'all', more)
   with pytest.raises(InputError, match='is of 100 recordings, not 101; expec'):
     fakes.load(dvs, 'cifar10_dvs')
 

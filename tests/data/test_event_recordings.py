@@ -100,7 +100,7 @@ def test_aedat4_that_does_not_parse_is_named(damage, dvs):
   before = fakes.files(dvs)
   with pytest.raises(InputError) as caught:
     fakes.load(dvs, 'cifar10_dvs')
-  assert f'got {path}, which cannot be read (' in str(caught.value)
+  assert f'expected to read {path}, got ' in str(caught.value)
   assert '\n' not in str(caught.value)
   assert fakes.files(dvs) == before
 
@@ -109,7 +109,7 @@ def test_npy_that_cannot_be_read_is_named(tmp_path):
   fakes.write(tmp_path, 'dvs_gesture')
   path = tmp_path / fakes.path_of('dvs_gesture', 'Test', 2, 3)
   path.write_bytes(path.read_bytes()[:-9])
-  with pytest.raises(InputError, match=f'got {path}, which cannot be read'):
+  with pytest.raises(InputError, match=f'expected to read {path}, got '):
     fakes.load(tmp_path, 'dvs_gesture')
 
 
@@ -118,7 +118,7 @@ def test_truncated_bin_is_named(size, tmp_path):
   fakes.write(tmp_path, 'nmnist')
   path = tmp_path / fakes.path_of('nmnist', 'Test', 2, 3)
   path.write_bytes(path.read_bytes()[:size])
-  message = f'got {path}, which cannot be read .it is truncated: {size} bytes'
+  message = f'expected to read {path}, got it is truncated: {size} bytes'
   with pytest.raises(InputError, match=message):
     fakes.load(tmp_path, 'nmnist')
 

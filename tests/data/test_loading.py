@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from configs.default import get_config
 from mpbn_jax import InputError
 from mpbn_jax.datasets import load_dataset
-from mpbn_jax.datasets.base import divide, sample_stratified
 from mpbn_jax.datasets.batches import TrainingBatches
 from mpbn_jax.datasets.prefetch import Prefetch
+from mpbn_jax.datasets.splits import divide, sample_stratified
 
 KEY = '--config.'
 

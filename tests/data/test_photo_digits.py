@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from mpbn_jax.datasets import get_spec, load_dataset
-from mpbn_jax.datasets.base import split_stratified
 from mpbn_jax.datasets.embedded import digits, photo_digits
 from mpbn_jax.datasets.embedded.photo_digits import (
   DARKEST_COLOUR,
@@ -20,6 +19,7 @@ from mpbn_jax.datasets.embedded.photo_digits import (
   STRIPS,
   generate,
 )
+from mpbn_jax.datasets.splits import split_stratified
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SPLITS = tuple(SIZES)

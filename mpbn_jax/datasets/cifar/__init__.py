@@ -119,12 +119,9 @@ def _prepared(root, spec):
 def _convert(place, spec, folder):
   from mpbn_jax.datasets.cifar import archives, builder
 
-  source = archives.SOURCES[spec.name]
-  archive, path = archives.obtain(source, folder)
+  archive, path = archives.obtain(spec.name, folder)
   print(f'converts {path}', flush=True)
-  splits = archives.read(
-    path, archive=archive, source=source, num_classes=spec.num_classes
-  )
+  splits = archives.read(path, archive=archive, num_classes=spec.num_classes)
   with preparation.atomic_directory(place) as directory:
     builder.write(directory, spec=spec, splits=splits)
 
@@ -133,15 +130,14 @@ def _read(place, spec):
   # Takes a moment to import, and only these data sets need it.
   from mpbn_jax.datasets.cifar import archives, builder
 
-  counts = archives.SOURCES[spec.name].counts
-  return builder.read(place, spec=spec, counts=counts)
+  return builder.read(place, spec=spec, counts=archives.COUNTS)
 
 
 def _say(place, spec, what):
   from mpbn_jax.datasets.cifar import archives
 
-  counts = archives.SOURCES[spec.name].counts
-  images = ' and '.join(f'{n:,} {split}' for split, n in counts.items())
+  counts = archives.COUNTS.items()
+  images = ' and '.join(f'{n:,} {split}' for split, n in counts)
   size = sum(file.stat().st_size for file in place.iterdir())
   print(
     f'{spec.name} {what}: {place}, {images} images, '

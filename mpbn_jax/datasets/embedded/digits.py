@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mpbn_jax.datasets.base import Spec, Split, split_stratified
+from mpbn_jax.datasets.base import Spec, Split
+from mpbn_jax.datasets.splits import split_stratified
 
 SPLIT_SEED = 0
 SHARES = (0.6, 0.2, 0.2)

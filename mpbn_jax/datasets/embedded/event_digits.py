@@ -20,9 +20,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mpbn_jax.datasets.base import Spec, Split, split_stratified
+from mpbn_jax.datasets.base import Spec, Split
 from mpbn_jax.datasets.embedded import digits
 from mpbn_jax.datasets.events.frames import check_framing, to_frames
+from mpbn_jax.datasets.splits import split_stratified
 
 SEED = 0
 SIDE = 16  # of the sensor, in pixels

@@ -1,11 +1,9 @@
-"""How do the recordings of an event camera get onto the disk?
+"""Archives of event recordings: obtained and unpacked.
 
-The archives and their checksums are tonic's. They are unpacked beside their
-place and moved into it, so that no half of a folder is taken for the whole.
+Addresses and checksums are tonic's. An archive is unpacked beside its final
+place and then moved there, so that half a folder never passes for a whole one.
 """
 
-import functools
-import hashlib
 import os
 import pathlib
 import shutil
@@ -13,76 +11,50 @@ import tarfile
 import zipfile
 
 from mpbn_jax.datasets import downloads
-from mpbn_jax.datasets.events.recordings import Source, open_reader
+from mpbn_jax.datasets.events.recordings import Collection, open_reader
 from mpbn_jax.datasets.preparation import exclusive, room_for, writing
-from mpbn_jax.errors import InputError
 
 
-def obtain(source: Source, directory: str | os.PathLike) -> None:
-  """Downloads and unpacks a source, where its recordings are not there yet.
+def obtain(collection: Collection, directory: str | os.PathLike) -> None:
+  """Downloads and unpacks the recordings that are not on disk yet.
 
-  An archive that lies in the folder of the data set is taken, and not
-  downloaded. Another process that does the same is waited for.
+  An archive that is already in the folder of the data set is used. If another
+  process does the same, this one waits for it.
 
   Args:
-    source: what is wanted.
+    collection: the recordings.
     directory: `data.dir`.
 
   Raises:
-    InputError: no connection; an archive with another checksum; no room.
+    InputError: no connection; an archive has another checksum; the disk is
+      full.
   """
-  location = pathlib.Path(open_reader(source, directory).location_on_system)
-  with exclusive(location, what=f'the recordings of {source.kind}'):
-    reader = open_reader(source, directory)
-    # What is there stays: half of the folder is the user's to remove.
+  location = pathlib.Path(open_reader(collection, directory).location_on_system)
+  with exclusive(location, what=f'the recordings of {collection.kind}'):
+    reader = open_reader(collection, directory)
+    # An incomplete folder stays: only the user may remove it.
     half = len(reader) > 0 and reader.folder_name
-    if len(reader) < source.count and not half:
-      _unpack(_archive(reader, location), location)
-
-
-def _archive(reader, location):
-  """Returns the path of the archive, downloaded if need be."""
-  path = location / reader.filename
-  if path.exists():
-    if problem := _difference(path, reader):
-      raise InputError(
-        f'expected {path} with {problem}: remove it and download it again '
-        f'from {reader.url}'
-      )
-    return path
-  downloads.obtain(
-    reader.url,
-    path,
-    difference=functools.partial(_difference, reader=reader),
-    mend=f'put {path.name} into {location}, then the same command again',
-  )
-  return path
-
-
-def _difference(path, reader):
-  """Returns what was expected and got; None if it is tonic's archive."""
-  with path.open('rb') as file:
-    md5 = hashlib.file_digest(file, 'md5').hexdigest()
-  if md5 == reader.file_md5:
-    return None
-  return (
-    f'the md5 checksum {reader.file_md5}, got {md5}, it is truncated or '
-    'another file'
-  )
+    if len(reader) >= collection.count or half:
+      return
+    archive = downloads.Archive(
+      name=reader.filename, url=reader.url, checksum=f'md5:{reader.file_md5}'
+    )
+    mend = f'put {archive.name} into {location}, then the same command again'
+    _unpack(downloads.obtain(archive, location, mend=mend), location)
 
 
 def _unpack(archive, location):
-  """Moves the folders of an archive to `location`, those that are not there."""
+  """Unpacks the folders of an archive that `location` lacks."""
   temporary = location / '.unpacked'
   try:
     with writing(temporary):
       shutil.rmtree(temporary, ignore_errors=True)
       _extract(archive, temporary)
-      # CIFAR10-DVS is an archive of one archive for each class.
+      # The archive of CIFAR10-DVS holds one archive per class.
       for inner in sorted(temporary.glob('*.zip')):
         _extract(inner, temporary)
         inner.unlink()
-      os.sync()  # a power cut must not leave whole folders of empty files
+      os.sync()  # or a power cut may leave complete folders of empty files
       for folder in sorted(temporary.iterdir()):
         if not (location / folder.name).exists():
           folder.rename(location / folder.name)

@@ -23,12 +23,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from mpbn_jax.datasets import preparation
-from mpbn_jax.datasets.base import Spec, Split
+from mpbn_jax.datasets.base import Spec, Split, fetch
 from mpbn_jax.datasets.events import archives
 from mpbn_jax.datasets.events.frames import check_framing, to_frames
 from mpbn_jax.datasets.events.recordings import (
+  Collection,
   Recordings,
-  Source,
   open_reader,
   open_recordings,
 )
@@ -39,7 +39,7 @@ PARTS = ('train', 'test')
 
 _log = logging.getLogger('mpbn_jax')
 
-# Makes {'train', 'test'} of {source: its recordings}.
+# Makes {'train', 'test'} of {collection: its recordings}.
 Splitter = Callable[[Mapping[str, Recordings]], Mapping[str, Recordings]]
 
 
@@ -48,7 +48,7 @@ def load(
   config: Mapping,
   *,
   num_steps: int,
-  sources: Mapping[str, Source],
+  collections: Mapping[str, Collection],
   split: Splitter = dict,
 ) -> dict[str, Split]:
   """Returns the splits, mapped from disk; makes the frames if necessary.
@@ -57,7 +57,7 @@ def load(
     spec: of the data set.
     config: `config.data`.
     num_steps: T.
-    sources: the recordings, by name.
+    collections: the recordings, by name.
     split: makes 'train' and 'test' of them; by default they are these two.
 
   Raises:
@@ -66,7 +66,7 @@ def load(
   """
   path = place(spec, config, num_steps=num_steps)
   shape = spec.example_shape(num_steps)
-  splits, problem = _read(path, shape, config['dir'], sources)
+  splits, problem = _read(path, shape, config['dir'], collections)
   if splits is not None:
     return splits
   command = preparation.command(
@@ -79,20 +79,20 @@ def load(
     recordings = split(
       {
         name: open_recordings(
-          source, config['dir'], name=spec.name, command=command
+          collection, config['dir'], name=spec.name, command=command
         )
-        for name, source in sources.items()
+        for name, collection in collections.items()
       }
     )
   with preparation.exclusive(path, what=f'the frames of {spec.name!r}'):
     # Another process may have made them while this one waited.
-    splits, problem = _read(path, shape, config['dir'], sources)
+    splits, problem = _read(path, shape, config['dir'], collections)
     if splits is None:
       if problem:
         _log.warning('%s: its frames are made anew', problem)
         shutil.rmtree(path)
       _write(path, recordings, spec=spec, config=config, num_steps=num_steps)
-      splits, _ = _read(path, shape, config['dir'], sources)
+      splits, _ = _read(path, shape, config['dir'], collections)
   return splits
 
 
@@ -101,7 +101,7 @@ def prepare(
   config: Mapping,
   *,
   num_steps: int,
-  sources: Mapping[str, Source],
+  collections: Mapping[str, Collection],
   split: Splitter = dict,
 ) -> None:
   """Downloads the recordings if necessary, makes the frames, says where.
@@ -111,15 +111,15 @@ def prepare(
   path = place(spec, config, num_steps=num_steps)
   start = time.monotonic()
   splits, problem = _read(
-    path, spec.example_shape(num_steps), config['dir'], sources
+    path, spec.example_shape(num_steps), config['dir'], collections
   )
   done = splits is not None
   if not done:
     with _because(problem):
-      for source in sources.values():
-        archives.obtain(source, config['dir'])
+      for collection in collections.values():
+        archives.obtain(collection, config['dir'])
     splits = load(
-      spec, config, num_steps=num_steps, sources=sources, split=split
+      spec, config, num_steps=num_steps, collections=collections, split=split
     )
   seconds = time.monotonic() - start
   what = 'is prepared already' if done else f'prepared in {seconds:.1f} s'
@@ -146,7 +146,7 @@ def _because(problem):
     raise InputError(f'{problem}; {error}') from error
 
 
-def _read(path, example_shape, directory, sources):
+def _read(path, example_shape, directory, collections):
   """Returns (splits or None, what is wrong with the frames on disk)."""
   if not path.is_dir():
     return None, ''
@@ -155,8 +155,8 @@ def _read(path, example_shape, directory, sources):
   except (ValueError, EOFError, FileNotFoundError):
     return None, f'{path} is damaged'
   made = sum(len(split) for split in splits.values())
-  found = sum(len(open_reader(c, directory)) for c in sources.values())
-  least = sum(source.count for source in sources.values())
+  found = sum(len(open_reader(c, directory)) for c in collections.values())
+  least = sum(collection.count for collection in collections.values())
   # The recordings, or some of them, may have been removed to save space.
   if made == found or found < least <= made:
     return splits, ''
@@ -190,23 +190,23 @@ def _write(path, recordings, *, spec, config, num_steps):
       flush=True,
     )
     for part in PARTS:
-      found = recordings[part]
-      np.save(directory / f'{part}_labels.npy', found.labels)
+      source = recordings[part]
+      np.save(directory / f'{part}_labels.npy', source.labels)
       # Not through mapped memory, where a full disk ends the process.
       with (directory / f'{part}_images.npy').open('wb') as file:
         header = {
           'descr': '|u1',
           'fortran_order': False,
-          'shape': (len(found), *shape),
+          'shape': (len(source), *shape),
         }
         np.lib.format.write_array_header_1_0(file, header)
-        for index in range(len(found)):
-          events = found.read(index)
+        for index in range(len(source)):
+          events, _ = fetch(source, index)
           frames = to_frames(
             events,
             num_steps=num_steps,
-            sensor=found.sensor,
-            name=found.file(index),
+            sensor=source.sensor,
+            name=source.name(index),
             framing=config['framing'],
             size=spec.image_shape[:2],
           )

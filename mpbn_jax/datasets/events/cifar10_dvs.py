@@ -7,14 +7,15 @@ drawn with a fixed seed are the test part, the others the training part.
 
 import functools
 
-from mpbn_jax.datasets.base import Spec, split_stratified
+from mpbn_jax.datasets.base import Spec
 from mpbn_jax.datasets.cifar import CIFAR10
 from mpbn_jax.datasets.events import cache
-from mpbn_jax.datasets.events.recordings import Source
+from mpbn_jax.datasets.events.recordings import Collection
+from mpbn_jax.datasets.splits import split_stratified
 
 SPLIT_SEED = 0
 SHARES = (0.9, 0.1)
-SOURCES = {'all': Source('CIFAR10DVS', count=10_000)}
+COLLECTIONS = {'all': Collection('CIFAR10DVS', count=10_000)}
 SPEC = Spec(
   name='cifar10_dvs',
   image_shape=(48, 48, 2),  # resized from 128x128; the channels are polarities
@@ -32,5 +33,7 @@ def _split(recordings):
   return {'train': every.select(train), 'test': every.select(test)}
 
 
-load = functools.partial(cache.load, sources=SOURCES, split=_split)
-prepare = functools.partial(cache.prepare, sources=SOURCES, split=_split)
+load = functools.partial(cache.load, collections=COLLECTIONS, split=_split)
+prepare = functools.partial(
+  cache.prepare, collections=COLLECTIONS, split=_split
+)

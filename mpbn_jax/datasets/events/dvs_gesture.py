@@ -9,12 +9,12 @@ import functools
 
 from mpbn_jax.datasets.base import Spec
 from mpbn_jax.datasets.events import cache
-from mpbn_jax.datasets.events.recordings import Source
+from mpbn_jax.datasets.events.recordings import Collection
 
-SOURCES = {
+COLLECTIONS = {
   # As many as tonic's archives hold.
-  'train': Source('DVSGesture', count=1077, options={'train': True}),
-  'test': Source('DVSGesture', count=264, options={'train': False}),
+  'train': Collection('DVSGesture', count=1077, options={'train': True}),
+  'test': Collection('DVSGesture', count=264, options={'train': False}),
 }
 SPEC = Spec(
   name='dvs_gesture',
@@ -39,5 +39,5 @@ SPEC = Spec(
   frames=True,
 )
 
-load = functools.partial(cache.load, sources=SOURCES)
-prepare = functools.partial(cache.prepare, sources=SOURCES)
+load = functools.partial(cache.load, collections=COLLECTIONS)
+prepare = functools.partial(cache.prepare, collections=COLLECTIONS)

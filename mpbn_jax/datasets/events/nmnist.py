@@ -8,11 +8,11 @@ import functools
 
 from mpbn_jax.datasets.base import Spec
 from mpbn_jax.datasets.events import cache
-from mpbn_jax.datasets.events.recordings import Source
+from mpbn_jax.datasets.events.recordings import Collection
 
-SOURCES = {
-  'train': Source('NMNIST', count=60_000, options={'train': True}),
-  'test': Source('NMNIST', count=10_000, options={'train': False}),
+COLLECTIONS = {
+  'train': Collection('NMNIST', count=60_000, options={'train': True}),
+  'test': Collection('NMNIST', count=10_000, options={'train': False}),
 }
 SPEC = Spec(
   name='nmnist',
@@ -24,5 +24,5 @@ SPEC = Spec(
   frames=True,
 )
 
-load = functools.partial(cache.load, sources=SOURCES)
-prepare = functools.partial(cache.prepare, sources=SOURCES)
+load = functools.partial(cache.load, collections=COLLECTIONS)
+prepare = functools.partial(cache.prepare, collections=COLLECTIONS)

@@ -1,4 +1,4 @@
-"""Which recordings of an event camera lie on the disk, and what is in one?"""
+"""The recordings of an event camera on disk, read with tonic."""
 
 import dataclasses
 import logging
@@ -16,12 +16,12 @@ _log = logging.getLogger('mpbn_jax')
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-  """One archive of recordings, as tonic knows it.
+class Collection:
+  """The recordings of one archive that tonic knows.
 
   Attributes:
-    kind: tonic's class, and its folder in `data.dir`.
-    count: recordings that it has at least; fewer are an incomplete copy.
+    kind: the name of tonic's class, and of its folder in `data.dir`.
+    count: recordings in the archive; with fewer, a copy is incomplete.
     options: of the class.
   """
 
@@ -32,7 +32,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Recordings:
-  """Recordings with their labels; each is read when it is asked for.
+  """`base.Source` of recordings; `base.fetch` returns their events.
 
   Attributes:
     reader: tonic's data set.
@@ -47,7 +47,6 @@ class Recordings:
 
   @property
   def labels(self) -> np.ndarray:
-    """int32 [N]."""
     return np.array(self.reader.targets, np.int32)[self.positions]
 
   @property
@@ -57,51 +56,36 @@ class Recordings:
     return height, width
 
   def select(self, part: np.ndarray) -> 'Recordings':
-    """Returns those with these indices."""
+    """Returns the recordings with these indices."""
     return dataclasses.replace(self, positions=self.positions[part])
 
-  def file(self, index: int) -> str:
+  def read(self, index: int) -> tuple[np.ndarray, int]:
+    """Returns (events, structured with the fields t, x, y, p; label)."""
+    return self.reader[self.positions[index]]
+
+  def name(self, index: int) -> str:
     """Returns the path of a recording."""
     return self.reader.data[self.positions[index]]
 
-  def read(self, index: int) -> np.ndarray:
-    """Returns the events of a recording: structured, fields t, x, y, p.
 
-    Raises:
-      InputError: the file cannot be read (names it).
-    """
-    try:
-      return self.reader[self.positions[index]][0]
-    except (KeyboardInterrupt, SystemExit):
-      raise
-    # `aedat` is Rust: a panic in it is no `Exception`.
-    except BaseException as error:
-      reason = ' '.join(str(error).split()) or type(error).__name__
-      raise InputError(
-        f'expected a recording of {type(self.reader).__name__}, got '
-        f'{self.file(index)}, which cannot be read ({reason}): put an '
-        'undamaged copy in its place, then the same command again'
-      ) from error
+def open_reader(collection: Collection, directory: str | os.PathLike) -> Any:
+  """Returns tonic's data set of the files on disk; downloads nothing.
 
-
-def open_reader(source: Source, directory: str | os.PathLike) -> Any:
-  """Returns tonic's data set of the files that are there; downloads nothing.
-
-  Sorted by label, then by the last number in the name of the file, then by
-  path: one order on every machine. Hidden files are no recordings.
+  Files are sorted by label, then by the last number in their names, then by
+  path, so the order is the same on every machine. Hidden files are skipped.
 
   Args:
-    source: what is read.
+    collection: to open.
     directory: `data.dir`.
 
   Raises:
-    InputError: a recording among them is of no class.
+    InputError: a file belongs to none of the classes.
     OSError: a directory cannot be read.
   """
   from mpbn_jax.datasets.events import tonic_readers
 
-  reader = getattr(tonic_readers, source.kind)(**source.options)
-  reader.location_on_system = os.path.join(directory, source.kind)
+  reader = getattr(tonic_readers, collection.kind)(**collection.options)
+  reader.location_on_system = os.path.join(directory, collection.kind)
   root = pathlib.Path(reader.location_on_system, reader.folder_name)
   keys = []
   for path in _files(root, reader.suffix):
@@ -112,8 +96,8 @@ def open_reader(source: Source, directory: str | os.PathLike) -> Any:
     if not 0 <= label < len(reader.classes):
       raise InputError(
         f'expected recordings of the {len(reader.classes)} classes of '
-        f'{source.kind} in {root}, got {path}, which is of another: move it '
-        'elsewhere, or give it back its name'
+        f'{collection.kind} in {root}, got {path}, which is of another: move '
+        'it elsewhere, or give it back its name'
       )
     number = int((re.findall(r'\d+', path.stem) or ['-1'])[-1])
     keys.append((label, number, str(path)))
@@ -124,7 +108,7 @@ def open_reader(source: Source, directory: str | os.PathLike) -> Any:
 
 
 def _files(root, suffix):
-  """Yields the paths below `root`, but for hidden ones."""
+  """Yields the paths below `root`, except hidden ones."""
 
   def stop(error):
     if not isinstance(error, FileNotFoundError):
@@ -138,22 +122,26 @@ def _files(root, suffix):
 
 
 def open_recordings(
-  source: Source, directory: str | os.PathLike, *, name: str, command: str
+  collection: Collection,
+  directory: str | os.PathLike,
+  *,
+  name: str,
+  command: str,
 ) -> Recordings:
-  """Returns the recordings of a source, in the order of `open_reader`.
+  """Returns all recordings of a collection, in the order of `open_reader`.
 
   Args:
-    source: what is read.
+    collection: to open.
     directory: `data.dir`.
     name: of the data set, for messages.
-    command: what to type to prepare it.
+    command: that prepares it, for messages.
 
   Raises:
-    InputError: they are not there, or not all; as `open_reader`.
+    InputError: some or all are missing; as `open_reader`.
     OSError: a directory cannot be read.
   """
-  reader = open_reader(source, directory)
-  if len(reader) < source.count:
+  reader = open_reader(collection, directory)
+  if len(reader) < collection.count:
     location = pathlib.Path(reader.location_on_system)
     folder = location / reader.folder_name
     got = f'{len(reader):,}' if len(reader) else 'none'
@@ -164,15 +152,15 @@ def open_recordings(
       f'the folders in it, into {location})'
     )
     raise InputError(
-      f'expected {source.count:,} recordings of {name!r} in {folder}, got '
+      f'expected {collection.count:,} recordings of {name!r} in {folder}, got '
       f'{got}: {todo}'
     )
-  if len(reader) > source.count:
+  if len(reader) > collection.count:
     _log.warning(
       '%s holds %s recordings of %r, %s more than the archive: remove copies',
       os.path.join(reader.location_on_system, reader.folder_name),
       f'{len(reader):,}',
       name,
-      f'{len(reader) - source.count:,}',
+      f'{len(reader) - collection.count:,}',
     )
   return Recordings(reader, np.arange(len(reader)))

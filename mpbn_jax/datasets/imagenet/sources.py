@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from mpbn_jax.datasets.encoded import Source, fetch
+from mpbn_jax.datasets.base import Source, fetch
 from mpbn_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class FolderTree:
     return len(self.labels)
 
   def read(self, index: int) -> tuple[bytes, int]:
-    """See `encoded.Source`."""
+    """See `base.Source`."""
     return pathlib.Path(self.name(index)).read_bytes(), self.labels[index]
 
   def name(self, index: int) -> str:
@@ -209,7 +209,7 @@ class Records:
     return int(self._starts[-1])
 
   def read(self, index: int) -> tuple[bytes, int]:
-    """See `encoded.Source`."""
+    """See `base.Source`."""
     shard = np.searchsorted(self._starts, index, side='right') - 1
     reader = self._reader(*self._shards[shard])
     (record,) = reader.read([int(index - self._starts[shard])])
