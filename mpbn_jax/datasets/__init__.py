@@ -1,54 +1,39 @@
-"""The registry of data sets, and loading one from a configuration."""
+"""Data sets, loaded and prepared as a configuration says."""
 
 import contextlib
-import importlib
 import pathlib
 from collections.abc import Iterator, Mapping
 
 from mpbn_jax.datasets import augment, base
+from mpbn_jax.datasets.arrays import from_arrays
 from mpbn_jax.datasets.base import Dataset, Spec
+from mpbn_jax.datasets.registry import DATASETS, find, get_spec
 from mpbn_jax.datasets.splits import divide
 from mpbn_jax.errors import InputError, unknown
 
-# Name to (module, its `Spec`); imported when it is asked for. In the module,
-# `load(spec, config, *, num_steps)` returns the splits; where it has one,
-# `prepare(spec, config, *, num_steps)` downloads and converts what that reads.
-DATASETS: dict[str, tuple[str, str]] = {
-  'cifar10': ('mpbn_jax.datasets.cifar', 'CIFAR10'),
-  'cifar100': ('mpbn_jax.datasets.cifar', 'CIFAR100'),
-  'cifar10_dvs': ('mpbn_jax.datasets.events.cifar10_dvs', 'SPEC'),
-  'digits': ('mpbn_jax.datasets.embedded.digits', 'SPEC'),
-  'dvs_gesture': ('mpbn_jax.datasets.events.dvs_gesture', 'SPEC'),
-  'event_digits': ('mpbn_jax.datasets.embedded.event_digits', 'SPEC'),
-  'imagenet': ('mpbn_jax.datasets.imagenet', 'SPEC'),
-  'nmnist': ('mpbn_jax.datasets.events.nmnist', 'SPEC'),
-  'photo_digits': ('mpbn_jax.datasets.embedded.photo_digits', 'SPEC'),
-}
+__all__ = [
+  'DATASETS',
+  'Dataset',
+  'Spec',
+  'augmentations',
+  'from_arrays',
+  'get_spec',
+  'load_dataset',
+  'prepare_dataset',
+]
 
 ON_BAD_IMAGE = ('stop', 'skip')
-
-
-def get_spec(name: str) -> Spec:
-  """Returns what is known of a data set without reading it.
-
-  Raises:
-    InputError: unknown name (lists the known ones).
-  """
-  if name not in DATASETS:
-    raise unknown('dataset', name, DATASETS)
-  module, attribute = DATASETS[name]
-  return getattr(importlib.import_module(module), attribute)
 
 
 def augmentations(
   config: Mapping, *, spec: Spec
 ) -> tuple[augment.Augmentation, ...]:
-  """Returns the augmentations that `config.data` asks for, in their order.
+  """Returns the augmentations that `config.data` asks for, in order.
 
-  All but mixup, which comes last.
+  Mixup is not among them: it mixes what they return.
 
   Raises:
-    InputError: they, or mixup, do not fit the images of `spec`.
+    InputError: one of them, or mixup, does not fit the images of `spec`.
   """
   augment.check(config, spec=spec)
   asked = []
@@ -106,10 +91,10 @@ def load_dataset(config: Mapping, *, num_steps: int) -> Dataset:
 
   Args:
     config: `config.data`.
-    num_steps: T, of data sets of frames.
+    num_steps: T, for data sets of frames.
 
   Raises:
-    InputError: unknown name (lists the known ones); not to be had here.
+    InputError: the name is unknown, or the data cannot be read.
   """
   spec = _checked_spec(config)
   asked = augmentations(config, spec=spec)
@@ -136,16 +121,16 @@ def _checked_spec(config):
 
 
 def _read(spec, config, num_steps):
-  """Returns the splits as the data set has them."""
+  """Returns the splits before any is divided."""
   if config['fake']:
     return base.fake(spec, num_steps=num_steps, count=config['fake'])
-  module = importlib.import_module(DATASETS[spec.name][0])
+  loader, _ = find(spec.name)
   with _readable():
-    return module.load(spec, _in_home(config), num_steps=num_steps)
+    return loader.load(spec, _in_home(config), num_steps=num_steps)
 
 
 def _in_home(config):
-  """Returns `config.data` with the home directory in place of a '~'."""
+  """Returns `config.data` with '~' expanded to the home directory."""
   try:
     directory = pathlib.Path(config['dir']).expanduser()
   except RuntimeError as error:
@@ -158,7 +143,7 @@ def _in_home(config):
 
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
-  """Makes one line of it when the system does not let its body read a file."""
+  """Turns an error of the system while reading a file into one line."""
   try:
     yield
   except OSError as error:
@@ -171,19 +156,21 @@ def _readable() -> Iterator[None]:
 
 
 def prepare_dataset(config: Mapping, *, num_steps: int) -> None:
-  """Prepares what `load_dataset` reads, and says where; once is enough.
+  """Prepares the files that `load_dataset` reads, unless they are there.
+
+  Prints where they are.
 
   Args:
     config: `config.data`.
-    num_steps: T, of data sets of frames.
+    num_steps: T, for data sets of frames.
 
   Raises:
-    InputError: unknown name (lists the known ones); cannot be prepared here.
+    InputError: the name is unknown, or the data cannot be prepared.
   """
   spec = _checked_spec(config)
-  module = importlib.import_module(DATASETS[spec.name][0])
-  if config['fake'] or not hasattr(module, 'prepare'):
+  loader, _ = find(spec.name)
+  if config['fake'] or not hasattr(loader, 'prepare'):
     print(f'{spec.name} needs no preparation: train with it at once')
     return
   with _readable():
-    module.prepare(spec, _in_home(config), num_steps=num_steps)
+    loader.prepare(spec, _in_home(config), num_steps=num_steps)

@@ -156,7 +156,7 @@ def _of_another_dtype(images, of, spec):
 
 def _check_range(images, of, spec):
   largest = 0
-  for chunk in _chunks(images):
+  for chunk in chunks(images):
     largest = max(largest, int(chunk.max()))
     # 255 is the most that uint8 holds: one bright pixel says it all.
     if spec.max_value == 255 and largest > 1:
@@ -174,7 +174,8 @@ def _check_range(images, of, spec):
     )
 
 
-def _chunks(images) -> Iterator[np.ndarray]:
+def chunks(images: np.ndarray) -> Iterator[np.ndarray]:
+  """Yields all images, some megabytes at a time."""
   step = max(1, _CHUNK // max(1, images[:1].nbytes))
   for start in range(0, len(images), step):
     yield images[start : start + step]

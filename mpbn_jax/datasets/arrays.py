@@ -1,0 +1,158 @@
+"""Data sets made of a user's NumPy arrays."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mpbn_jax.datasets.base import Dataset, Spec, Split
+from mpbn_jax.datasets.checks import chunks
+from mpbn_jax.datasets.registry import DATASETS
+from mpbn_jax.errors import InputError
+
+# (images, labels)
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Registered:
+  """An entry of the registry whose splits are in memory."""
+
+  spec: Spec
+  splits: Mapping[str, Split]
+
+  def load(self, spec: Spec, config: Mapping, *, num_steps: int):
+    del spec, config, num_steps  # the splits are what they are
+    return self.splits
+
+
+def from_arrays(
+  name: str,
+  *,
+  train: Arrays,
+  test: Arrays,
+  class_names: Sequence[str],
+  validation: Arrays | None = None,
+  max_value: int | None = None,
+  mean: Sequence[float] | None = None,
+  std: Sequence[float] | None = None,
+  frames: bool = False,
+) -> Spec:
+  """Registers a data set made of NumPy arrays; returns its description.
+
+  After that, `--config.data.name=<name>` and `load_dataset` know the data set
+  as long as the process lives. To use it on the command line, call this
+  function in the configuration file. A second call with the same name replaces
+  the first one. The arrays are not copied; they may be memory maps.
+
+  >>> import numpy as np
+  >>> from mpbn_jax import datasets
+  >>> rng = np.random.default_rng(0)
+  >>> def noise(count):
+  ...   labels = np.arange(count) % 2
+  ...   images = rng.integers(0, 128, (count, 8, 8, 1), np.uint8)
+  ...   images[labels == 1] += 128
+  ...   return images, labels
+  >>> spec = datasets.from_arrays(
+  ...   'noise',
+  ...   train=noise(100),
+  ...   test=noise(20),
+  ...   class_names=('dark', 'bright'),
+  ... )
+  >>> spec.image_shape, spec.num_classes
+  ((8, 8, 1), 2)
+  >>> datasets.get_spec('noise') == spec
+  True
+
+  Args:
+    name: of the data set; not one that the package has.
+    train: (images, labels) to train on. Images: uint8 [N, H, W, C], or
+      [N, T, H, W, C] with `frames`. Labels: integers [N], counted from 0.
+    test: likewise, to test on.
+    class_names: one per label.
+    validation: likewise; None: hold out `data.validation_size` examples.
+    max_value: the pixel value that stands for 1.0. None: 255, or 1 with
+      `frames`, so that counts of events stay counts.
+    mean: per channel, of images scaled to [0, 1]. None: of the training images,
+      or 0 with `frames`.
+    std: likewise. None: of the training images, or 1 with `frames`.
+    frames: whether an example is T frames, one per step, rather than one image.
+
+  Raises:
+    TypeError: images or labels are not NumPy arrays.
+    InputError: the name is taken; shapes, types or values do not fit.
+  """
+  if not isinstance(name, str) or not name:
+    raise InputError(f'expected a name for the data set, got {name!r}')
+  if not isinstance(DATASETS.get(name), _Registered | None):
+    raise InputError(
+      f'expected a name that no data set of the package has, got {name!r}: '
+      'choose another one'
+    )
+  given = {'train': train, 'validation': validation, 'test': test}
+  splits = {
+    split: _split(pair, name=name, split=split, frames=frames)
+    for split, pair in given.items()
+    if pair is not None
+  }
+  images = splits['train'].images
+  channels = images.shape[-1]
+  spec = Spec(
+    name=name,
+    image_shape=images.shape[-3:],
+    class_names=tuple(class_names),
+    max_value=(1 if frames else 255) if max_value is None else max_value,
+    mean=(0.0,) * channels if mean is None else tuple(mean),
+    std=(1.0,) * channels if std is None else tuple(std),
+    frames=frames,
+  )
+  Dataset(spec, splits)  # checks the arrays
+  if not frames and (mean is None or std is None):
+    found_mean, found_std = _statistics(images, max_value=spec.max_value)
+    spec = dataclasses.replace(
+      spec,
+      mean=found_mean if mean is None else spec.mean,
+      std=found_std if std is None else spec.std,
+    )
+  DATASETS[name] = _Registered(spec, splits)
+  return spec
+
+
+def _split(pair: Any, *, name, split, frames):
+  if not isinstance(pair, tuple | list) or len(pair) != 2:
+    raise InputError(
+      f'expected (images, labels) as {split} of {name!r}, got '
+      f'{type(pair).__name__}: give a pair of arrays'
+    )
+  images, labels = pair
+  axes = '[N, T, H, W, C]' if frames else '[N, H, W, C]'
+  if isinstance(images, np.ndarray) and images.ndim != (5 if frames else 4):
+    raise InputError(
+      f'expected images {axes} in the split {split!r} of {name!r}, got '
+      f'{list(images.shape)}: bring them into that shape, for example with '
+      'images[..., None] if they lack the channels'
+    )
+  for what, array in (('images', images), ('labels', labels)):
+    if not isinstance(array, np.ndarray):
+      raise TypeError(
+        f'expected the {what} of the split {split!r} of {name!r} as a NumPy '
+        f'array, got {type(array).__name__}: use numpy.asarray'
+      )
+  return Split(images, labels)
+
+
+def _statistics(images, *, max_value):
+  """Returns (mean, std) of each channel, of images scaled to [0, 1]."""
+  total = np.zeros(images.shape[-1], np.int64)
+  squares = np.zeros(images.shape[-1], np.int64)
+  for chunk in chunks(images):
+    pixels = chunk.reshape(-1, images.shape[-1])
+    # Sums of integers: exact, whatever the order.
+    total += pixels.sum(0, dtype=np.int64)
+    squares += np.square(pixels, dtype=np.int64).sum(0)
+  count = images.size // images.shape[-1]
+  mean = total / count
+  variance = np.maximum(squares / count - mean**2, 0)
+  std = np.sqrt(variance)
+  return tuple((mean / max_value).tolist()), tuple((std / max_value).tolist())
