@@ -22,6 +22,7 @@ if TYPE_CHECKING:
   from mpbn_jax.models import MODELS, build_model
   from mpbn_jax.neuron import lif_scan, lif_step
   from mpbn_jax.norm import NORMS
+  from mpbn_jax.runs import load_run
   from mpbn_jax.surrogate import SURROGATES, emit, spike
   from mpbn_jax.training import train
   from mpbn_jax.wiring import readers_of_spikes
@@ -44,6 +45,7 @@ __all__ = [
   'lif_scan',
   'lif_step',
   'load_folded',
+  'load_run',
   'readers_of_spikes',
   'spike',
   'strip',
@@ -67,6 +69,7 @@ _MODULES = {
   'lif_scan': 'neuron',
   'lif_step': 'neuron',
   'load_folded': 'folded',
+  'load_run': 'runs',
   'readers_of_spikes': 'wiring',
   'spike': 'surrogate',
   'strip': 'folding',

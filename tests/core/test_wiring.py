@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import digits
 from mpbn_jax import (
   MODELS,
   InputError,
@@ -19,6 +18,7 @@ from mpbn_jax import (
   strip,
   training,
 )
+from mpbn_jax.configs import digits
 from mpbn_jax.models.spiking_cnn import SpikingCNN
 
 

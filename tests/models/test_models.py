@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import reference_network
 
-from configs import default
 from mpbn_jax import (
   MODELS,
   InputError,
@@ -17,6 +16,7 @@ from mpbn_jax import (
   readers_of_spikes,
   strip,
 )
+from mpbn_jax.configs import default
 from mpbn_jax.interop.torch import to_reference
 from mpbn_jax.layers import LIF
 

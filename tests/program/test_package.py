@@ -49,6 +49,7 @@ ROWS = {
   'evaluation': 4,
   'folded': 4,
   'report': 4,
+  'runs': 4,
   'interop': 4,  # reads the leaves off the model: their wiring stands once
   'command_line': 4,
 }
