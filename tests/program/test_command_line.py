@@ -104,17 +104,17 @@ BAD_INPUT = {
   'unknown reset': ([KEY + 'model.reset=x'], "unknown reset 'x'", 'hard, soft'),
   'unknown current norm': (
     [KEY + 'model.conv_norm=x'],
-    "unknown normalization of the current 'x'",
+    "unknown conv_norm 'x'",
     'bn',
   ),
   'unknown membrane norm': (
     [KEY + 'model.membrane_norm=bn'],
-    "unknown normalization of the membrane 'bn'",
+    "unknown membrane_norm 'bn'",
     'mpbn_channel',
   ),
   'unknown spike norm': (
     [KEY + 'model.spike_norm=x'],
-    "unknown normalization of the spikes 'x'",
+    "unknown spike_norm 'x'",
     'none',
   ),
   'unknown dataset': (
