@@ -19,8 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from configs import digits_106
 from mpbn_jax import losses, sharding
+from mpbn_jax.configs import digits_106
 from mpbn_jax.experiment import build
 from mpbn_jax.train_step import init_state, make_train_step
 

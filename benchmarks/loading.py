@@ -25,7 +25,8 @@ import PIL
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from configs.default import get_config
+from mpbn_jax.configs.default import get_config
+
 from mpbn_jax.datasets import augmentations, get_spec, imagenet
 from mpbn_jax.datasets.base import Dataset, Split
 from mpbn_jax.datasets.batches import TrainingBatches

@@ -6,7 +6,7 @@ The paper prints 94.28 % for T = 4 (Tables 1, 2 and 6). Other architectures,
 steps and the reference implementation's choices: `configs/paper.py`.
 """
 
-from configs import default
+from mpbn_jax.configs import default
 
 
 def get_config():

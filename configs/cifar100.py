@@ -5,7 +5,7 @@
 The paper prints 72.30 % for T = 4 (Tables 1, 3 and 6).
 """
 
-from configs import cifar10
+from mpbn_jax.configs import cifar10
 
 
 def get_config():

@@ -5,7 +5,7 @@
 The paper prints 78.70 % for T = 10 (Table 5), and 74.40 % for ResNet19.
 """
 
-from configs import default
+from mpbn_jax.configs import default
 
 
 def get_config():

@@ -13,6 +13,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.seed = 0  # of the initial parameters, the shuffling and augmentation
   config.num_epochs = 400  # passes over the training split
+  # Work directory of a run that a new one takes its initial weights from; '':
+  # random ones.
+  config.init_from = ''
 
   config.model = model = ml_collections.ConfigDict()
   # resnet18 | resnet19 | resnet20 | resnet34 | preact_resnet | vgg16 |

@@ -3,7 +3,7 @@
 python main.py --config=configs/digits.py --workdir=runs/digits
 """
 
-from configs import default
+from mpbn_jax.configs import default
 
 
 def get_config():

@@ -8,7 +8,7 @@ The surrogate gradient is `atan`, which is nowhere 0: with the window of `rect`
 these layers learn slowly.
 """
 
-from configs import digits
+from mpbn_jax.configs import digits
 
 
 def get_config():

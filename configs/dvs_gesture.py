@@ -5,7 +5,7 @@
 Not one of the paper's experiments. No flip: it makes a right hand a left one.
 """
 
-from configs import cifar10_dvs
+from mpbn_jax.configs import cifar10_dvs
 
 
 def get_config():

@@ -6,7 +6,7 @@ Seeds 0, 1 and 2 end with 94.43, 94.15 and 94.71 % of 359 test digits, in less
 than a minute on 2 cores.
 """
 
-from configs import default
+from mpbn_jax.configs import default
 
 
 def get_config():

@@ -6,7 +6,7 @@ The paper prints 63.14 % for T = 4 (Table 4), and 64.71 % for ResNet34.
 `mpbn_jax/datasets/imagenet/sources.py` says where the images must lie.
 """
 
-from configs import default
+from mpbn_jax.configs import default
 
 
 def get_config():

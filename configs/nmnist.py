@@ -5,7 +5,7 @@
 Not one of the paper's experiments.
 """
 
-from configs import default
+from mpbn_jax.configs import default
 
 
 def get_config():

@@ -6,7 +6,7 @@ python main.py --config=configs/photo_digits.py
 docs/data.md says what is hard about the images.
 """
 
-from configs import default
+from mpbn_jax.configs import default
 
 
 def get_config():

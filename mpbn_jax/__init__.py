@@ -1,25 +1,31 @@
 """Deep spiking networks with Membrane Potential Batch Normalization in JAX.
 
-The public names. Nothing here imports a data set, plotting or checkpoint
-library: those load when `train`, `evaluate` or `load_folded` is asked for.
+The public names load when they are first used: importing the package alone
+imports no JAX, no data set, no plotting and no checkpoint library.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
-from mpbn_jax.errors import InputError
-from mpbn_jax.folding import (
-  fold,
-  fold_all,
-  fold_convolutions,
-  fold_spike_norms,
-  strip,
-)
-from mpbn_jax.layers import LIF
-from mpbn_jax.models import MODELS, build_model
-from mpbn_jax.neuron import lif_scan, lif_step
-from mpbn_jax.norm import NORMS
-from mpbn_jax.surrogate import SURROGATES, emit, spike
-from mpbn_jax.wiring import readers_of_spikes
+if TYPE_CHECKING:
+  from mpbn_jax.errors import InputError
+  from mpbn_jax.evaluation import evaluate
+  from mpbn_jax.folded import load_folded
+  from mpbn_jax.folding import (
+    fold,
+    fold_all,
+    fold_convolutions,
+    fold_spike_norms,
+    strip,
+  )
+  from mpbn_jax.layers import LIF
+  from mpbn_jax.models import MODELS, build_model
+  from mpbn_jax.neuron import lif_scan, lif_step
+  from mpbn_jax.norm import NORMS
+  from mpbn_jax.runs import load_run
+  from mpbn_jax.surrogate import SURROGATES, emit, spike
+  from mpbn_jax.training import train
+  from mpbn_jax.wiring import readers_of_spikes
 
 __version__ = '0.1.0'
 
@@ -39,22 +45,45 @@ __all__ = [
   'lif_scan',
   'lif_step',
   'load_folded',
+  'load_run',
   'readers_of_spikes',
   'spike',
   'strip',
   'train',
 ]
 
-# {function: its module}
-_ON_DEMAND = {
+# {public name: its module}
+_MODULES = {
+  'InputError': 'errors',
+  'LIF': 'layers',
+  'MODELS': 'models',
+  'NORMS': 'norm',
+  'SURROGATES': 'surrogate',
+  'build_model': 'models',
+  'emit': 'surrogate',
   'evaluate': 'evaluation',
+  'fold': 'folding',
+  'fold_all': 'folding',
+  'fold_convolutions': 'folding',
+  'fold_spike_norms': 'folding',
+  'lif_scan': 'neuron',
+  'lif_step': 'neuron',
   'load_folded': 'folded',
+  'load_run': 'runs',
+  'readers_of_spikes': 'wiring',
+  'spike': 'surrogate',
+  'strip': 'folding',
   'train': 'training',
 }
 
 
-def __getattr__(name):
-  if name in _ON_DEMAND:
-    module = importlib.import_module(f'mpbn_jax.{_ON_DEMAND[name]}')
-    return getattr(module, name)
+def __getattr__(name: str) -> Any:
+  if name in _MODULES:
+    module = importlib.import_module(f'mpbn_jax.{_MODULES[name]}')
+    globals()[name] = getattr(module, name)
+    return globals()[name]
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

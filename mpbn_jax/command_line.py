@@ -1,47 +1,46 @@
-"""The command line: flags, keys, their values, the help."""
+"""The command line: flags, and keys of the configuration."""
 
 import ast
 import difflib
 import logging
 import pathlib
-import re
-import runpy
-import textwrap
-import traceback
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import ml_collections
 
 from mpbn_jax import config as configs
+from mpbn_jax import config_files
 from mpbn_jax.errors import InputError, unknown
 
 _log = logging.getLogger('mpbn_jax')
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
-_DEFAULTS = _ROOT / 'configs' / 'default.py'
-DEFAULT_CONFIG = _ROOT / 'configs' / 'digits.py'
 MODES = ('train', 'evaluate', 'fold', 'import', 'prepare')
 
 # Name to (what it takes, what it means).
-_FLAGS = {
+FLAGS = {
   'mode': ('|'.join(MODES), 'what to do, see above; default: train'),
   'config': (
     'FILE',
-    'a file of configs/, or FILE:NAME for a named row of one that has rows; '
-    f'default: configs/{DEFAULT_CONFIG.name}',
+    'a file of configs/, FILE:NAME for a named row of one that has rows, or '
+    'the config.json of a run; default: that of the run in --workdir, '
+    f'configs/{config_files.DEFAULT.name} in a new one',
   ),
   'workdir': (
     'DIR',
     'where the run lives: checkpoints, metrics, summary; default: '
-    'runs/<name of the configuration>',
+    'runs/<name of the configuration>, and beside a config.json its own',
   ),
   'checkpoint': (
     'FILE',
     'the weights that --mode=import reads: .npz, .safetensors, or .pth, .pt, '
     '.tar with PyTorch installed; only for that mode',
   ),
+  'init_from': (
+    'DIR',
+    'the work directory of a run that a new one takes its initial weights '
+    'from, as config.init_from; the head only if the classes are as many',
+  ),
 }
-_HELP = {'-h', '-help', '--help', '--helpfull'}
+HELP = {'-h', '-help', '--help', '--helpfull'}
 
 
 class Command(NamedTuple):
@@ -62,7 +61,7 @@ class Command(NamedTuple):
 
 def wants_help(argv: list[str]) -> bool:
   """Returns whether the arguments ask for the help."""
-  return not _HELP.isdisjoint(argv)
+  return not HELP.isdisjoint(argv)
 
 
 def parse(argv: list[str]) -> Command:
@@ -89,22 +88,40 @@ def parse(argv: list[str]) -> Command:
       f'--checkpoint is only for --mode=import, got --mode={mode}: leave it '
       'out, the run is the one in --workdir'
     )
-  source = given.get('config', str(DEFAULT_CONFIG))
-  config = load(source)
+  source = _source(given)
+  config = config_files.load(source)
   before = configs.flatten(config)
-  optional = {
-    k for k, v in configs.flatten(load(_DEFAULTS)).items() if v is None
-  }
+  defaults = config_files.load(config_files.KEYS)
+  optional = {k for k, v in configs.flatten(defaults).items() if v is None}
+  if 'init_from' in given:
+    overrides = [('init_from', given['init_from']), *overrides]
   for key, value in overrides:
     _set(config, key, value, optional=key in optional)
   _drop_paper(config, before)
-  name = '_'.join([pathlib.Path(_file(source)[0]).stem, *_file(source)[1:]])
   return Command(
     mode,
     config,
-    workdir=pathlib.Path(given.get('workdir', f'runs/{name}')),
+    workdir=_workdir(given, source),
     checkpoint=None if checkpoint is None else pathlib.Path(checkpoint),
   )
+
+
+def _source(given):
+  """Returns the configuration that is meant: a run knows its own."""
+  if 'config' in given:
+    return given['config']
+  workdir = pathlib.Path(given.get('workdir', config_files.DEFAULT_WORKDIR))
+  stored = workdir / config_files.STORED
+  return str(stored if stored.is_file() else config_files.DEFAULT)
+
+
+def _workdir(given, source):
+  if 'workdir' in given:
+    return pathlib.Path(given['workdir'])
+  path, *row = config_files.split(source)
+  if pathlib.Path(path).suffix == '.json':
+    return pathlib.Path(path).parent
+  return pathlib.Path('runs') / '_'.join([pathlib.Path(path).stem, *row])
 
 
 def _split(argv):
@@ -123,7 +140,7 @@ def _split(argv):
       overrides.append((name.removeprefix('noconfig.'), 'false'))
       continue
     is_key = name.startswith('config.')
-    if not is_key and name not in _FLAGS:
+    if not is_key and name not in FLAGS:
       raise _unknown_flag(name)
     if not assigned:
       follows = rest and not rest[0].startswith('--')
@@ -133,17 +150,19 @@ def _split(argv):
       continue
     if not value:
       raise InputError(
-        f'--{name} needs a value, got none: write --{name}={_FLAGS[name][0]}'
+        f'--{name} needs a value, got none: write --{name}={FLAGS[name][0]}'
       )
     given[name] = value
   return given, overrides
 
 
 def _unknown_flag(name):
-  flags = [f'--{flag}' for flag in (*_FLAGS, 'config.KEY')]
+  flags = [f'--{flag}' for flag in (*FLAGS, 'config.KEY')]
   if difflib.get_close_matches(f'--{name}', flags, n=1):
     return unknown('flag', f'--{name}', flags)
-  near = configs.nearest_keys(name, configs.flatten(load(_DEFAULTS)))
+  near = configs.nearest_keys(
+    name, configs.flatten(config_files.load(config_files.KEYS))
+  )
   if not near:
     return unknown('flag', f'--{name}', flags)
   hint = ' or '.join(f'--config.{key}' for key in near)
@@ -181,79 +200,6 @@ def _drop_paper(config, before):
       ', '.join(changed),
     )
     config.paper.accuracy = config.paper.deviation = None
-
-
-# ---- the configuration file
-
-
-def load(source: pathlib.Path | str) -> ml_collections.ConfigDict:
-  """Returns what get_config() of a file returns, locked.
-
-  Args:
-    source: a path, or 'path:name', which calls get_config('name').
-
-  Raises:
-    InputError: no such file (lists those in configs/); it fails, or returns
-      something else than the keys of configs/default.py.
-  """
-  file, *argument = _file(source)
-  path = pathlib.Path(file)
-  if not path.is_file():
-    known = sorted(p.name for p in (_ROOT / 'configs').glob('[!_]*.py'))
-    raise InputError(
-      f'expected a configuration file, got {file!r}, which is none: '
-      f'configs/ has {", ".join(known)}'
-    )
-  try:
-    get_config = runpy.run_path(file).get('get_config')
-    config = None if get_config is None else get_config(*argument)
-  except InputError:
-    raise
-  except Exception as error:  # whatever a user's file may raise
-    raise InputError(_failure(path, error)) from error
-  if not isinstance(config, ml_collections.ConfigDict):
-    got = 'none' if get_config is None else f'one with {config!r:.40}'
-    raise InputError(
-      f'expected a function get_config() in {file} that returns a ConfigDict, '
-      f'got {got}: start from configs/digits.py'
-    )
-  if path.resolve() != _DEFAULTS:
-    _check_keys(file, config)
-  return config.lock()
-
-
-def _file(source):
-  """Returns [path] or [path, name]."""
-  return re.split(r'(?<=\.py):', str(source), maxsplit=1)
-
-
-def _failure(path, error):
-  lines = [
-    frame.lineno
-    for frame in traceback.extract_tb(error.__traceback__)
-    if frame.filename == str(path)
-  ]
-  line = getattr(error, 'lineno', None) or (lines[-1] if lines else None)
-  where = f'{path}, line {line}' if line else str(path)
-  text = ' '.join(str(error).split())
-  return (
-    f'expected a configuration that can be read, got {type(error).__name__} '
-    f'in {where}: {text}: mend that file'
-  )
-
-
-def _check_keys(file, config):
-  known = configs.flatten(load(_DEFAULTS))
-  flat = configs.flatten(config)
-  for key in flat:
-    if key not in known:
-      raise configs.unknown_key(key, known)
-  missing = [key for key in known if key not in flat]
-  if missing:
-    raise InputError(
-      f'expected every key of configs/default.py, got {file} without '
-      f'{", ".join(missing[:3])}: start from default.get_config()'
-    )
 
 
 # ---- --config.key=value
@@ -300,57 +246,3 @@ def _convert(text: str | None, kind: type) -> Any:
   if kind in (int, float, str):
     return kind(text)
   return ast.literal_eval(text)
-
-
-# ---- help
-
-
-def help_text(introduction: str, argv: list[str]) -> str:
-  """Returns the introduction, the flags and every key with its comment.
-
-  Args:
-    introduction: what the program does, with examples.
-    argv: a --config in it says whose values are shown.
-  """
-  given = [a.partition('=')[2] for a in argv if a.startswith('--config=')]
-  source = given[-1] if given else f'configs/{DEFAULT_CONFIG.name}'
-  values = configs.flatten(load(source if given else DEFAULT_CONFIG))
-  lines = [introduction.strip(), '', 'Flags:']
-  for name, (takes, meaning) in _FLAGS.items():
-    lines += [f'  --{name}={takes}', _indented(meaning)]
-  lines += ['', f'Keys, with the values of {source}:']
-  for key, comment in _comments(_DEFAULTS):
-    if key is None:
-      lines += ['', _indented(comment, by=2)]
-    else:
-      lines += [f'  --config.{key}={values[key]}', _indented(comment)]
-  return '\n'.join(lines)
-
-
-def _indented(text, *, by=6):
-  indent = ' ' * by
-  return textwrap.fill(
-    text, 80, initial_indent=indent, subsequent_indent=indent
-  )
-
-
-def _comments(file: pathlib.Path) -> Iterator[tuple[str | None, str]]:
-  """Yields (key, comment), and (None, heading) above a group of keys.
-
-  A comment stands behind its key, or above it where it is longer. What stands
-  above a key that has its comment behind it is the heading of several keys.
-  """
-  known = configs.flatten(load(file))
-  above = []
-  for line in file.read_text().splitlines():
-    line = line.strip()
-    if line.startswith('#'):
-      above.append(line[1:].strip())
-      continue
-    match = re.match(r'([a-z0-9_.]+) = [^#]*(?:#\s*(.*))?$', line)
-    if match and match[1].removeprefix('config.') in known:
-      key = match[1].removeprefix('config.')
-      if above and match[2]:
-        yield None, ' '.join(above)
-      yield key, match[2] or ' '.join(above)
-    above = []

@@ -116,7 +116,7 @@ def fold_convolutions(variables: Mapping) -> Variables:
   if not _has_norm(variables, 'conv'):
     raise InputError(
       'expected variables with a normalization after the convolutions, got '
-      "none: there is nothing to fold (current_norm='none', or folded and "
+      "none: there is nothing to fold (conv_norm='none', or folded and "
       'stripped already)'
     )
 

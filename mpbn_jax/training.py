@@ -1,7 +1,6 @@
 """The training loop: resuming, the log, checkpoints and the end."""
 
 import contextlib
-import functools
 import math
 import pathlib
 import time
@@ -18,6 +17,7 @@ from mpbn_jax.evaluation import evaluate
 from mpbn_jax.experiment import Experiment, build, for_epochs
 from mpbn_jax.files import NotWrittenError
 from mpbn_jax.interrupt import Interrupted, SignalCatcher
+from mpbn_jax.runs import with_weights_of
 from mpbn_jax.train_step import (
   TrainMetrics,
   TrainState,
@@ -68,6 +68,7 @@ def train(
     state, wanted = init_state(experiment), True
     restored = checkpoints.restore_latest(state)
     if restored is None:
+      state = _started(state, config.init_from)
       print(tables.parameters(state.params), flush=True)
     else:
       step, state = restored
@@ -92,6 +93,16 @@ def train(
       'the same command continues',
     )
   return experiment, state
+
+
+def _started(state, init_from):
+  """Returns the state that a new run starts from."""
+  if not init_from:
+    return state
+  state, kept = with_weights_of(state, init_from)
+  new = f'; new: {", ".join(kept)}' if kept else ''
+  print(f'initial weights from {init_from}{new}', flush=True)
+  return state
 
 
 def _going_on(experiment, step, stored, workdir):
@@ -241,11 +252,7 @@ class _Log:
   def __init__(self, experiment, writer, progress):
     self._writer, self._progress = writer, progress
     self._rate = experiment.learning_rate
-    self._empty = functools.partial(
-      jax.device_put,
-      TrainMetrics.empty(),
-      sharding.replicated(experiment.mesh),
-    )
+    self._replicated = sharding.replicated(experiment.mesh)
     self._start(waited=0.0)
 
   def _start(self, *, waited):
@@ -276,4 +283,5 @@ class _Log:
     self._writer.write(step, values)
     self._progress.say(step, tables.metrics(values))
     self._start(waited=waited)
-    return self._empty()
+    # Made anew: the next step is given these buffers for good.
+    return jax.device_put(TrainMetrics.empty(), self._replicated)

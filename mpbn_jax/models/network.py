@@ -50,8 +50,8 @@ class SpikingNetwork(nn.Module):
   dtype: str = 'float32'
 
   def __post_init__(self):
-    check_types(self)
     check_positive(self, 'num_classes', 'num_steps', 'width')
+    check_types(self)
     if self.dtype not in DTYPES:
       raise unknown('dtype', self.dtype, DTYPES)
     super().__post_init__()

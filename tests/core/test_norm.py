@@ -52,8 +52,8 @@ def test_entry_is_complete(name):
   params, stats = _init(name)
   assert norm.place in PLACES
   assert (norm.fold is None) == bool(norm.why_not)
-  if norm.per_time_step:
-    assert {**params, **stats}[norm.per_time_step].shape[0] == T
+  if leaf := getattr(norm, 'per_time_step', ''):
+    assert {**params, **stats}[leaf].shape[0] == T
 
 
 @pytest.mark.parametrize('name', NORMS)
@@ -231,7 +231,7 @@ def test_variance_of_a_constant_is_not_negative():
 @pytest.mark.parametrize('name', NORMS)
 def test_unknown_norm_lists_those_of_its_place(name):
   place = NORMS[name].place
-  with pytest.raises(InputError, match=f'normalization of the {place}.*{name}'):
+  with pytest.raises(InputError, match=f'unknown {place}_norm.*{name}'):
     check_norm('mpbm', place=place)
 
 

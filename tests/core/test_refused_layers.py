@@ -32,7 +32,7 @@ def test_input_without_a_batch_steps_and_channels_is_refused(name, kind, shape):
   [
     ({'eps': 0.0}, 'eps must be positive and finite, got 0.0'),
     ({'eps': -1e-5}, 'eps must be positive'),
-    ({'eps': float('nan')}, 'eps must be positive'),
+    ({'eps': float('nan')}, 'eps must be a finite number'),
     ({'momentum': 5.0}, r'momentum .* \(0, 1\], got 5.0'),
   ],
 )
@@ -111,10 +111,10 @@ def test_folded_kernel_of_another_shape_is_refused():
 @pytest.mark.parametrize(
   ('layer', 'message'),
   [
-    (lambda: LIF(norm='mpbn'), "membrane_norm 'mpbn'.*did you mean 'mpbn_"),
+    (lambda: LIF(norm='mpbn'), "membrane_norm 'mpbn'.*mpbn_channel"),
     (lambda: LIF(spike_norm='psp'), "spike_norm 'psp'.*did you mean 'psp_"),
     (lambda: ConvNorm(2, norm='mpbn_channel'), "conv_norm 'mpbn_channel'.*bn,"),
-    (lambda: DenseNorm(2, norm='bm'), "conv_norm 'bm'.*did you mean 'bn'"),
+    (lambda: DenseNorm(2, norm='bm'), "conv_norm 'bm'.*one of bn"),
     (lambda: SpikeNorm(norm='psp'), "spike_norm 'psp'.*did you mean 'psp_"),
   ],
 )

@@ -252,7 +252,7 @@ def test_function_that_asks_its_input_for_nothing_shows_the_spikes(function):
   model = Net(lambda x: end(function(spikes(x))))
   with pytest.raises(TypeError, match='is of type .*Spikes') as error:
     random_variables(model)
-  assert 'which only ConvNorm, Readout and' in str(error.value.__cause__)
+  assert 'which only ConvNorm, DenseNorm, Readout' in str(error.value.__cause__)
 
 
 @pytest.mark.parametrize('name', REFUSED)

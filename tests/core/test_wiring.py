@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import traverse_util
 
-from configs import digits
 from mpbn_jax import (
+  LIF,
   MODELS,
   InputError,
   build_model,
@@ -19,6 +20,8 @@ from mpbn_jax import (
   strip,
   training,
 )
+from mpbn_jax.configs import digits
+from mpbn_jax.layers import Factory
 from mpbn_jax.models.spiking_cnn import SpikingCNN
 
 
@@ -101,7 +104,7 @@ def test_scanned_blocks_are_wired_inside(remat):
     'stage2_first/conv1',
     'stage2_first/shortcut',
   )
-  assert readers['last_lif_spikes'] == ('head',)
+  assert readers['last_lif/spike_norm'] == ('head',)
 
 
 # ---- what a fold accepts
@@ -167,9 +170,11 @@ def _run(model, variables):
 
 
 def _without(variables, layer, leaf):
-  layers = {k: dict(v) for k, v in variables['folded'].items()}
-  del layers[layer][leaf]
-  return {**variables, 'folded': layers}
+  leaves = traverse_util.flatten_dict(variables['folded'], sep='/')
+  gone = f'{layer}/{leaf}'
+  kept = {k: v for k, v in leaves.items() if not f'{k}/'.startswith(f'{gone}/')}
+  assert len(kept) < len(leaves)
+  return {**variables, 'folded': traverse_util.unflatten_dict(kept, sep='/')}
 
 
 def test_folded_network_with_a_reader_left_out_is_refused(folded):
@@ -202,7 +207,11 @@ class Switched(SpikingCNN):
 
 
 def test_folded_network_that_other_inputs_wire_differently_is_refused():
-  model = Switched(width=4, num_steps=2, spike_norm='psp_bn', v_th=0.5)
+  model = Switched(
+    width=4,
+    num_steps=2,
+    lif=Factory(LIF, norm='mpbn_channel', spike_norm='psp_bn'),
+  )
   x = common.images(2)
   variables = common.random_variables(model, x)
   readers = readers_of_spikes(model, variables, x)

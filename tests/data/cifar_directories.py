@@ -3,8 +3,8 @@
 import fake_cifar
 import numpy as np
 import runs
+from mpbn_jax.configs.default import get_config
 
-from configs.default import get_config
 from mpbn_jax.datasets import load_dataset, prepare_dataset
 from mpbn_jax.datasets.cifar import archives
 

@@ -7,8 +7,8 @@ import shutil
 
 import aedat4
 import numpy as np
+from mpbn_jax.configs.default import get_config
 
-from configs.default import get_config
 from mpbn_jax.datasets import get_spec, load_dataset
 
 NAMES = ('cifar10_dvs', 'dvs_gesture', 'nmnist')

@@ -5,9 +5,9 @@ import io
 import pathlib
 
 import numpy as np
+from mpbn_jax.configs.default import get_config
 from PIL import Image
 
-from configs.default import get_config
 from mpbn_jax.datasets import imagenet, load_dataset
 
 CLASSES = imagenet.SPEC.class_names[:3]

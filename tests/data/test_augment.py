@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mpbn_jax.configs.default import get_config
 
-from configs.default import get_config
 from mpbn_jax import InputError, losses
 from mpbn_jax.datasets import augment, augmentations, get_spec, resized_crop
 from mpbn_jax.datasets.resized_crop import rectangle

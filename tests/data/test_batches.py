@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import runs
 
-from configs import cifar10, digits, paper
 from mpbn_jax import InputError, config, sharding, training
+from mpbn_jax.configs import cifar10, digits, paper
 from mpbn_jax.datasets import get_spec
 from mpbn_jax.datasets.base import Dataset, Split
 from mpbn_jax.datasets.batches import TrainingBatches

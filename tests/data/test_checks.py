@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 import pytest
+from mpbn_jax.configs.default import get_config
 
-from configs.default import get_config
 from mpbn_jax import InputError
 from mpbn_jax.datasets import augmentations, get_spec, load_dataset
 from mpbn_jax.datasets.base import Dataset, Spec, Split, Subset, fetch

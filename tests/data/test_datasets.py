@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mpbn_jax.configs.default import get_config
 from runs import ROOT
 
-from configs.default import get_config
 from mpbn_jax import InputError
 from mpbn_jax.datasets import (
   DATASETS,

@@ -4,9 +4,9 @@ import zlib
 
 import numpy as np
 import pytest
+from mpbn_jax.configs.default import get_config
 from sklearn.datasets import load_digits
 
-from configs.default import get_config
 from mpbn_jax import InputError
 from mpbn_jax.datasets import load_dataset
 from mpbn_jax.datasets.embedded import event_digits

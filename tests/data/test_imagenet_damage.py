@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import runs
 from imagenet_files import CLASSES, load, load_from_registry, read
+from mpbn_jax.configs.default import get_config
 from PIL import Image
 
-from configs.default import get_config
 from mpbn_jax import InputError, report
 from mpbn_jax.datasets import load_dataset
 from mpbn_jax.datasets.batches import evaluation_batches

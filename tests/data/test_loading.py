@@ -14,8 +14,8 @@ import pytest
 import runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mpbn_jax.configs.default import get_config
 
-from configs.default import get_config
 from mpbn_jax import InputError
 from mpbn_jax.datasets import load_dataset
 from mpbn_jax.datasets.batches import TrainingBatches

@@ -234,7 +234,7 @@ def test_patches_are_the_photographs_darkened():
 
 
 def test_dataset_is_read_by_its_name():
-  from configs.photo_digits import get_config
+  from mpbn_jax.configs.photo_digits import get_config
 
   config = get_config()
   config.data.train_size = 70

@@ -10,8 +10,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from configs import paper
 from mpbn_jax.config import flatten
+from mpbn_jax.configs import paper
 
 DIRECTORY = pathlib.Path(__file__).resolve().parent / 'paper'
 

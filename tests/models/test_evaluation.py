@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits
 from mpbn_jax import LIF, InputError, sharding
+from mpbn_jax.configs import digits
 from mpbn_jax.datasets.base import Dataset, Spec, Split
 from mpbn_jax.evaluation import compare, compare_layers, recorded
 

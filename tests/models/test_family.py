@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits
 from mpbn_jax import (
   NORMS,
   InputError,
@@ -22,6 +21,7 @@ from mpbn_jax import (
   readers_of_spikes,
   strip,
 )
+from mpbn_jax.configs import digits
 from mpbn_jax.evaluation import compare_layers, recorded
 from mpbn_jax.experiment import build
 from mpbn_jax.layers import ConvNorm

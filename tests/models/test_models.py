@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import reference_network
 
-from configs import default
 from mpbn_jax import (
   MODELS,
   InputError,
@@ -17,6 +16,7 @@ from mpbn_jax import (
   readers_of_spikes,
   strip,
 )
+from mpbn_jax.configs import default
 from mpbn_jax.interop.torch import to_reference
 from mpbn_jax.layers import LIF
 
@@ -233,6 +233,37 @@ def test_depth_of_preact_resnet_counts_its_layers_with_weights(blocks):
     if path[-1].key == 'kernel'
   ]
   assert sum(kernels) == 6 * blocks + 4
+
+
+@pytest.mark.slow
+def test_remat_of_blocks_that_hand_on_normed_spikes_changes_no_gradient():
+  x = common.images(4, 16)
+
+  def gradients(remat):
+    model, variables = common.small(
+      'resnet20', 16, unroll=False, conv_norm='none', spike_norm='psp_bn'
+    )
+    if remat:
+      model = model.clone(remat=True)
+
+    @jax.jit
+    def gradient(params):
+      def loss(params):
+        variables_of = {**variables, 'params': params}
+        logits, updates = model.apply(
+          variables_of, x, train=True, mutable=['batch_stats']
+        )
+        return (logits**2).mean(), updates
+
+      return jax.grad(loss, has_aux=True)(params)
+
+    return gradient(variables['params'])
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    gradients(False),
+    gradients(True),
+  )
 
 
 def test_remat_computes_again_and_changes_no_gradient():

@@ -12,8 +12,8 @@ import jax
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from configs import digits
 from mpbn_jax import evaluation, report, sharding, training
+from mpbn_jax.configs import digits
 
 
 def results(mesh: jax.sharding.Mesh) -> dict:

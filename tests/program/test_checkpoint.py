@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import runs
 from checkpoint_items import tree, value_of, write
+from mpbn_jax.configs.default import get_config
 
-from configs.default import get_config
 from mpbn_jax import arrays
 from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.errors import InputError

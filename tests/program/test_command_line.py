@@ -104,17 +104,17 @@ BAD_INPUT = {
   'unknown reset': ([KEY + 'model.reset=x'], "unknown reset 'x'", 'hard, soft'),
   'unknown current norm': (
     [KEY + 'model.conv_norm=x'],
-    "unknown normalization of the current 'x'",
+    "unknown conv_norm 'x'",
     'bn',
   ),
   'unknown membrane norm': (
     [KEY + 'model.membrane_norm=bn'],
-    "unknown normalization of the membrane 'bn'",
+    "unknown membrane_norm 'bn'",
     'mpbn_channel',
   ),
   'unknown spike norm': (
     [KEY + 'model.spike_norm=x'],
-    "unknown normalization of the spikes 'x'",
+    "unknown spike_norm 'x'",
     'none',
   ),
   'unknown dataset': (
@@ -208,13 +208,13 @@ def test_bad_input_is_one_line_and_exit_code_2(name, tmp_path, capsys):
       'every key of configs/default.py',
       'data.batch_size',
     ],
-    'from configs import default\n'
+    'from mpbn_jax.configs import default\n'
     'def get_config():\n'
     '  config = default.get_config()\n'
     '  with config.unlocked():\n'
     '    config.model.colour = 1\n'
     '  return config\n': ["unknown configuration key 'model.colour'"],
-    'from configs import default\n'
+    'from mpbn_jax.configs import default\n'
     'def get_config():\n'
     '  config = default.get_config()\n'
     '  config.model.num_steps = "x"\n'
@@ -317,7 +317,7 @@ def test_optional_key_takes_a_number_and_none():
 def test_config_file_may_have_named_rows(tmp_path):
   file = tmp_path / 'rows.py'
   file.write_text(
-    'from configs import default\n'
+    'from mpbn_jax.configs import default\n'
     'def get_config(name):\n'
     '  config = default.get_config()\n'
     '  config.model.num_steps = {"a": 1, "b": 2}[name]\n'

@@ -6,8 +6,8 @@ import pathlib
 import jax
 import pytest
 import runs
+from mpbn_jax.configs.default import get_config
 
-from configs.default import get_config
 from mpbn_jax import InputError, sharding, training
 from mpbn_jax.config import check_config
 
@@ -21,7 +21,7 @@ FILES = sorted(
 
 @pytest.mark.parametrize('name', FILES)
 def test_every_config_can_be_trained_as_its_docstring_says(name):
-  module = importlib.import_module(f'configs.{name}')
+  module = importlib.import_module(f'mpbn_jax.configs.{name}')
   path = pathlib.Path('configs') / f'{name}.py'
   assert f'python main.py --config={path}' in module.__doc__
   config = module.get_config()

@@ -37,6 +37,10 @@ ROWS = {
   'record': 3,
   'tables': 3,
   'config': 3,
+  'config_files': 4,
+  'configs': 0,
+  'help': 4,
+  '__main__': 4,
   'interrupt': 3,
   'datasets': 3,
   'training': 4,
@@ -45,6 +49,7 @@ ROWS = {
   'evaluation': 4,
   'folded': 4,
   'report': 4,
+  'runs': 4,
   'interop': 4,  # reads the leaves off the model: their wiring stands once
   'command_line': 4,
 }
@@ -123,10 +128,20 @@ def test_folding_knows_norms_and_neither_layers_nor_models():
   assert not {'mpbn_jax.layers', 'mpbn_jax.models'} & imported
 
 
-def test_importing_the_package_loads_no_heavy_library():
-  code = (
-    'import sys, mpbn_jax\nprint(*{name.split(".")[0] for name in sys.modules})'
-  )
+@pytest.mark.parametrize(
+  ('names', 'loaded'),
+  [
+    ('', set()),
+    # What networks need, and no more.
+    ('LIF, build_model, fold', {'jax', 'flax', 'numpy'}),
+  ],
+)
+def test_importing_the_package_loads_no_more_than_is_asked_for(names, loaded):
+  lines = ['import sys, mpbn_jax']
+  if names:
+    lines.append(f'from mpbn_jax import {names}')
+  lines.append('print(*{name.split(".")[0] for name in sys.modules})')
+  code = '\n'.join(lines)
   out = subprocess.run(
     [sys.executable, '-c', code],
     cwd=ROOT,
@@ -134,8 +149,8 @@ def test_importing_the_package_loads_no_heavy_library():
     text=True,
     check=True,
   ).stdout
-  assert 'flax' in out.split()
-  assert not HEAVY & set(out.split())
+  heavy = {'jax', 'flax', 'numpy', *HEAVY}
+  assert heavy & set(out.split()) == loaded
 
 
 def test_public_names_are_there():

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 from golden import write_paper
 
-from configs import paper
 from mpbn_jax import InputError, command_line
 from mpbn_jax.config import check_config
+from mpbn_jax.configs import paper
 from mpbn_jax.datasets import get_spec
 from mpbn_jax.models import build_model
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import paper
 from mpbn_jax import sharding, training
+from mpbn_jax.configs import paper
 from mpbn_jax.datasets import get_spec
 from mpbn_jax.evaluation import evaluate
 from mpbn_jax.train_step import start_state

@@ -11,8 +11,8 @@ import runs
 import tensorboardX
 from tensorboardX.proto import event_pb2
 
-from configs import default
 from mpbn_jax import config, record, tensorboard_events
+from mpbn_jax.configs import default
 from mpbn_jax.errors import InputError
 
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import digits
 from mpbn_jax import InputError, evaluation, sharding, training
+from mpbn_jax.configs import digits
 
 COLLECTIVES = re.compile(
   r'\b(all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\('

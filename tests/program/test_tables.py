@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import runs
 
-from configs import paper
 from mpbn_jax import command_line, report, tables
+from mpbn_jax.configs import paper
 
 KEY = '--config.'
 FAKE = (KEY + 'data.fake=32', KEY + 'data.batch_size=16')

@@ -1,0 +1,218 @@
+"""Trains, evaluates and folds spiking networks.
+
+    python main.py
+        trains configs/digits.py into runs/digits, evaluates the test set,
+        folds the normalization into the thresholds, verifies, summarizes.
+        Stopped at any moment, the same command goes on; finished, it
+        evaluates.
+    python main.py --config.model.num_steps=2 --workdir=runs/digits_t2
+        changes one key; every run has a work directory of its own.
+    python main.py --mode=evaluate --workdir=runs/digits_t2
+        evaluates what a run holds, with its own configuration, no training.
+    python main.py --mode=fold --workdir=runs/digits_t2
+        writes the folded checkpoint beside the unfolded one, and verifies it.
+    python main.py --config=configs/digits.py --init_from=runs/other
+        starts a new run from the weights of another one.
+    python main.py --mode=import --checkpoint=w.pth --config=configs/cifar10.py
+        makes a new run of the weights that the paper's PyTorch implementation
+        saved (.pth needs PyTorch, .npz and .safetensors do not): to evaluate,
+        to fold, to train on from.
+    python main.py --mode=prepare --config=configs/cifar10.py
+        downloads the data set of a configuration and converts it, once, in
+        config.data.dir; without internet, it says what to lay where.
+
+Exit code: 0 done, 1 stopped by a NaN, 2 unusable input (one line says what
+was expected, what came, how to mend it), 128 + signal when stopped by it.
+"""
+
+# All else is imported later, when signals have a handler.
+import os
+import signal
+import sys
+import time
+from typing import NoReturn
+
+_STOPPED = (
+  'stopped; the checkpoints written so far stay: the same command continues'
+)
+
+
+def main(argv: list[str], *, program: str = 'python main.py') -> int:
+  """Runs one mode; returns the exit code.
+
+  Args:
+    argv: the arguments after the program.
+    program: how it was called, for the help.
+  """
+  start = time.monotonic()
+  from mpbn_jax import command_line
+  from mpbn_jax.errors import InputError
+  from mpbn_jax.files import NO_ROOM
+  from mpbn_jax.help import help_text
+  from mpbn_jax.interrupt import Interrupted, signal_of
+
+  _say_warnings()
+  try:
+    if command_line.wants_help(argv):
+      introduction = __doc__.replace('python main.py', program)
+      print(help_text(introduction, argv), flush=True)
+    else:
+      _run(command_line.parse(argv), start)
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except FloatingPointError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  except Interrupted as stop:
+    print(stop.message, file=sys.stderr)
+    return 128 + stop.signum
+  except KeyboardInterrupt as stop:  # outside training, or the second Ctrl-C
+    print(_STOPPED, file=sys.stderr)
+    return 128 + signal_of(stop)
+  except BrokenPipeError:  # `python main.py | head`
+    _drop_output()
+    return 128 + signal.SIGPIPE
+  except OSError as error:
+    if error.errno not in NO_ROOM:
+      raise
+    # Whatever this package writes names its file itself.
+    print(
+      f'error: expected room to write, got an error ({error.strerror}), at '
+      f'{error.filename or "the output of this command"}: make room, then the '
+      'same command goes on',
+      file=sys.stderr,
+    )
+    _drop_output()
+    return 2
+  return 0
+
+
+def _drop_output():
+  """Sends to nowhere what Python would try to write at its end."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _leave(signum, frame):
+  """Ends the process at once: nothing is open that could be lost."""
+  del frame
+  os.write(2, f'{_STOPPED}\n'.encode())
+  os._exit(128 + signum)
+
+
+def _run(command, start):
+  # Seconds to import: not before the command line is known to be good.
+  from mpbn_jax.interrupt import raise_on_signals
+
+  mode = command.mode
+  if mode == 'prepare':
+    with raise_on_signals():
+      _prepare(command.config)
+    return
+  from mpbn_jax import report, training
+  from mpbn_jax.interop import files
+
+  with raise_on_signals():
+    _keep_compiled_programs(command.config.log.compilation_cache)
+    if mode == 'import':
+      _import(files, command)
+    else:
+      _work(report, training, command, start)
+
+
+def _work(report, training, command, start):
+  mode, config, workdir, _ = command
+  if mode == 'train':
+    experiment, state = training.train(config, workdir=workdir)
+  else:
+    experiment, state = report.restore(config, workdir=workdir)
+  folded = None
+  if mode == 'fold':
+    folded = report.write_folded(experiment, state, workdir=workdir)
+  report.summarize(
+    experiment,
+    state,
+    workdir=workdir,
+    start=start,
+    folded=folded,
+    file=report.summary_file(mode, config),
+  )
+
+
+def _prepare(config):
+  from mpbn_jax.config import check_config
+  from mpbn_jax.datasets import prepare_dataset
+  from mpbn_jax.interrupt import Interrupted, signal_of
+  from mpbn_jax.models import build_model
+
+  check_config(config)
+  build_model(config.model)  # checks T
+  try:
+    prepare_dataset(config.data, num_steps=config.model.num_steps)
+  except KeyboardInterrupt as stop:
+    raise Interrupted(
+      signal_of(stop),
+      'stopped; nothing half-prepared is kept: the same command starts again',
+    ) from stop
+
+
+def _import(files, command):
+  _, config, workdir, file = command
+  where = files.import_checkpoint(file, config, workdir=workdir)
+  print(f'imported: {where}')
+  # A .safetensors has no checksum of its own.
+  print(f'sha256 of {file}: {files.sha256(file)}')
+  print(
+    'next: the same command without --checkpoint, and with --mode=evaluate, '
+    '--mode=fold or --mode=train'
+  )
+
+
+def _say_warnings():
+  """Prints warnings of this package as one line each, and no others."""
+  import logging
+
+  from absl import logging as absl_logging
+
+  # Where the root has no handler, absl gives it one that prints all again.
+  logging.basicConfig(handlers=[logging.NullHandler()])
+  handler = logging.StreamHandler(sys.stderr)
+  handler.setFormatter(logging.Formatter('warning: %(message)s'))
+  ours = logging.getLogger('mpbn_jax')
+  ours.handlers = [handler]  # not one more for every call
+  absl_logging.set_verbosity(absl_logging.ERROR)
+
+
+def _keep_compiled_programs(directory):
+  """Turns on JAX's persistent compilation cache, unless it is set already."""
+  import logging
+  import pathlib
+
+  import jax
+
+  if not directory or 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return
+  path = pathlib.Path(directory).expanduser()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    logging.getLogger('mpbn_jax').warning(
+      'no compilation cache in %s (%s), every run compiles anew: set '
+      '--config.log.compilation_cache',
+      path,
+      error.strerror,
+    )
+    return
+  jax.config.update('jax_compilation_cache_dir', str(path))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+def run(program: str = 'mpbn_jax') -> NoReturn:
+  """Runs the program with the arguments of this process, and ends it."""
+  for signum in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(signum, _leave)
+  sys.exit(main(sys.argv[1:], program=program))
+
+
+if __name__ == '__main__':
+  run('python -m mpbn_jax')

@@ -1,0 +1,133 @@
+"""Files of configurations: those of `configs/`, and those of runs."""
+
+import pathlib
+import re
+import runpy
+import traceback
+
+import ml_collections
+
+import mpbn_jax.configs
+from mpbn_jax import config as configs
+from mpbn_jax.errors import InputError
+
+FOLDER = pathlib.Path(next(iter(mpbn_jax.configs.__path__)))
+KEYS = FOLDER / 'default.py'  # every key that there is
+DEFAULT = FOLDER / 'digits.py'
+DEFAULT_WORKDIR = 'runs/digits'
+STORED = 'config.json'  # in a work directory
+
+
+def load(source: pathlib.Path | str) -> ml_collections.ConfigDict:
+  """Returns the configuration in a file, locked.
+
+  Args:
+    source: the path of a file with a function get_config(), or 'path:name',
+      which calls get_config('name'); or of the config.json of a run. A path
+      configs/... that is not there is looked for in `mpbn_jax.configs`.
+
+  Raises:
+    InputError: no such file (lists those in configs/); it fails, or returns
+      something else than the keys of configs/default.py.
+  """
+  file, *argument = split(source)
+  path = pathlib.Path(file)
+  if not path.is_file() and path.parts[:1] == ('configs',):
+    path = FOLDER.joinpath(*path.parts[1:])
+  if not path.is_file():
+    known = sorted(p.name for p in FOLDER.glob('[!_]*.py'))
+    raise InputError(
+      f'expected a configuration file, got {file!r}, which is none: '
+      f'configs/ has {", ".join(known)}'
+    )
+  if path.suffix == '.json':
+    return _stored(path)
+  file = str(path)
+  try:
+    get_config = runpy.run_path(file).get('get_config')
+    config = None if get_config is None else get_config(*argument)
+  except InputError:
+    raise
+  except Exception as error:  # whatever a user's file may raise
+    raise InputError(_failure(path, error)) from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    got = 'none' if get_config is None else f'one with {config!r:.40}'
+    raise InputError(
+      f'expected a function get_config() in {file} that returns a ConfigDict, '
+      f'got {got}: start from configs/digits.py'
+    )
+  if path.resolve() != KEYS:
+    _check_keys(file, config)
+  return config.lock()
+
+
+def split(source: pathlib.Path | str) -> list[str]:
+  """Returns [path] or [path, name]."""
+  return re.split(r'(?<=\.py):', str(source), maxsplit=1)
+
+
+def _failure(path, error):
+  lines = [
+    frame.lineno
+    for frame in traceback.extract_tb(error.__traceback__)
+    if frame.filename == str(path)
+  ]
+  line = getattr(error, 'lineno', None) or (lines[-1] if lines else None)
+  where = f'{path}, line {line}' if line else str(path)
+  text = ' '.join(str(error).split())
+  return (
+    f'expected a configuration that can be read, got {type(error).__name__} '
+    f'in {where}: {text}: mend that file'
+  )
+
+
+def _check_keys(file, config):
+  known = configs.flatten(load(KEYS))
+  flat = configs.flatten(config)
+  for key in flat:
+    if key not in known and not _is_of_a_network(key):
+      raise configs.unknown_key(key, known)
+  missing = [key for key in known if key not in flat]
+  if missing:
+    raise InputError(
+      f'expected every key of configs/default.py, got {file} without '
+      f'{", ".join(missing[:3])}: start from default.get_config()'
+    )
+
+
+def _is_of_a_network(key):
+  """Returns whether the network that is built says what it knows of a key."""
+  return key.startswith('model.') and key not in configs.RENAMED
+
+
+def _stored(path):
+  """Returns the configuration of a run, with the types of the default one."""
+  config = load(KEYS).copy_and_resolve_references()
+  try:
+    stored = configs.from_json(path.read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(
+      f'expected the configuration of a run in {path}, which cannot be read '
+      f'({error}): restore it, or give --config'
+    ) from error
+  flat = configs.flatten(stored)
+  known = configs.flatten(config)
+  others = set(flat.keys() ^ known.keys())
+  of_network = {k for k in others if k in flat and _is_of_a_network(k)}
+  for key in others - of_network:
+    raise InputError(
+      f'expected the keys of configs/default.py in {path}, got '
+      f'{"no" if key in known else "another,"} {key!r}: use the version of '
+      'mpbn_jax that wrote it'
+    )
+  try:
+    with config.unlocked():
+      for key in of_network:
+        config.model[key.removeprefix('model.')] = flat.pop(key)
+    config.update_from_flattened_dict(flat)
+  except (TypeError, ValueError) as error:
+    raise InputError(
+      f'expected the configuration of a run in {path}, got a value of another '
+      f'type ({error}): restore it, or give --config'
+    ) from error
+  return config.lock()

@@ -1,0 +1,176 @@
+"""Runs on the disk: their networks for use, and as the start of other runs."""
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from mpbn_jax import config as configs
+from mpbn_jax import config_files, optim, record, sharding
+from mpbn_jax.checkpoint import Checkpoints
+from mpbn_jax.datasets.base import Spec
+from mpbn_jax.errors import InputError, unknown
+from mpbn_jax.experiment import build_network
+from mpbn_jax.folded import load_folded
+from mpbn_jax.norm import CONSTANTS
+from mpbn_jax.train_step import TrainState, start_state
+
+_CHECKPOINTS = ('latest', 'best')
+_HEAD = 'head'  # the layer that depends on the number of classes
+
+
+class Run(NamedTuple):
+  """A network that was trained.
+
+  Attributes:
+    model: the network.
+    variables: its variables, trained or folded.
+    spec: of its data: classes, and how images are normalized.
+  """
+
+  model: nn.Module
+  variables: dict
+  spec: Spec
+
+
+def load_run(
+  workdir: str | pathlib.Path,
+  *,
+  checkpoint: str = 'latest',
+  folded: str | None = None,
+) -> Run:
+  """Returns the network of a run; reads no data and changes nothing.
+
+  Args:
+    workdir: of the run.
+    checkpoint: 'latest', or 'best' on validation.
+    folded: None for the trained variables; 'thresholds' or 'all' for what
+      --mode=fold wrote of that checkpoint, with this `evaluation.fold`.
+
+  Raises:
+    InputError: no run there, no such checkpoint, or it cannot be read.
+
+  Example:
+    >>> run = load_run(workdir)
+    >>> images = jnp.zeros((2, *run.spec.image_shape))
+    >>> x = run.spec.normalize(images)
+    >>> run.model.apply(run.variables, x, train=False).shape
+    (2, 10)
+  """
+  if checkpoint not in _CHECKPOINTS:
+    raise unknown('checkpoint', checkpoint, _CHECKPOINTS)
+  if folded not in (None, *configs.FOLDS):
+    raise unknown('fold', folded, configs.FOLDS)
+  workdir = pathlib.Path(workdir)
+  file = workdir / record.CONFIG
+  if not file.is_file():
+    raise InputError(
+      f'expected the work directory of a run, got {workdir} without a '
+      f'{record.CONFIG}: give the --workdir that a run was trained in'
+    )
+  config = config_files.load(file)
+  model, spec, _ = build_network(
+    config, mesh=sharding.make_mesh(jax.devices()[:1])
+  )
+  step, state = _restored(workdir, config, model, spec, checkpoint)
+  if folded is None:
+    return Run(model, state.variables, spec)
+  name = f'{step}{"_all" if folded == "all" else ""}'
+  path = workdir / 'folded' / name
+  if not path.is_dir():
+    raise InputError(
+      f'expected the folded network in {path}, got none: run --mode=fold '
+      f'--workdir={workdir} --config.evaluation.fold={folded} first'
+    )
+  _, variables = load_folded(path, model=model)
+  return Run(model, variables, spec)
+
+
+def _restored(workdir, config, model, spec, checkpoint):
+  """Returns (step, state) of a checkpoint."""
+  shape = (1, *spec.example_shape(config.model.num_steps))
+
+  def state():
+    variables = model.init(jax.random.key(0), jnp.zeros(shape), train=False)
+    return start_state(variables, optimizer=optim.optimizer(config.optimizer))
+
+  checkpoints = Checkpoints(
+    workdir / record.CHECKPOINTS, config=config, read_only=True
+  )
+  like = jax.eval_shape(state)
+  if checkpoint == 'latest':
+    restored = checkpoints.restore_latest(like)
+  else:
+    restored = checkpoints.restore_best(like)
+  if restored is None:
+    raise InputError(
+      f'expected a checkpoint in {workdir / record.CHECKPOINTS}, got none'
+      + (' that was measured on validation' if checkpoint == 'best' else '')
+      + ': train that run first, or give another'
+    )
+  return restored
+
+
+def with_weights_of(
+  state: TrainState, workdir: str | pathlib.Path
+) -> tuple[TrainState, list[str]]:
+  """Returns a new run's state with the weights of another run.
+
+  Parameters and running statistics come from the newest checkpoint. The head
+  stays as it is if the numbers of classes differ. The optimizer starts afresh.
+
+  Args:
+    state: before the first step.
+    workdir: of the other run.
+
+  Returns:
+    (the state, names of the leaves that stay as they were).
+
+  Raises:
+    InputError: no run there; leaves that do not fit, all by name; constants
+      (v_th, eps) that differ.
+  """
+  theirs = load_run(workdir).variables
+  ours = traverse_util.flatten_dict(state.variables, sep='/')
+  given = traverse_util.flatten_dict(theirs, sep='/')
+  problems, kept, new = [], [], dict(ours)
+  for name in sorted(ours.keys() | given.keys()):
+    if name not in given or name not in ours:
+      problems.append(f'{name} is {"extra" if name in given else "missing"}')
+      continue
+    if given[name].shape != ours[name].shape:
+      if re.match(rf'params/{_HEAD}/', name):
+        kept.append(name)
+      else:
+        problems.append(
+          f'{name} has shape {given[name].shape}, expected {ours[name].shape}'
+        )
+      continue
+    if name.rpartition('/')[2] in CONSTANTS and not np.array_equal(
+      given[name], ours[name]
+    ):
+      problems.append(f'{name} is {given[name]}, expected {ours[name]}')
+    new[name] = jax.device_put(given[name], ours[name].sharding)
+  if problems:
+    raise InputError(
+      f'expected the weights of the same network in {workdir} '
+      f'(config.init_from), got others: {configs.listed(problems)}: set '
+      "config.model as that run's config.json has it"
+    )
+  # A head of which one leaf is new is new as a whole.
+  if kept:
+    kept = [name for name in ours if name.startswith(f'params/{_HEAD}/')]
+    new |= {name: ours[name] for name in kept}
+  variables: Mapping = traverse_util.unflatten_dict(new, sep='/')
+  return (
+    state.replace(
+      params=variables['params'], batch_stats=variables.get('batch_stats', {})
+    ),
+    kept,
+  )

@@ -1,0 +1,70 @@
+"""Norms, surrogates, networks and data sets from outside of the package."""
+
+import json
+import runpy
+
+import jax.numpy as jnp
+import pytest
+import runs
+
+from mpbn_jax import (
+  MODELS,
+  NORMS,
+  SURROGATES,
+  InputError,
+  build_model,
+  load_run,
+)
+from mpbn_jax.datasets import DATASETS
+
+EXAMPLES = sorted((runs.ROOT / 'docs' / 'examples').glob('own_*.py'))
+
+
+@pytest.fixture(autouse=True)
+def registries():
+  """Forgets afterwards what a test registers."""
+  saved = [
+    (registry, dict(registry))
+    for registry in (DATASETS, MODELS, NORMS, SURROGATES)
+  ]
+  yield
+  for registry, entries in saved:
+    registry.clear()
+    registry.update(entries)
+
+
+@pytest.mark.parametrize('file', EXAMPLES, ids=[file.stem for file in EXAMPLES])
+def test_example_trains_folds_and_reports(file, tmp_path, capsys):
+  workdir = tmp_path / 'run'
+  shown = f'--config=docs/examples/{file.name}'
+  assert f'python main.py {shown}' in runpy.run_path(str(file))['__doc__']
+  arguments = [
+    f'--config={file}',
+    '--config.num_epochs=1',
+    '--config.model.width=4',
+    '--config.model.num_steps=2',
+  ]
+  assert runs.run(workdir, *arguments) == 0
+  out = capsys.readouterr().out
+  summary = json.loads((workdir / 'summary.json').read_text())
+  assert summary['spikes_compared'] > 1000
+  # Folded kernels round otherwise; all other folds are exact.
+  inexact = summary['fold'] == 'all' and summary['conv_norm'] != 'none'
+  share = summary['spikes_differing'] / summary['spikes_compared']
+  assert share <= (1e-5 if inexact else 0)
+  assert 'spikes that differ' in out
+  # The run is whole by its own configuration, as long as the file was read.
+  run = load_run(workdir)
+  x = jnp.zeros((2, *run.spec.image_shape))
+  assert run.model.apply(run.variables, x, train=False).shape == (2, 10)
+
+
+def test_settings_of_a_network_are_checked_by_its_own_class(tmp_path, capsys):
+  file = runs.ROOT / 'docs' / 'examples' / 'own_mlp.py'
+  arguments = [f'--config={file}', '--config.model.layer=2']
+  assert runs.run(tmp_path / 'run', *arguments) == 2
+  assert "did you mean 'model.layers'" in capsys.readouterr().err
+  with pytest.raises(
+    InputError, match=r"'spiking_cnn' has no layers .*\(mlp\)"
+  ):
+    build_model({'name': 'spiking_cnn', 'layers': 2})
