@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import sys
 
 import event_files as fakes
 import pytest
@@ -73,6 +74,16 @@ def test_directory_that_may_not_be_read_is_not_taken_for_an_empty_one(
   monkeypatch.setattr(os, 'scandir', forbidden)
   with pytest.raises(InputError, match=rf'got {secret} \(Permission denied\)'):
     fakes.load(tmp_path, 'nmnist')
+
+
+def test_missing_package_says_what_to_install(dvs, monkeypatch):
+  for module in ('tonic', 'mpbn_jax.datasets.events.tonic_readers'):
+    monkeypatch.delitem(sys.modules, module, raising=False)
+  monkeypatch.delattr('mpbn_jax.datasets.events.tonic_readers', raising=False)
+  monkeypatch.setitem(sys.modules, 'tonic', None)
+  monkeypatch.setitem(sys.modules, 'tonic.datasets', None)
+  with pytest.raises(InputError, match=r'got no tonic.*mpbn_jax\[events\]'):
+    fakes.load(dvs, 'cifar10_dvs')
 
 
 def _with_broken_text(content):

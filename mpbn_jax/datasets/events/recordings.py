@@ -82,7 +82,14 @@ def open_reader(collection: Collection, directory: str | os.PathLike) -> Any:
     InputError: a file belongs to none of the classes.
     OSError: a directory cannot be read.
   """
-  from mpbn_jax.datasets.events import tonic_readers
+  try:
+    from mpbn_jax.datasets.events import tonic_readers
+  except ModuleNotFoundError as error:
+    raise InputError(
+      f'expected the packages that read recordings of {collection.kind}, got '
+      f'no {error.name}: pip install -r requirements-events.txt, or the extra '
+      'mpbn_jax[events]'
+    ) from error
 
   reader = getattr(tonic_readers, collection.kind)(**collection.options)
   reader.location_on_system = os.path.join(directory, collection.kind)
