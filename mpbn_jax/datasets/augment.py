@@ -1,9 +1,9 @@
-"""Which random changes of training images are there?
+"""Augmentations: random changes of training images.
 
-Each draws its parameters for all examples of an epoch in one vectorized call,
-and applies those of a batch: so batch size, worker and host count change
-nothing. Pure NumPy; images are uint8 [B, H, W, C] or frames [B, T, H, W, C],
-before normalization.
+Each draws parameters for all examples of an epoch in one vectorized call and
+applies those of a batch, so that the sizes of batches and the number of hosts
+do not change the result. Pure NumPy; images are uint8 [B, H, W, C] or frames
+[B, T, H, W, C], before normalization.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 
 from mpbn_jax.errors import InputError
 
-# Images with fewer shades are not mixed: rounded, a mixture is one of the two.
+# Images with a smaller max_value are not mixed: rounding would undo it.
 _FINE = 15
 
 
@@ -23,10 +23,10 @@ class Augmentation:
   """One kind of random change.
 
   Attributes:
-    name: its key in `config.data`; names the random numbers that it draws.
-    draw: (rng, count) -> parameters [count, ...] of that many examples.
-    apply: (images, parameters) -> images; the parameters of those images.
-    at_read: whether `Examples.read` applies it, when it reads images of their
+    name: its key in `config.data`, which also seeds its random numbers.
+    draw: (rng, count) -> parameters [count, ...], one row per example.
+    apply: (images, their rows of parameters) -> images.
+    at_read: whether `Examples.read` applies it, while images still have their
       own sizes.
   """
 
@@ -37,14 +37,14 @@ class Augmentation:
 
 
 def check(config: Mapping, *, spec: Any) -> None:
-  """Refuses what leaves next to nothing of the images.
+  """Refuses augmentations that would leave next to nothing of the images.
 
   Args:
-    config: shift, roll, cutout and mixup are read.
+    config: `config.data`; reads shift, roll, cutout and mixup.
     spec: `base.Spec` of the images.
 
   Raises:
-    InputError: one of them is too large, or mixes counts of events.
+    InputError: a value is too large, or mixup would mix counts of events.
   """
   side = min(spec.image_shape[:2])
   for key, most in (('shift', side - 1), ('roll', side - 1), ('cutout', side)):
@@ -55,7 +55,7 @@ def check(config: Mapping, *, spec: Any) -> None:
         f'{config[key]}: set --config.data.{key} to a smaller number'
       )
   if config['mixup'] and spec.frames:
-    # A single event, mixed with a weight below 1/2, would be rounded to none.
+    # A single event with a weight below 1/2 would be rounded to none.
     raise InputError(
       f'data.mixup mixes images, got {config["mixup"]} for the counts of '
       f'events of {spec.name!r}: set --config.data.mixup=0'
@@ -69,9 +69,9 @@ def check(config: Mapping, *, spec: Any) -> None:
 
 
 def random_shift(pixels: int) -> Augmentation:
-  """Moves images by up to `pixels` in both directions, zeros moving in.
+  """Moves images by up to `pixels` along both axes and fills with zeros.
 
-  The same as a random crop after padding by `pixels`.
+  It is the usual random crop after padding by `pixels`.
   """
   return Augmentation(
     name='shift',
@@ -88,14 +88,14 @@ def shift(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
   padded = np.pad(images, sides)
   result = np.empty_like(images)
   starts = (pixels - shifts).tolist()
-  # A loop over images is faster here than one gather: each is a block copy.
+  # Faster than one gather: each iteration copies a block.
   for target, image, (down, right) in zip(result, padded, starts, strict=True):
     target[:] = image[..., down : down + height, right : right + width, :]
   return result
 
 
 def random_flip() -> Augmentation:
-  """Mirrors every other image, left to right."""
+  """Mirrors an image, left to right, with probability 1/2."""
   return Augmentation(
     name='flip',
     draw=lambda rng, count: rng.random(count) < 0.5,
@@ -105,16 +105,16 @@ def random_flip() -> Augmentation:
 
 def _flip(images, flips):
   result = images.copy()
-  # A pixel as one item: NumPy is slow along an innermost axis of three.
+  # One item per pixel: NumPy is slow along an innermost axis of three.
   pixels = result.view(f'V{images.shape[-1]}')
   pixels[flips] = pixels[flips][..., ::-1, :]
   return result
 
 
 def random_roll(pixels: int) -> Augmentation:
-  """Rolls images by up to `pixels`; what leaves on one side comes in opposite.
+  """Rolls images by up to `pixels` along both axes, as `numpy.roll`.
 
-  Of the MPBN paper's code for CIFAR10-DVS.
+  The MPBN paper's code does so on CIFAR10-DVS.
   """
   return Augmentation(
     name='roll',
@@ -136,8 +136,8 @@ def roll(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
 def random_cutout(side: int) -> Augmentation:
   """Blackens one square of each image (DeVries and Taylor, 1708.04552).
 
-  The centre is anywhere in the image, so the square may stick out. Applied
-  before normalization: a cut pixel is black, not the mean.
+  The centre may be anywhere in the image, so the square may reach beyond it.
+  Normalization comes later: a cut pixel is black, not the mean.
   """
   return Augmentation(
     name='cutout',
@@ -164,7 +164,7 @@ def cutout(images: np.ndarray, centres: np.ndarray, *, side: int) -> np.ndarray:
   return result
 
 
-# Random erasing and the random resized crop try so often to find a rectangle
+# How often random erasing and the random resized crop try to find a rectangle
 # that fits into the image.
 _TRIES = 10
 
@@ -180,16 +180,16 @@ def rectangles(
 ) -> np.ndarray:
   """Returns int32 [count, 4]: top, left, height and width of rectangles.
 
-  Each is the first of ten tries that fits, anywhere in the image; zeros where
-  none does.
+  Each is the first of ten tries that fits into the image, at a random place;
+  all zeros if none fits.
 
   Args:
-    rng: whose next numbers decide.
-    count: how many.
+    rng: source of randomness.
+    count: number of rectangles.
     height: of the images, in pixels.
     width: of the images.
-    area: range of the share of the image, uniform.
-    aspect: range of width / height, uniform in its logarithm.
+    area: range of the share of the image, drawn uniformly.
+    aspect: range of width / height, drawn uniformly in its logarithm.
   """
   place = rng.random((count, 2))
   sides = np.zeros((count, 2), np.int32)
@@ -214,13 +214,13 @@ def random_erasing(
 ) -> Augmentation:
   """Erases a random rectangle (Zhong et al., 1708.04896).
 
-  Of 2 to 33 % of the image, 0.3 to 3.3 times as wide as high, inside it.
+  The rectangle is 2 to 33 % of the image, 0.3 to 3.3 times as wide as high.
 
   Args:
-    probability: that an image is erased at all.
+    probability: of erasing part of an image at all.
     image_shape: (H, W, C).
-    fill: what is put there, one value per channel. The paper's best is random
-      values; here it is one colour, which means the same for counts of events.
+    fill: the new value of each channel. Random values work best in the paper;
+      one colour suits counts of events as well.
   """
   height, width, _ = image_shape
 
@@ -262,15 +262,15 @@ def erase(
 def draw_mixup(
   rng: np.random.Generator, count: int, *, alpha: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns what is mixed into each example, and its own weight (1710.09412).
+  """Returns the partner of each example, and the example's own weight.
 
-  Zhang et al. mix the examples of a batch, with one weight; here partners are
-  of the whole epoch and every example has a weight of its own, so that
-  neither depends on the batch.
+  Zhang et al. (1710.09412) mix the examples of a batch, with one weight; here
+  partners come from the whole epoch and every example has its own weight, so
+  that neither depends on the batch.
 
   Args:
-    rng: whose next numbers decide.
-    count: of all training examples.
+    rng: source of randomness.
+    count: of training examples.
     alpha: of the Beta(alpha, alpha) distribution of the weights.
 
   Returns:
@@ -284,8 +284,6 @@ def mix(
   images: np.ndarray, others: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
   """Returns weights * images + (1 - weights) * others, rounded to uint8.
-
-  To the nearest: images travel as uint8, mixed ones too.
 
   Args:
     images: uint8 [B, ...].

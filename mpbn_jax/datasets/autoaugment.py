@@ -1,8 +1,9 @@
-"""What is AutoAugment's policy for CIFAR-10? (Cubuk et al., 1805.09501.)
+"""AutoAugment with the policy for CIFAR-10 (Cubuk et al., 1805.09501).
 
-Pure NumPy; every operation gives, bit for bit, what Pillow gives for 8-bit RGB.
-Table, magnitudes, signs and nearest neighbour are torchvision's AutoAugment.
-Others depart from it, and are not followed:
+Pure NumPy, on whole batches: 33 to 45 us an image of 32x32 pixels on one core,
+where Pillow takes 225 to 240. Every operation equals Pillow's on 8-bit RGB bit
+for bit. Table, magnitudes, signs and nearest-neighbour sampling are those of
+torchvision's AutoAugment. Two other implementations differ from it:
 
 * The MPBN paper's code, a copy of DeepVoltaire/AutoAugment, shears with bicubic
   interpolation, turns only counterclockwise, moves by 14.5 pixels (we by 14),
@@ -51,8 +52,9 @@ POLICY = (
   (('TranslateY', 0.7, 9), ('AutoContrast', 0.9, 1)),
 )
 
-# Of what moves in: as in the MPBN paper's code. The authors' code has the mean
-# of CIFAR-10, (125, 123, 114); torchvision has 0 unless told otherwise.
+# The colour of pixels from outside the image, as in the MPBN paper's code. The
+# authors' code has the mean of CIFAR-10, (125, 123, 114); torchvision's default
+# is 0.
 FILL = (128, 128, 128)
 
 
@@ -72,7 +74,7 @@ MAGNITUDES = {
   **dict.fromkeys(('Brightness', 'Sharpness'), _levels(0, 0.9)),
 }
 _MOVING = ('ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate')
-# Their magnitude is negated for every other image.
+# Their magnitude is negated with probability 1/2.
 SIGNED = (*_MOVING, 'Contrast', 'Color', 'Brightness', 'Sharpness')
 
 
@@ -112,7 +114,7 @@ def _moving(matrix):
     height, width = images.shape[1:3]
     index, outside = _source(matrix(magnitude, height, width), height, width)
     flat = images.reshape(len(images), -1)
-    # The indices are in range: 'clip' only spares a check.
+    # The indices are in range; 'clip' only skips the check.
     moved = flat.take(index, axis=1, mode='clip')
     colour = np.tile(np.array(fill, np.uint8), height * width)
     return np.where(outside, colour, moved).reshape(images.shape)
@@ -237,10 +239,10 @@ _PROBABILITIES = np.array([[step[1] for step in pair] for pair in POLICY])
 
 
 def draw(rng: np.random.Generator, *, count: int) -> np.ndarray:
-  """Returns everything random of `count` examples, int8 [count, 5].
+  """Returns all random choices for `count` examples, int8 [count, 5].
 
-  The sub-policy 0..24; whether its first and its second operation is applied;
-  whether the magnitude of the first and of the second is negative.
+  The columns are the sub-policy 0..24; whether its first and its second
+  operation is applied; whether their magnitudes are negative.
   """
   uniform = rng.random((count, 5))
   chosen = (uniform[:, 0] * len(POLICY)).astype(np.int8)
@@ -254,15 +256,15 @@ def apply(
   *,
   fill: tuple[int, int, int] = FILL,
 ) -> np.ndarray:
-  """Returns changed images; each depends on itself and its row alone.
+  """Returns the images with their sub-policies applied, each on its own.
 
   Args:
     images: uint8 [B, H, W, 3].
     drawn: [B, 5], rows of `draw`.
-    fill: the colour of what moves in.
+    fill: the colour of pixels from outside the image.
 
   Raises:
-    InputError: another type, shape or range.
+    InputError: a type, shape or value does not fit.
   """
   _check(images, drawn)
   result = images.copy()

@@ -1,4 +1,4 @@
-"""Batches: which examples each holds, of which host, and changed how."""
+"""Batches of examples: shuffled, shared among hosts, augmented or padded."""
 
 import functools
 import math
@@ -14,36 +14,36 @@ from mpbn_jax.datasets.checks import check_batch
 from mpbn_jax.errors import InputError, unknown
 
 Batch = dict[str, np.ndarray]
-# What becomes of the examples of an epoch that fill no whole batch.
+# What happens to the last examples of an epoch if they fill no whole batch.
 LAST_BATCHES = ('keep', 'drop')
-# (index, count): this host's number, and how many there are.
+# (index of this host, number of hosts).
 Host = tuple[int, int]
 
 
 class TrainingBatches:
-  """Shuffled, augmented batches; `batch(step)` is a pure function.
+  """Shuffled, augmented training batches.
 
-  Of the seed and the step alone: to resume, only the step is needed. An
-  epoch visits every example once; the last batch is smaller where they do not
-  fill it, or is dropped. Each host reads a part of every batch, all of one
-  size; in the order of the hosts they are the batch that one host alone would
-  read.
+  `batch(step)` is a pure function of the seed and the step, so training resumes
+  from the step alone. An epoch visits every example once; if the last examples
+  fill no whole batch, they make a smaller one or are dropped. Every host reads
+  an equal part of each batch; put together in the order of the hosts, the parts
+  are the batch that a single host would read.
 
   Args:
-    dataset: its training split is read.
+    dataset: whose training split is read.
     batch_size: of all hosts together.
     seed: of the order and the augmentations.
-    host: which part is read here.
-    last: 'keep' or 'drop', the examples that fill no whole batch.
+    host: which part to read.
+    last: 'keep' or 'drop' the examples that fill no whole batch.
     devices: of all hosts together; each gets the same share of every batch.
 
   Attributes:
     steps_per_epoch: batches in an epoch.
-    sizes: of the batches, of all hosts together: one, or the last one's too.
+    sizes: of all hosts' batches together: one, or two if the last is smaller.
 
   Raises:
-    InputError: a batch size that the split, the hosts or the devices cannot
-      have; unknown `last`.
+    InputError: the split, the hosts or the devices do not allow the batch
+      size; `last` is unknown.
   """
 
   def __init__(
@@ -84,7 +84,7 @@ class TrainingBatches:
         )
       self.steps_per_epoch += 1
       self.sizes += (rest,)
-    # A memo of a pure function: the order of an epoch serves many steps.
+    # A cached pure function: all steps of an epoch share what it draws.
     self._epoch = functools.lru_cache(maxsize=1)(self._draw_epoch)
 
   def _draw_epoch(self, epoch):
@@ -103,10 +103,11 @@ class TrainingBatches:
     return order, drawn, mixing
 
   def batch(self, step: int) -> Batch:
-    """Returns {'image' [B, ...] uint8, 'label' [B] int32} of a step.
+    """Returns {'image' uint8 [B, ...], 'label' int32 [B]} of a step.
 
-    With mixup also 'mix_label' [B] int32, of the image that was mixed in, and
-    'mix_weight' [B] float32, of 'label'. B: of this host's part.
+    Mixup adds 'mix_label' int32 [B], the label of the image that was mixed in,
+    and 'mix_weight' float32 [B], the weight of 'label'. B is the size of this
+    host's part.
     """
     epoch, index = divmod(step, self.steps_per_epoch)
     order, drawn, mixing = self._epoch(epoch)
@@ -128,7 +129,7 @@ class TrainingBatches:
     }
 
   def _augmented(self, chosen, drawn):
-    """Returns (images, labels) as the epoch changes them."""
+    """Returns (images, labels) with the augmentations of the epoch."""
     rows = {name: values[chosen] for name, values in drawn.items()}
     asked = self._dataset.augmentations
     crops = next((rows[each.name] for each in asked if each.at_read), None)
@@ -139,7 +140,7 @@ class TrainingBatches:
     return images, labels
 
   def abstract(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shapes and types of a batch of all hosts; reads nothing.
+    """Returns the shapes and types of all hosts' batch; reads nothing.
 
     Args:
       batch_size: one of `sizes`.
@@ -170,7 +171,7 @@ def _part(key, batch_size, host):
 
 
 def _checked(dataset, split, indices, crops=None):
-  """Returns what the split reads, once it is known to fit."""
+  """Returns (images, labels) that the split reads, checked."""
   examples = dataset.splits[split]
   images, labels = examples.read(indices, crops)
   check_batch(
@@ -180,7 +181,7 @@ def _checked(dataset, split, indices, crops=None):
 
 
 def _generator(seed, epoch, name):
-  # One for each augmentation: leaving one out changes no other.
+  # A generator per augmentation: leaving one out changes no other.
   return np.random.default_rng([seed, epoch, zlib.crc32(name.encode())])
 
 
@@ -189,14 +190,14 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
   """Yields every example of a split once, in order, in equal batches.
 
-  The last batch is padded; 'mask' [B] is False on the padding. Hosts divide
-  each batch as they do in training.
+  The last batch is padded; 'mask' [B] is False on the padding. Hosts share
+  each batch as in training.
 
   Args:
-    dataset: what is read.
+    dataset: to read.
     split: its name.
     batch_size: of all hosts together.
-    host: which part is read here.
+    host: which part to read.
 
   Raises:
     InputError: no such split (lists those that are there).

@@ -1,7 +1,7 @@
-"""Checks of data: what a network would otherwise be trained on in silence.
+"""Checks of data that a network would otherwise silently train on.
 
-Arrays are checked once, when they are loaded. What is decoded when it is read
-is checked again in every batch.
+Arrays are checked once, when they are loaded; images that are decoded when they
+are read are checked in every batch.
 """
 
 import math
@@ -12,15 +12,16 @@ import numpy as np
 
 from mpbn_jax.errors import InputError
 
-_CHUNK = 2**24  # bytes of images that are looked at together
+_CHUNK = 2**24  # bytes of images that are checked at a time
 
 
 def check_spec(spec: Any) -> None:
   """Refuses a `Spec` that does not describe images.
 
   Raises:
-    InputError: a side that is no positive integer, another number of
-      constants than channels, no class, or constants that cannot normalize.
+    InputError: a side is no positive integer, the number of constants is not
+      that of the channels, there are no classes, or the constants cannot
+      normalize.
   """
   shape = spec.image_shape
   sides = [isinstance(side, int) and side > 0 for side in shape]
@@ -54,14 +55,14 @@ def check_spec(spec: Any) -> None:
 
 
 def check_shapes(shapes: dict[str, tuple[int, ...]], *, spec: Any) -> None:
-  """Refuses splits whose examples are not those of the `Spec`.
+  """Refuses splits whose examples do not have the shape of the `Spec`.
 
   Args:
     shapes: {split: shape of an example}.
     spec: `base.Spec`.
 
   Raises:
-    InputError: another shape than the spec's, or than another split's.
+    InputError: a shape differs from the spec's or from another split's.
   """
   expected = 'x'.join(map(str, spec.image_shape))
   if spec.frames:
@@ -85,20 +86,20 @@ def check_shapes(shapes: dict[str, tuple[int, ...]], *, spec: Any) -> None:
 def check_arrays(
   images: np.ndarray, labels: np.ndarray, *, split: str, spec: Any
 ) -> None:
-  """Refuses images and labels that are not what a `Split` documents.
+  """Refuses images and labels that do not fit `Split` and the spec.
 
-  Images are looked at only as far as needed: uint8 cannot exceed 255, and
-  counts of events may have any value.
+  It reads only as many images as needed: uint8 cannot exceed 255, and counts
+  of events may have any value.
 
   Args:
-    images: uint8 [N, ...], possibly mapped into memory.
+    images: uint8 [N, ...], perhaps a memory map.
     labels: integers [N].
     split: its name.
     spec: `base.Spec`.
 
   Raises:
-    TypeError: no NumPy arrays.
-    InputError: another dtype, length or range.
+    TypeError: images or labels are not NumPy arrays.
+    InputError: a type, length or value does not fit.
   """
   of = f'the split {split!r} of {spec.name!r}'
   for what, array in (('images', images), ('labels', labels)):
@@ -158,7 +159,7 @@ def _check_range(images, of, spec):
   largest = 0
   for chunk in chunks(images):
     largest = max(largest, int(chunk.max()))
-    # 255 is the most that uint8 holds: one bright pixel says it all.
+    # uint8 cannot exceed 255: one bright pixel is enough.
     if spec.max_value == 255 and largest > 1:
       return
   if largest > spec.max_value:
@@ -189,7 +190,7 @@ def check_batch(
   split: str,
   spec: Any,
 ) -> None:
-  """Refuses what `Examples.read` may not return.
+  """Refuses batches that `Examples.read` must not return.
 
   Args:
     images: of a batch.
@@ -199,7 +200,7 @@ def check_batch(
     spec: `base.Spec`.
 
   Raises:
-    InputError: another dtype, shape or range.
+    InputError: a type, shape or value does not fit.
   """
   count = len(labels)
   of = f'a batch of the split {split!r} of {spec.name!r}'

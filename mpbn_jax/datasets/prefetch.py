@@ -1,4 +1,4 @@
-"""How are batches made while the devices compute? A thread reads ahead."""
+"""Batches prepared by a thread while the devices compute."""
 
 import queue
 import threading
@@ -10,17 +10,17 @@ T = TypeVar('T')
 
 
 class Prefetch(Iterator[T]):
-  """The items of an iterable, which a thread asks for before they are needed.
+  """The items of an iterable, in order, computed ahead in a thread.
 
-  In the same order. What the iterable raises comes out where the item would.
-  A context manager: leaving it stops the thread after the item under way.
+  An error of the iterable is raised in place of the item. Use it as a context
+  manager: leaving the context stops the thread after its current item.
 
   Args:
-    items: runs in the thread.
-    ahead: so many items are ready at most, at least 1.
+    items: iterated in the thread.
+    ahead: how many items may be ready at once, at least 1.
 
   Attributes:
-    waited: seconds that the consumer waited for items so far.
+    waited: seconds that the consumer has waited for items.
   """
 
   def __init__(self, items: Iterable[T], *, ahead: int):
@@ -30,7 +30,7 @@ class Prefetch(Iterator[T]):
     self._free = threading.Semaphore(ahead)
     self._stopped = False
     self._over: BaseException | None = None
-    # A daemon: a second Ctrl-C may leave before the item under way is there.
+    # A daemon, so that a second Ctrl-C need not wait for the current item.
     self._thread = threading.Thread(
       target=self._work, name='prefetch', daemon=True
     )

@@ -1,4 +1,4 @@
-"""How is a data set prepared on disk once, and wholly or not at all?"""
+"""Data sets prepared on disk: once, by one process, whole or not at all."""
 
 import contextlib
 import errno
@@ -14,9 +14,9 @@ from mpbn_jax.errors import InputError
 
 _log = logging.getLogger('mpbn_jax')
 
-# No room: on the disk, in a quota, for a file of that size.
+# The disk is full, a quota is used up, or a file may not be that large.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Not our place.
+# This place cannot be written.
 _FORBIDDEN = (
   errno.EACCES,
   errno.EPERM,
@@ -27,12 +27,12 @@ _FORBIDDEN = (
 
 
 def command(name: str, directory: str | os.PathLike, **settings: object) -> str:
-  """Returns what to type to prepare a data set in a directory.
+  """Returns the command that prepares a data set in a directory.
 
   Args:
     name: of the data set.
     directory: `data.dir`.
-    **settings: further keys of the configuration, `__` for the dot.
+    **settings: more keys of the configuration, with `__` for the dot.
   """
   keys = {'data.name': name, 'data.dir': os.fspath(directory)}
   keys |= {key.replace('__', '.'): value for key, value in settings.items()}
@@ -51,10 +51,11 @@ def not_prepared(name: str, directory: pathlib.Path) -> InputError:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-  """Makes one line of it when the system does not let its body write `path`.
+  """Turns an error of the system while its body writes `path` into one line.
 
   Raises:
-    InputError: no room, or no permission; other errors stay as they are.
+    InputError: the disk is full, or the place may not be written; other errors
+      pass unchanged.
   """
   try:
     yield
@@ -77,10 +78,10 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def room_for(path: pathlib.Path, *, needed: int) -> Iterator[None]:
-  """Makes sure that so many bytes can be written below `path.parent`.
+  """Checks that `needed` bytes can be written below `path.parent`.
 
   Raises:
-    InputError: fewer bytes are free, or none is left before its body ends.
+    InputError: fewer bytes are free, or the disk fills up while its body runs.
   """
 
   def no_room():
@@ -103,14 +104,15 @@ def room_for(path: pathlib.Path, *, needed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exclusive(path: pathlib.Path, *, what: str) -> Iterator[None]:
-  """Lets one process at a time into its body; another one waits, and says so.
+  """Lets one process at a time run its body; others log a warning and wait.
 
-  The lock is a hidden file beside `path`, and stays there. However its process
-  ends, the lock ends with it.
+  The lock is on a hidden file beside `path`, which stays there. The lock ends
+  with its process, however that ends. (`mpbn_jax.lock` refuses a second
+  process, rather than let it wait.)
 
   Args:
-    path: what the body writes; need not exist. Its parents are made.
-    what: its name, for the message of who waits.
+    path: that the body writes; need not exist. Its parents are made.
+    what: names `path` in the warning.
 
   Raises:
     InputError: nothing can be written beside `path`.
@@ -136,16 +138,17 @@ def exclusive(path: pathlib.Path, *, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a new directory that becomes `path` when its body has ended well.
+  """Yields a new directory that becomes `path` if its body succeeds.
 
-  Otherwise it is removed; what a killed process left, the next one removes. To
-  be used inside `exclusive(path)`.
+  If not, it is removed; after a killed process, the next one removes it. Use
+  inside `exclusive(path)`.
 
   Args:
     path: its parents are made.
 
   Raises:
-    InputError: `path` exists; no room, or no permission.
+    InputError: `path` exists, the disk is full, or the place may not be
+      written.
   """
   if path.exists():
     raise InputError(
@@ -166,7 +169,7 @@ def atomic_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _flush(directory):
-  """Sends every file to the disk, so that a power cut cannot empty it."""
+  """Flushes every file to disk, so that a power cut cannot empty it."""
   for path in (*directory.rglob('*'), directory):
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,8 +1,8 @@
-"""How does a random part of an image become a whole one? (Inception's crop.)
+"""Random resized crops, the augmentation of Inception.
 
-Rectangle and resizing are torchvision's RandomResizedCrop: 8 to 100 % of the
-image, 3/4 to 4/3 times as wide as high, ten tries, then the largest centre
-within that aspect; bilinear, with the antialiasing of Pillow.
+As torchvision's RandomResizedCrop: a rectangle of 8 to 100 % of the image, 3/4
+to 4/3 times as wide as high, or after ten failed tries the largest centre with
+such an aspect; resized bilinearly, with Pillow's antialiasing.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ ASPECT = (3 / 4, 4 / 3)
 
 
 def random_resized_crop() -> Augmentation:
-  """Takes a random part of an image, and makes it as large as the image.
+  """Crops a random part of an image and resizes it to the whole image's size.
 
-  What is drawn is a key for each image, of which `rectangle` makes a part when
+  It draws a key for each image; `rectangle` derives the part from the key once
   the size of the image is known.
   """
   return Augmentation(
@@ -31,7 +31,7 @@ def random_resized_crop() -> Augmentation:
 def rectangle(key: int, *, height: int, width: int) -> tuple[int, ...]:
   """Returns (top, left, height, width) of the part of an image.
 
-  A pure function: the same key and size give the same part.
+  It is a pure function of the key and the size.
   """
   rng = np.random.default_rng(key)
   found = rectangles(
@@ -61,9 +61,9 @@ def crop(
 
 
 def apply(images: np.ndarray, keys: np.ndarray) -> np.ndarray:
-  """Returns the keys' parts, each as large as the image.
+  """Returns the parts that belong to the keys, resized to the images' size.
 
-  Every frame and channel of an example is cropped alike.
+  All frames and channels of an example are cropped alike.
 
   Args:
     images: uint8 [B, ..., H, W, C].

@@ -1,4 +1,4 @@
-"""Which examples are in which split: the same ones for every training seed."""
+"""Splits of a data set, the same ones for every training run."""
 
 from collections.abc import Mapping
 

@@ -1,7 +1,7 @@
-"""What are CIFAR-10 and CIFAR-100, and where do they lie? (Krizhevsky, 2009.)
+"""CIFAR-10 and CIFAR-100, 60,000 colour images each (Krizhevsky, 2009).
 
-60,000 images in colour. Their official archive is converted once, by
-`prepare`; `load` reads what that wrote, or what tensorflow-datasets did.
+`prepare` converts the official archive once; `load` reads the result, or what
+tensorflow-datasets has prepared.
 """
 
 import json
@@ -30,7 +30,7 @@ CIFAR10 = Spec(
     'truck',
   ),
   max_value=255,
-  # The MPBN paper's code.
+  # As in the MPBN paper's code.
   mean=(0.4914, 0.4822, 0.4465),
   std=(0.2023, 0.1994, 0.2010),
 )
@@ -53,7 +53,7 @@ CIFAR100 = Spec(
   image_shape=(32, 32, 3),
   class_names=tuple(_FINE_LABELS.split()),  # in their alphabetical order
   max_value=255,
-  # The MPBN paper's code.
+  # As in the MPBN paper's code.
   mean=(0.5071, 0.4867, 0.4408),
   std=(0.2675, 0.2565, 0.2761),
 )
@@ -63,7 +63,7 @@ def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
   """Returns 50,000 training and 10,000 test images, in the archive's order.
 
   Raises:
-    InputError: not prepared, or damaged.
+    InputError: the data set is not prepared, or damaged.
   """
   del num_steps  # images
   root = pathlib.Path(config['dir'])
@@ -74,11 +74,11 @@ def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
 
 
 def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
-  """Downloads the official archive, converts it, says where it is.
+  """Downloads and converts the official archive if necessary; prints where.
 
   Raises:
-    InputError: no archive to be had, a wrong one, no place to write; what is
-      prepared is damaged.
+    InputError: the archive cannot be had or is a wrong one, the place cannot
+      be written, or the prepared data set is damaged.
   """
   del num_steps
   root = pathlib.Path(config['dir'])
@@ -86,7 +86,7 @@ def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
   place = _prepared(root, spec)
   if place is None:
     with preparation.exclusive(_home(root, spec), what=spec.name):
-      # Another process may have done it, while this one waited.
+      # Another process may have done it while this one waited.
       place = _prepared(root, spec)
       if place is None:
         place = _home(root, spec)
@@ -98,16 +98,16 @@ def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
 
 
 def _home(root, spec):
-  """Where `prepare` puts it, as tensorflow-datasets would."""
+  """Returns the directory that `prepare` makes, as tensorflow-datasets does."""
   return root / f'{spec.name}_raw' / '1.0.0'
 
 
 def _prepared(root, spec):
-  """Returns the directory to read; None where there is none."""
+  """Returns the directory to read, or None."""
   if (_home(root, spec) / _INFO).exists():
     return _home(root, spec)
-  # Of tensorflow-datasets' own builder. Without TensorFlow nothing but
-  # ArrayRecord can be read.
+  # Made by tensorflow-datasets. Without TensorFlow, only ArrayRecord can be
+  # read.
   theirs = root / spec.name / '3.0.2'
   try:
     info = json.loads((theirs / _INFO).read_text())
@@ -127,7 +127,7 @@ def _convert(place, spec, folder):
 
 
 def _read(place, spec):
-  # Takes a moment to import, and only these data sets need it.
+  # Takes seconds to import; only these data sets need it.
   from mpbn_jax.datasets.cifar import archives, builder
 
   return builder.read(place, spec=spec, counts=archives.COUNTS)

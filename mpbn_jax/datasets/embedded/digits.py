@@ -1,9 +1,9 @@
-"""What are the `digits`? Real handwriting that comes with scikit-learn.
+"""The `digits`: real handwriting that comes with scikit-learn.
 
-1,797 grey images of 8x8 pixels with values 0 to 16: the test part of the UCI
-"Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998). No
-download. No official split: a fixed stratified one, 60 % train, 20 %
-validation, 20 % test, the same for every training seed.
+1,797 grey images of 8x8 pixels with values 0 to 16, the test part of the UCI
+"Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998); no
+download. There is no official split; ours is stratified and fixed: 60 % for
+training, 20 % for validation, 20 % for the test.
 """
 
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ SPEC = Spec(
 
 def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
   """Returns the splits."""
-  del spec, config, num_steps  # one of a kind
-  # Takes a second to import, and only this data set needs it.
+  del spec, config, num_steps  # there is only one variant
+  # Takes a second to import; only these data sets need it.
   from sklearn.datasets import load_digits
 
   source = load_digits()

@@ -1,17 +1,18 @@
-"""What are the `event_digits`? The `digits`, seen by an event camera.
+"""The `event_digits`: the `digits` as a simulated event camera sees them.
 
-No download: scikit-learn's 1,797 digits move over a sensor of 16x16 pixels
-along a triangle of three saccades of 0.1 s each, as those of N-MNIST do, and a
-model of the camera makes events of that:
+scikit-learn's 1,797 digits move over a sensor of 16x16 pixels along a triangle
+of three saccades of 0.1 s each, like those of N-MNIST; there is no download. A
+model of the camera turns the movement into events:
 
     L[t] = log(DARK + brightness[t])
-    an event, whenever L leaves a pixel's reference by THRESHOLD; the reference
-    follows it. Polarity 1: brighter, 0: darker. Between two moments L is
-    linear; that gives the time of each event, in microseconds.
+    A pixel emits an event whenever L differs from its reference by THRESHOLD,
+    and the reference follows. Polarity is 1 for brighter, 0 for darker. L is
+    linear between two moments, which gives the time of an event in
+    microseconds.
 
-Brightness, L and time are whole numbers in fixed units: every machine makes the
-same events. Each digit is somewhat off the centre, by a draw of the data set's
-seed and its index. Split as the `digits` are.
+Brightness, L and time are integers in fixed units, so that every machine makes
+the same events. The data set's seed and its index put each digit slightly off
+the centre. The split is that of the `digits`.
 """
 
 import functools
@@ -56,9 +57,9 @@ _BLOCK = 256  # recordings made at once: their arrays stay in the cache
 
 
 def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
-  """Returns the splits; takes seconds, so that nothing is kept on disk."""
+  """Returns the splits; takes seconds, so nothing is stored on disk."""
   check_framing(config['framing'])
-  # Takes a second to import.
+  # Takes a second to import; only these data sets need it.
   from sklearn.datasets import load_digits
 
   source = load_digits()
@@ -85,7 +86,7 @@ def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
 
 
 def offsets(indices: np.ndarray) -> np.ndarray:
-  """Returns where the centres of these digits are, int [N, 2] (down, right)."""
+  """Returns the offsets of these digits, int [N, 2] (down, right)."""
   draws = [
     np.random.default_rng([SEED, index]).integers(
       -OFF_CENTRE, OFF_CENTRE + 1, 2
@@ -96,7 +97,7 @@ def offsets(indices: np.ndarray) -> np.ndarray:
 
 
 def record(pictures: np.ndarray, *, offsets: np.ndarray) -> list[np.ndarray]:
-  """Returns the events of each picture, structured arrays of `EVENT` in time.
+  """Returns the events of each picture, arrays of `EVENT` sorted by time.
 
   Args:
     pictures: integers 0 to 16, [N, 8, 8].
@@ -133,9 +134,9 @@ def _record_block(pictures, offsets):
 
 
 def _crossings(begin, end, reference):
-  """Returns (pixels, times, signs) of the events while L goes to `end`.
+  """Returns (pixels, times, signs) of the events while L moves to `end`.
 
-  Changes `reference`. All are [N * SIDE * SIDE] and in units.
+  Updates `reference`. The arguments are [N * SIDE * SIDE], in units.
   """
   distance = end - reference
   pixels = np.flatnonzero(np.abs(distance) >= _THRESHOLD)
@@ -153,7 +154,7 @@ def _crossings(begin, end, reference):
 
 
 def positions() -> np.ndarray:
-  """Returns the digit's way, float [1 + 3 * MOMENTS, 2] in pixels."""
+  """Returns the path of a digit, float [1 + 3 * MOMENTS, 2] in pixels."""
   corners = np.array(CORNERS)
   shares = np.arange(1, MOMENTS + 1)[:, None] / MOMENTS
   pieces = [
@@ -171,7 +172,7 @@ def log_brightness(pictures: np.ndarray, position: np.ndarray) -> np.ndarray:
     position: of their centre, off the sensor's, in pixels (down, right).
   """
   rows, columns = (_weights(offset) for offset in position)
-  # Small whole numbers: exact in float64, in whatever order they are added.
+  # Small integers: exact in float64 in any order of summation.
   brightness = rows @ pictures.astype(np.float64) @ columns.T
   return _logarithms()[brightness.astype(np.int32)]
 
@@ -187,6 +188,6 @@ def _weights(offset):
 
 @functools.cache
 def _logarithms():
-  # Weights are rounded: the sum of eight can exceed one.
+  # Because the weights are rounded, brightness can exceed 1.
   brightness = np.arange(2 * _BRIGHT) / _BRIGHT
   return np.rint(_LOG * np.log(DARK + brightness)).astype(np.int32)

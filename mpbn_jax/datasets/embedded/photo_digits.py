@@ -1,13 +1,13 @@
-"""What are the `photo_digits`? Handwriting over photographs, of CIFAR's shape.
+"""The `photo_digits`: handwriting over photographs, in CIFAR's shape.
 
-Images of 32x32x3: one of scikit-learn's 8x8 digits, enlarged bilinearly to a
-random size, at a random place in a random colour, blended into a random,
-darkened patch of one of the two photographs that come with scikit-learn. Harder
-than `digits`, so that methods differ on it; no download.
+An image of 32x32x3 is one of scikit-learn's 8x8 digits, enlarged bilinearly to
+a random size, at a random place and in a random colour, blended into a random,
+darkened patch of one of the two photographs that come with scikit-learn. The
+task is hard enough for methods to differ on it, and needs no download.
 
-An image is a function of (`SEED`, split, index) alone: Philox, a counter-based
-generator, gives each index its own numbers, so fewer images are the first of
-more. All sums are of integers, so they have one value on every machine.
+An image depends on (`SEED`, split, index) alone: Philox, a counter-based
+generator, gives each index its own numbers, so a smaller data set is the start
+of a larger one. All sums are of integers and equal on every machine.
 
 The three splits share no handwriting (the parts of `digits`) and no pixel of a
 photograph (`STRIPS`).
@@ -33,15 +33,15 @@ SPEC = Spec(
   std=(0.2374, 0.2020, 0.2158),
 )
 
-# How hard it is (docs/data.md has what was tried): larger digits are easier to
-# read, and patches darker than every digit. These overlap by a third.
+# These make it hard (docs/data.md lists what was tried). Larger digits are
+# easier to read, as are patches darker than every digit; here brightnesses
+# overlap by a third.
 DIGIT_SIDES = (16, 26)  # smallest and largest, in pixels
 PATCH_CONTRAST = 154  # of the photographs' 256: 0 to 153; black stays black
 DARKEST_COLOUR = 96  # of a digit, in each channel: 96 to 255
 
-# The photographs, 427x640, are cut into ten vertical strips; these are whose.
-# Neighbours go to different splits, so that sky, water, trees, building and
-# flower come in each.
+# The photographs, 427x640, are cut into ten vertical strips, which the splits
+# share out so that each has sky, water, trees, building and flower.
 STRIP_WIDTH = 64
 STRIPS = {
   'train': (0, 2, 3, 5, 7, 9),
@@ -49,7 +49,7 @@ STRIPS = {
   'test': (4, 8),
 }
 
-# What is drawn for each image, in the order of the random numbers.
+# The random choices for each image, in the order of the random numbers.
 _DRAWS = (
   'digit',
   'side',
@@ -69,8 +69,8 @@ _BLOCK = 500  # images rendered together: their int32 stay in the cache
 
 
 def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
-  """Returns the splits; for training, only `train_size` where that is less."""
-  del spec, num_steps  # one of a kind
+  """Returns the splits; makes only the first `train_size` training images."""
+  del spec, num_steps  # there is only one variant
   sizes = dict(SIZES)
   if config['train_size']:
     sizes['train'] = min(config['train_size'], SIZES['train'])
@@ -114,10 +114,10 @@ def _draw(split, *, labels, members):
   Args:
     split: its name.
     labels: [N].
-    members: [10], how many source digits each class has.
+    members: [10], the number of source digits of each class.
   """
   key = [SEED, list(SIZES).index(split)]
-  # The raw numbers: NumPy keeps these, and not what it derives from them.
+  # Raw numbers: only these are the same in every version of NumPy.
   raw = np.random.Philox(key=key).random_raw((len(labels), len(_DRAWS)))
   share = dict(zip(_DRAWS, (raw >> np.uint64(11)).T * 2.0**-53, strict=True))
 

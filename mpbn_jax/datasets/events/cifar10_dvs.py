@@ -1,8 +1,8 @@
-"""What is CIFAR10-DVS? CIFAR-10 seen by an event camera (Li et al., 2017).
+"""CIFAR10-DVS: CIFAR-10 seen by an event camera (Li et al., 2017).
 
 10,000 recordings of 128x128 pixels, 1,000 of each class. There is no official
-split. Ours: in each class, sorted by the number in the name of the file, 100
-drawn with a fixed seed are the test part, the others the training part.
+split; ours takes 100 recordings of each class, drawn with a fixed seed, for the
+test.
 """
 
 import functools

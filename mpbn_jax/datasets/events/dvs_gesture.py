@@ -1,8 +1,8 @@
-"""What is DVS128 Gesture? Hand gestures seen by an event camera.
+"""DVS128 Gesture: hand gestures seen by an event camera (Amir et al., 2017).
 
-11 gestures of 29 people on a sensor of 128x128 pixels (Amir et al., 2017), in
-tonic's form: one file for each gesture. The official split: 23 people train,
-the 6 others test.
+11 gestures of 29 people on a sensor of 128x128 pixels, one file per gesture as
+tonic publishes them. In the official split, 23 people are for training and the
+other 6 for the test.
 """
 
 import functools
@@ -12,13 +12,13 @@ from mpbn_jax.datasets.events import cache
 from mpbn_jax.datasets.events.recordings import Collection
 
 COLLECTIONS = {
-  # As many as tonic's archives hold.
+  # The numbers of recordings in tonic's archives.
   'train': Collection('DVSGesture', count=1077, options={'train': True}),
   'test': Collection('DVSGesture', count=264, options={'train': False}),
 }
 SPEC = Spec(
   name='dvs_gesture',
-  # Every other pixel of 128x128: a quarter of the memory and the time.
+  # Every second row and column of 128x128: a quarter of the memory and time.
   image_shape=(64, 64, 2),
   class_names=(
     'hand_clapping',

@@ -1,9 +1,9 @@
-"""How do the events of a camera become frames, one a time step?
+"""Frames of events, one per time step.
 
-An event camera has no shutter: each pixel reports by itself, as an event,
-that it got brighter (polarity 1) or darker (polarity 0). A recording is a
-structured array with the fields t, x, y and p. Fields
-are taken by name: each data set has another order of them. Pure NumPy.
+An event camera has no shutter: each pixel reports on its own, as an event, that
+it became brighter (polarity 1) or darker (polarity 0). A recording is a
+structured array with the fields t, x, y and p, in an order that depends on the
+data set. Pure NumPy.
 """
 
 import functools
@@ -19,7 +19,7 @@ MOST = 255  # events of one polarity that a pixel of a frame can count
 
 
 def check_framing(framing: str) -> None:
-  """Raises InputError for a name that is in no registry."""
+  """Raises InputError for an unknown framing."""
   if framing not in FRAMINGS:
     raise unknown('data.framing', framing, FRAMINGS)
 
@@ -33,30 +33,30 @@ def to_frames(
   framing: str = 'count',
   size: tuple[int, int] | None = None,
 ) -> np.ndarray:
-  """Returns how many events each pixel had, uint8 [T, H, W, 2].
+  """Returns the number of events of each pixel, uint8 [T, H, W, 2].
 
-  The last axis is the polarity. Counts above 255 become 255: uint8 is a
-  quarter of the bytes on disk and on the way to the device, and a pixel with
-  more events than that in a frame is a hot one.
+  The last axis is the polarity. Counts stop at 255: uint8 takes a quarter of
+  the bytes of float32 on disk and on the way to the device, and a pixel with
+  more events in a frame is defective.
 
-  A smaller `size` keeps the pixels that nearest-neighbour interpolation of the
-  summed frames takes, row floor(i * sensor height / height) for row i, as
-  PyTorch's `interpolate(mode='nearest')`; the events of the others are lost.
+  A `size` smaller than the sensor keeps the pixels that nearest-neighbour
+  interpolation of the frames would take (row floor(i * sensor height / height)
+  for row i, as PyTorch's `interpolate(mode='nearest')`); events of the others
+  are dropped.
 
   Args:
     events: structured [N], fields t (integers of any unit), x, y, p (0 or 1).
     num_steps: T, the number of frames.
-    sensor: (height, width) in pixels of what the events come from.
+    sensor: (height, width) in pixels of the camera.
     name: of the recording, for messages.
-    framing: 'count': in the order of time, every frame holds N // T events (but
-      at least one, while there are some), the last one the remainder, too.
-      'time': frames of equal duration; the last event belongs to the last one.
-    size: (H, W) of the frames, no side longer than the sensor's; None: the
-      sensor's.
+    framing: 'count': each frame holds N // T events in the order of time (at
+      least one, as long as there are any), and the last one the remainder too.
+      'time': all frames last equally long; the last event is in the last one.
+    size: (H, W) of the frames, at most the sensor's; None: the sensor's.
 
   Raises:
-    InputError: an event outside the sensor, of another polarity, or of a time
-      that cannot be.
+    InputError: an event lies outside the sensor, or its polarity or its time
+      is impossible.
   """
   check_framing(framing)
   height, width = size or sensor
@@ -76,7 +76,7 @@ def to_frames(
   _check('p', p, 2, 'two polarities', name)
   by = _by_count if framing == 'count' else _by_time
   steps = by(events['t'], num_steps, name)
-  # Of every pixel of the sensor, the one of the frames; negative: none.
+  # Maps pixels of the sensor to those of the frames; -1 where there is none.
   pixels = _nearest(sensor, (height, width))[y * sensor[1] + x]
   indices = ((steps * (height * width)) + pixels) * 2 + p
   counts = np.bincount(indices[pixels >= 0], minlength=np.prod(shape))
@@ -94,13 +94,13 @@ def _check(field, values, end, sensor, name):
 
 
 def _by_count(times, num_steps, name):
-  """Returns the frame of each event, of equally many."""
+  """Returns the frame of each event, for frames of equally many events."""
   del name
   each = max(len(times) // num_steps, 1)
   ends = np.minimum(np.arange(1, num_steps + 1) * each, len(times))
   ends[-1] = len(times)
   steps = np.repeat(np.arange(num_steps), np.diff(ends, prepend=0))
-  if (times[1:] >= times[:-1]).all():  # nearly always, and quick to see
+  if (times[1:] >= times[:-1]).all():  # nearly always true, and quick to check
     return steps
   unsorted = np.empty_like(steps)
   unsorted[np.argsort(times, kind='stable')] = steps
@@ -108,7 +108,7 @@ def _by_count(times, num_steps, name):
 
 
 def _by_time(times, num_steps, name):
-  """Returns the frame of each event, of equal duration."""
+  """Returns the frame of each event, for frames of equal duration."""
   first, last = int(times.min()), int(times.max())
   most = np.iinfo(np.int64).max // num_steps
   if last - first > most:
@@ -122,7 +122,7 @@ def _by_time(times, num_steps, name):
 
 @functools.lru_cache(maxsize=8)
 def _nearest(sensor, size):
-  """Returns where each pixel of the sensor goes, intp [height * width]."""
+  """Returns the frame pixel of each sensor pixel, intp [height * width]."""
   if any(new > old for new, old in zip(size, sensor, strict=True)):
     raise InputError(
       f'expected frames of at most {sensor} pixels, the size of the sensor, '

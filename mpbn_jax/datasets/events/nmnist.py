@@ -1,7 +1,7 @@
-"""What is N-MNIST? MNIST seen by an event camera that moves.
+"""N-MNIST: MNIST seen by a moving event camera (Orchard et al., 2015).
 
-60,000 and 10,000 recordings of 34x34 pixels, split as MNIST; the camera makes
-three saccades of 0.1 s before each digit (Orchard et al., 2015).
+60,000 training and 10,000 test recordings of 34x34 pixels, split as in MNIST.
+The camera makes three saccades of 0.1 s in front of each digit.
 """
 
 import functools

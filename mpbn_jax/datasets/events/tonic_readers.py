@@ -1,8 +1,7 @@
-"""Which classes of tonic read the recordings of event cameras?
+"""tonic's readers of recordings, with checks of each file.
 
-tonic's own, with two changes: they neither download nor list files, which
-`recordings.py` does, and each says what is wrong with a file. To import this
-module takes a second.
+They neither download nor list files: `archives.py` and `recordings.py` do.
+Importing this module takes a second.
 """
 
 import os
@@ -17,9 +16,9 @@ _NMNIST_EVENT = 5  # bytes
 
 
 class _Unlisted:
-  """Holds no recordings at first.
+  """A reader without recordings.
 
-  tonic's own lists stop at hidden files, and lack what may not be read.
+  tonic's own listing stops at hidden files, and skips unreadable folders.
   """
 
   def __init__(self, **options):
@@ -43,7 +42,7 @@ class CIFAR10DVS(_Unlisted, tonic.datasets.CIFAR10DVS):
     try:
       return super().__getitem__(index)
     except ValueError as error:
-      # What tonic makes of a file without a single packet of events.
+      # tonic raises this for a file without a packet of events.
       if 'need at least one array to concatenate' in str(error):
         return np.zeros(0, self.dtype), self.targets[index]
       raise
@@ -82,7 +81,7 @@ class NMNIST(_Unlisted, tonic.datasets.NMNIST):
 
 
 def _digit(text):
-  """Returns a number as tonic writes it: int() also takes '01' and '1_0'."""
+  """Returns the number in a name; unlike int(), refuses '01' and '1_0'."""
   number = int(text)
   if str(number) != text:
     raise ValueError(f'{text!r} is not {number}')
@@ -90,9 +89,9 @@ def _digit(text):
 
 
 def check_columns(events: np.ndarray) -> None:
-  """Raises ValueError for what is not the columns x, y, p and t of events.
+  """Raises ValueError unless the columns are x, y, p and t of events.
 
-  tonic would cut them off to whole numbers, and take any p but 0 for 1.
+  tonic would truncate them to integers, and take any p but 0 for 1.
   """
   if events.ndim != 2 or events.shape[1] != 4 or events.dtype.kind not in 'iuf':
     raise ValueError(
@@ -112,18 +111,18 @@ def check_columns(events: np.ndarray) -> None:
 
 
 def check_aedat4(path: str) -> None:
-  """Raises ValueError or struct.error for a header that is damaged.
+  """Raises ValueError or struct.error for a damaged header.
 
-  What comes after it, the library `aedat` checks itself; but where the text
-  of the header is not UTF-8 it ends the whole process.
+  The library `aedat` checks the rest of the file, but ends the whole process
+  if the text of the header is not UTF-8.
   """
   with open(path, 'rb') as file:
     if file.read(len(_AEDAT4)) != _AEDAT4:
       raise ValueError('it does not begin as AEDAT 4 does')
     (size,) = struct.unpack('<I', file.read(4))
     header = file.read(size)
-  # A flatbuffer: its root is a table, whose vtable says where the fields are;
-  # the third one is the text.
+  # A flatbuffer: the root is a table whose vtable locates the fields, of which
+  # the third is the text.
   (root,) = struct.unpack_from('<I', header, 0)
   vtable = root - struct.unpack_from('<i', header, root)[0]
   field = root + struct.unpack_from('<H', header, vtable + 8)[0]

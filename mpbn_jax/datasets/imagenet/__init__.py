@@ -1,12 +1,12 @@
-"""What is ImageNet? ILSVRC 2012, 1000 classes (Russakovsky et al., 2015).
+"""ImageNet: ILSVRC 2012 with 1,000 classes (Russakovsky et al., 2015).
 
-1,281,167 training images. The 50,000 validation images are the test split here,
-as in every paper: the labels of the official test images are not public.
-`sources.py` says where the images lie.
+There are 1,281,167 training images. As in every paper, the 50,000 validation
+images serve as the test split, because the labels of the official test images
+are not public. `sources.py` says where the images are expected.
 
-In training `data.resized_crop` takes a random part of each image; without it,
-and in evaluation, the shorter side becomes 256 pixels (bilinear, antialiased:
-torchvision's Resize) and the centre 224 x 224 is taken.
+For training, `data.resized_crop` takes a random part of each image. Without it,
+and in evaluation, the shorter side is resized to 256 pixels (bilinear and
+antialiased, as torchvision's Resize) and the central 224x224 pixels are taken.
 """
 
 import concurrent.futures
@@ -24,7 +24,7 @@ SPEC = Spec(
   image_shape=(224, 224, 3),
   class_names=CLASSES,
   max_value=255,
-  # Of the training images; the constants that the whole field uses.
+  # Of the training images; the constants in general use.
   mean=(0.485, 0.456, 0.406),
   std=(0.229, 0.224, 0.225),
 )
@@ -33,15 +33,15 @@ SPEC = Spec(
 def load(
   spec: Spec, config: Mapping, *, num_steps: int
 ) -> dict[str, EncodedImages]:
-  """Returns the splits, decoded when they are read.
+  """Returns the splits, whose images are decoded when they are read.
 
   Args:
-    spec: its shape and classes; other ones for smaller trees.
-    config: dir, workers and on_bad_image are read.
-    num_steps: every image is shown at each step.
+    spec: `SPEC`, or one with fewer classes or smaller images.
+    config: `config.data`; reads dir, workers and on_bad_image.
+    num_steps: unused, as an image is shown at every step.
 
   Raises:
-    InputError: the images are not there, or not those of the classes.
+    InputError: there are no images, or not those of the classes.
   """
   del num_steps
   pool = concurrent.futures.ThreadPoolExecutor(
@@ -62,7 +62,7 @@ def load(
 
 
 def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
-  """Says what is there: ImageNet cannot be downloaded without an account.
+  """Prints what is there: ImageNet cannot be downloaded without an account.
 
   Raises:
     InputError: as `load`.

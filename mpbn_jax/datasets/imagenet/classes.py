@@ -1,7 +1,6 @@
-"""Which are the classes of ImageNet? WordNet identifiers in sorted order.
+"""The classes of ImageNet: WordNet identifiers in sorted order.
 
-A label counts them from 0, in the whole field; so do the folders of the usual
-tree, sorted by name.
+A label is the position of its class in this order, as everywhere.
 """
 
 _IDENTIFIERS = """

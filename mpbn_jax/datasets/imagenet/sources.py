@@ -1,12 +1,12 @@
-"""Where does ImageNet lie, and which class has each of its images?
+"""The images of ImageNet on disk, with their labels.
 
-Below `data.dir`, the first of
+They are the first of these below `data.dir`:
 
-* `imagenet2012/<version>/`: prepared by tensorflow_datasets as ArrayRecord,
+* `imagenet2012/<version>/`, prepared by tensorflow_datasets as ArrayRecord with
   `tfds build imagenet2012 --file_format=array_record` (read without
   TensorFlow);
-* `imagenet/train/<class>/*.JPEG` and `imagenet/val/<class>/*.JPEG`: the usual
-  tree, one folder for each WordNet identifier.
+* `imagenet/train/<class>/*.JPEG` and `imagenet/val/<class>/*.JPEG`, the usual
+  tree with a folder for each WordNet identifier.
 """
 
 import concurrent.futures
@@ -30,10 +30,10 @@ from mpbn_jax.errors import InputError
 _log = logging.getLogger(__name__)
 
 _SUFFIXES = ('.jpeg', '.jpg', '.png')
-_RECORDS = 1000  # whose labels are read in one call
-# Shards that are open at once, of each split. ImageNet has 1024, as many files
-# as most systems let a process open. To open one again takes 0.2 ms, to decode
-# an image some 10 ms.
+_RECORDS = 1000  # whose labels a thread reads at a time
+# Shards of a split that are open at once. ImageNet has 1024, which is as many
+# files as most systems let a process open. Opening one again takes 0.2 ms,
+# decoding an image about 10 ms.
 _OPEN = 64
 
 
@@ -43,15 +43,15 @@ def find(
   *,
   pool: concurrent.futures.Executor,
 ) -> dict[str, Source]:
-  """Returns {'train', 'test'} of what lies below `root`.
+  """Returns {'train', 'test'}, found below `root`.
 
   Args:
     root: `data.dir`.
-    class_names: sorted; a label counts them.
+    class_names: sorted; a label is a position among them.
     pool: threads that list folders and read labels.
 
   Raises:
-    InputError: nothing there (says what was looked for), or something else.
+    InputError: there is nothing (says what was expected), or something else.
   """
   prepared = [
     path.parent
@@ -63,7 +63,7 @@ def find(
   complete = all(part.is_dir() for part in parts.values())
   if prepared:
     newest = max(prepared, key=lambda path: _version(path.name))
-    # What cannot be read hides no tree, and is refused where there is none.
+    # Records that cannot be read are refused only if there is no tree.
     if _is_array_record(newest) or not complete:
       return _records(newest, class_names, pool, cache=root / 'mpbn_jax')
   if not complete:
@@ -91,7 +91,7 @@ def _version(name):
 
 
 def _progress(items: Iterable, total: int, text: str) -> Iterable:
-  """Yields the items; says how far it is where that takes seconds."""
+  """Yields the items; shows progress if that takes more than two seconds."""
   seconds = 0.1 if sys.stderr.isatty() else 10
   return tqdm.tqdm(
     items, text, total, delay=2, mininterval=seconds, leave=False
@@ -99,10 +99,10 @@ def _progress(items: Iterable, total: int, text: str) -> Iterable:
 
 
 class FolderTree:
-  """Image files in a folder for each class, sorted by class and name.
+  """`base.Source` of image files in folders, sorted by class and name.
 
   Args:
-    root: has the folders.
+    root: of the folders.
     class_names: of the folders, sorted.
     pool: threads that list them.
 
@@ -130,7 +130,7 @@ class FolderTree:
         )
     counts = [len(files) for files in folders]
     self.labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    # Bytes: a quarter of what text takes of a million names.
+    # As bytes, a million names take a quarter of the memory of text.
     self._names = np.array([name for files in folders for name in files])
 
   def __len__(self) -> int:
@@ -177,14 +177,14 @@ def _image_names(folder):
 
 
 class Records:
-  """Records of tensorflow_datasets, in the order of its shards.
+  """`base.Source` of tensorflow_datasets' records, in the order of its shards.
 
   Args:
-    shards: its files and how many records each has.
-    parse: makes an example of a record's bytes, the image encoded.
-    place: what a message calls them all.
+    shards: {file: number of its records}.
+    parse: makes an example, its image still encoded, of a record's bytes.
+    place: names all of them in messages.
     pool: threads that read labels.
-    cache: file that keeps the labels.
+    cache: file that stores the labels.
   """
 
   def __init__(
@@ -202,7 +202,7 @@ class Records:
     self._place = place
     self._pool = pool
     self._cache = cache
-    # What it drops is closed when the last thread that reads there is done.
+    # A shard that it drops is closed once no thread reads it any more.
     self._reader = functools.lru_cache(_OPEN)(_reader)
 
   def __len__(self) -> int:
@@ -222,7 +222,7 @@ class Records:
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
-    """int32 [N]; the first time, every record is read for it.
+    """int32 [N]; the first time, this reads every record.
 
     Raises:
       InputError: a record cannot be read (names it).
@@ -248,11 +248,11 @@ def _reader(path, count):
 
   reader = array_record_module.ArrayRecordReader(
     str(path),
-    # Of their manual, for random access.
+    # Recommended in its manual for random access.
     options='readahead_buffer_size:0,max_parallelism:0',
     file_reader_buffer_size=32768,
   )
-  # A file that ends between two blocks is read as empty records.
+  # It would read a truncated file as one with fewer, or empty, records.
   found = reader.num_records()
   if found != count:
     raise ValueError(f'{found} records in {path.name} instead of {count}')
@@ -260,7 +260,7 @@ def _reader(path, count):
 
 
 def _kept(path, count):
-  """Returns labels of `_keep`; None where they are not there, or damaged."""
+  """Returns the labels that `_keep` wrote; None if missing or damaged."""
   try:
     with path.open('rb') as file:
       labels = np.lib.format.read_array(file)
@@ -275,7 +275,7 @@ def _kept(path, count):
 
 
 def _keep(path, labels):
-  """Writes a file, whole or not at all; it only saves time."""
+  """Writes a file, whole or not at all; a failure costs only time."""
   temporary = path.with_name(f'{path.name}.{os.getpid()}.npy')
   try:
     path.parent.mkdir(exist_ok=True)
@@ -290,15 +290,15 @@ def _keep(path, labels):
 
 
 def _records(directory, class_names, pool, *, cache):
-  """Returns {'train', 'test'} of a prepared directory."""
-  import tensorflow_datasets as tfds  # takes seconds, and only this needs it
+  """Returns {'train', 'test'} of a directory that tfds prepared."""
+  import tensorflow_datasets as tfds  # takes seconds; only this needs it
 
   try:
     builder = tfds.builder_from_directory(directory)
     features, splits = builder.info.features, builder.info.splits
     kind = builder.info.file_format.value
     names = tuple(features['label'].names)
-  except Exception as error:  # whatever damaged metadata may raise
+  except Exception as error:  # damaged metadata may raise anything
     reason = ' '.join(str(error).split())[:160] or type(error).__name__
     raise InputError(
       f'expected ImageNet of tensorflow_datasets in {directory}, which cannot '
@@ -338,7 +338,7 @@ def _records(directory, class_names, pool, *, cache):
 
 
 def _fingerprint(shards):
-  """Returns what changes when the files do; refuses missing ones."""
+  """Returns a text that changes when the files do; refuses missing files."""
   text = []
   for path in shards:
     if not path.is_file():
