@@ -1,5 +1,6 @@
 """Runs on the disk: their networks for use, and as the start of other runs."""
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping
@@ -169,8 +170,10 @@ def with_weights_of(
     new |= {name: ours[name] for name in kept}
   variables: Mapping = traverse_util.unflatten_dict(new, sep='/')
   return (
-    state.replace(
-      params=variables['params'], batch_stats=variables.get('batch_stats', {})
+    dataclasses.replace(
+      state,
+      params=variables['params'],
+      batch_stats=variables.get('batch_stats', {}),
     ),
     kept,
   )

@@ -4,10 +4,10 @@ import contextlib
 import math
 import pathlib
 import time
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 
 from mpbn_jax import record, sharding, tables
 from mpbn_jax.checkpoint import Checkpoints
@@ -28,7 +28,7 @@ from mpbn_jax.train_step import (
 
 
 def train(
-  config: Mapping,
+  config: ml_collections.ConfigDict,
   *,
   workdir: str | pathlib.Path,
   mesh: jax.sharding.Mesh | None = None,

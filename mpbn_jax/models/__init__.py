@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from mpbn_jax.errors import InputError, unknown
 from mpbn_jax.layers import LIF, ConvNorm, DenseNorm, Factory
@@ -47,7 +48,8 @@ LIF_SETTINGS = {
 
 def network_settings(name: str) -> set[str]:
   """Returns the keys of the configuration that are a network's own."""
-  network, fixed = MODELS[name], set()
+  network: Any = MODELS[name]
+  fixed: set[str] = set()
   if isinstance(network, functools.partial):
     network, fixed = network.func, set(network.keywords)
   fields = {field.name for field in dataclasses.fields(network)}
