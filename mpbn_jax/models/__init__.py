@@ -108,6 +108,17 @@ def build_model(config: Mapping) -> SpikingNetwork:
   )
 
 
+def settings_of(model: SpikingNetwork) -> dict[str, Any]:
+  """Returns the settings that `build_model` makes such a network of."""
+  fields = {field.name for field in dataclasses.fields(model)}
+  fields -= {'conv', 'dense', 'lif', 'parent', 'name'}
+  settings = {name: getattr(model, name) for name in fields}
+  layers = ((model.conv(1), CONV_SETTINGS), (model.lif(), LIF_SETTINGS))
+  for layer, names in layers:
+    settings |= {key: getattr(layer, name) for key, name in names.items()}
+  return settings
+
+
 def _renamed(settings, names):
   return {names[key]: value for key, value in settings.items() if key in names}
 
