@@ -102,7 +102,7 @@ def test_checkpoint_of_another_configuration_is_refused(tmp_path):
 def test_checkpoint_of_a_newer_format_is_refused_and_stays(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.5})
   notes = {'format': 4, 'step': 2}
-  arrays.save(directory / '2', tree(2), notes=notes)
+  arrays.save(directory / '2', {'state': tree(2)}, notes=notes)
   with pytest.raises(InputError, match='expected .* format 3 .* got 4'):
     Checkpoints(directory).restore_latest(tree(0))
   assert (directory / '2').exists()

@@ -154,7 +154,10 @@ BAD_INPUT = {
     [KEY + 'optimizer.learning_rate=0'],
     'optimizer.learning_rate must be positive, got 0.0',
   ),
-  'eps zero': ([KEY + 'model.eps=0'], 'model.eps must be positive'),
+  'eps zero': (
+    [KEY + 'model.eps=0'],
+    'eps must be positive and finite, got 0.0',
+  ),
   'momentum': (
     [KEY + 'optimizer.momentum=1'],
     'optimizer.momentum must lie in [0, 1), got 1.0',

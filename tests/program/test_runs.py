@@ -142,6 +142,7 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path, capsys):
   arguments = [f'--init_from={runs.finished()}', '--config.model.width=4']
   assert runs.run(new, *arguments) == 2
   error = runs.the_error(capsys.readouterr())
+  assert not new.exists()
   assert 'batch_stats/conv1/bn/mean has shape (2,), expected (4,)' in error
   assert 'config.init_from' in error
   arguments = [f'--init_from={runs.finished()}', '--config.model.v_th=0.7']
