@@ -156,7 +156,8 @@ def with_weights_of(
     if name.rpartition('/')[2] in CONSTANTS and not np.array_equal(
       given[name], ours[name]
     ):
-      problems.append(f'{name} is {given[name]}, expected {ours[name]}')
+      got, expected = np.asarray(given[name]), np.asarray(ours[name])
+      problems.append(f'{name} is {got}, expected {expected}')
     new[name] = jax.device_put(given[name], ours[name].sharding)
   if problems:
     raise InputError(
