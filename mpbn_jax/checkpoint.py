@@ -272,10 +272,10 @@ class Checkpoints:
           break
         continue
       # Only now: with no readable one, nothing is touched.
-      for damaged, error in broken.items():
+      for damaged, reason in broken.items():
         aside = self._set_aside(damaged)
         _log.warning(
-          '%s: going on from %s, the one before it%s', error, step, aside
+          '%s: going on from %s, the one before it%s', reason, step, aside
         )
       for missing in sorted(expected - broken.keys() - set(self.steps())):
         path = self._directory / str(missing)

@@ -1,7 +1,6 @@
 """An experiment: what a configuration describes, built and checked."""
 
 import dataclasses
-from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -43,7 +42,7 @@ class Experiment:
 
 
 def build_network(
-  config: Mapping, *, mesh: jax.sharding.Mesh | None = None
+  config: ml_collections.ConfigDict, *, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[nn.Module, Spec, jax.sharding.Mesh]:
   """Returns (model, `Spec` of its data, mesh), checked; reads no data.
 

@@ -3,7 +3,6 @@
 One directory holds both, so that the variables meet no network but their own.
 """
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +17,7 @@ from mpbn_jax.arrays import UnreadableError
 from mpbn_jax.errors import InputError
 from mpbn_jax.files import check_writable, remove_leftovers
 from mpbn_jax.lock import hold
-from mpbn_jax.models import build_model
+from mpbn_jax.models import build_model, settings_of
 
 _FORMAT = 2  # 1: norms of spikes beside their neurons
 # Only training and compilation depend on these.
@@ -129,27 +128,13 @@ def load_folded(
   return folded if model is None else model, variables
 
 
-def _attributes(module) -> dict[str, Any]:
-  fields = {field.name for field in dataclasses.fields(module)}
-  fields -= {'parent', 'name', *_OF_TRAINING}
-  return {name: getattr(module, name) for name in fields}
-
-
 def _differences(model, folded) -> list[str]:
   """Returns 'setting: folded -> given' for each that the output depends on."""
 
   def settings(network) -> dict[str, Any]:
-    values = {'network': type(network).__name__, **_attributes(network)}
-    layers = {
-      'conv': network.conv(1),
-      'dense': network.dense(1),
-      'lif': network.lif(),
-    }
-    for factory, layer in layers.items():
-      del values[factory]
-      of_layer = _attributes(layer)
-      values |= {f'{factory}.{key}': of_layer[key] for key in of_layer}
-    return values
+    values = settings_of(network)
+    counted = {k: v for k, v in values.items() if k not in _OF_TRAINING}
+    return {'network': type(network).__name__, **counted}
 
   ours, theirs = settings(model), settings(folded)
   return [

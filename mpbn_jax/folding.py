@@ -151,7 +151,9 @@ def _check_no_transform(variables):
         )
 
 
-def fold_spike_norms(variables: Mapping, *, readers: Wiring) -> Variables:
+def fold_spike_norms(
+  variables: Mapping, *, readers: Wiring | None
+) -> Variables:
   """Returns the variables with every norm of spikes folded into its readers.
 
       psp_bn(a) = gain * a, gain = scale / sqrt(moment + eps), so
@@ -217,13 +219,14 @@ def fold_all(
       'expected variables with a normalization, got none: there is nothing to '
       'fold (every norm is none, or folded and stripped already)'
     )
+  folded = dict(variables)
   if 'membrane' in places:
-    variables = fold(variables)
+    folded = fold(folded)
   if 'conv' in places:
-    variables = fold_convolutions(variables)
+    folded = fold_convolutions(folded)
   if 'spike' in places:
-    variables = fold_spike_norms(variables, readers=readers)
-  return variables
+    folded = fold_spike_norms(folded, readers=readers)
+  return folded
 
 
 def strip(variables: Mapping) -> Variables:

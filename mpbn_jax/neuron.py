@@ -37,7 +37,7 @@ def check_reset(reset: str) -> None:
     raise unknown('reset', reset, RESETS)
 
 
-def check_tau(tau: float) -> None:
+def check_tau(tau: jax.Array | float) -> None:
   """Raises InputError unless tau is a kept fraction in [0, 1)."""
   if isinstance(tau, jax.core.Tracer):  # not known while it is compiled
     return

@@ -7,7 +7,9 @@ import time
 from collections.abc import Mapping
 
 import jax
+import ml_collections
 import numpy as np
+from flax import traverse_util
 
 from mpbn_jax import norm, record, sharding, tables
 from mpbn_jax.checkpoint import Checkpoints
@@ -23,7 +25,7 @@ SUMMARY = 'summary.json'
 
 
 def restore(
-  config: Mapping, *, workdir: pathlib.Path
+  config: ml_collections.ConfigDict, *, workdir: pathlib.Path
 ) -> tuple[Experiment, TrainState]:
   """Returns (experiment, state) of a checkpoint in `workdir`.
 
@@ -51,8 +53,8 @@ def restore(
       '--mode=train first, or give its --workdir'
     )
   step, state = restored
-  stored = checkpoints.config_of(step) or stored or config
-  return for_epochs(experiment, stored['num_epochs']), state
+  of_run: Mapping = checkpoints.config_of(step) or stored or config
+  return for_epochs(experiment, of_run['num_epochs']), state
 
 
 def _no_best(experiment, directory):
@@ -111,7 +113,7 @@ def write_folded(
   return variables
 
 
-def summary_file(mode: str, config: Mapping) -> str:
+def summary_file(mode: str, config: ml_collections.ConfigDict) -> str:
   """Returns the summary's name: one of the best does not replace the last's."""
   of_best = mode != 'train' and config.evaluation.checkpoint == 'best'
   return 'summary_best.json' if of_best else SUMMARY
@@ -199,15 +201,16 @@ def _why_not_folded(config):
   return None if norm.NORMS[name].fold else norm.NORMS[name].why_not
 
 
-def _thresholds(tree, path=()) -> dict:
-  """Returns {layer: range of its thresholds, how many turn round}."""
-  if 'threshold' not in tree:
-    found = {}
-    for key, child in tree.items():
-      found |= _thresholds(child, (*path, key))
-    return found
-  threshold, polarity = map(np.asarray, (tree['threshold'], tree['polarity']))
-  return {'/'.join(path): tables.span(threshold, polarity)}
+def _thresholds(tree):
+  """Returns {layer: range of its thresholds, how many are special}."""
+  leaves = traverse_util.flatten_dict(tree)
+  return {
+    '/'.join(path): tables.span(
+      np.asarray(threshold), np.asarray(leaves[*path, 'polarity'])
+    )
+    for (*path, name), threshold in leaves.items()
+    if name == 'threshold'
+  }
 
 
 def read_summary(workdir: pathlib.Path | str) -> dict:

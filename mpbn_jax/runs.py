@@ -1,5 +1,6 @@
 """Runs on the disk: their networks for use, and as the start of other runs."""
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping
@@ -155,7 +156,8 @@ def with_weights_of(
     if name.rpartition('/')[2] in CONSTANTS and not np.array_equal(
       given[name], ours[name]
     ):
-      problems.append(f'{name} is {given[name]}, expected {ours[name]}')
+      got, expected = np.asarray(given[name]), np.asarray(ours[name])
+      problems.append(f'{name} is {got}, expected {expected}')
     new[name] = jax.device_put(given[name], ours[name].sharding)
   if problems:
     raise InputError(
@@ -169,8 +171,10 @@ def with_weights_of(
     new |= {name: ours[name] for name in kept}
   variables: Mapping = traverse_util.unflatten_dict(new, sep='/')
   return (
-    state.replace(
-      params=variables['params'], batch_stats=variables.get('batch_stats', {})
+    dataclasses.replace(
+      state,
+      params=variables['params'],
+      batch_stats=variables.get('batch_stats', {}),
     ),
     kept,
   )

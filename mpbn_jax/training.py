@@ -4,19 +4,20 @@ import contextlib
 import math
 import pathlib
 import time
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 
 from mpbn_jax import record, sharding, tables
-from mpbn_jax.checkpoint import Checkpoints
+from mpbn_jax.checkpoint import Checkpoints, steps_in
 from mpbn_jax.datasets.prefetch import Prefetch
 from mpbn_jax.errors import InputError
 from mpbn_jax.evaluation import evaluate
 from mpbn_jax.experiment import Experiment, build, for_epochs
 from mpbn_jax.files import NotWrittenError
 from mpbn_jax.interrupt import Interrupted, SignalCatcher
+from mpbn_jax.record import CHECKPOINTS
 from mpbn_jax.runs import with_weights_of
 from mpbn_jax.train_step import (
   TrainMetrics,
@@ -28,7 +29,7 @@ from mpbn_jax.train_step import (
 
 
 def train(
-  config: Mapping,
+  config: ml_collections.ConfigDict,
   *,
   workdir: str | pathlib.Path,
   mesh: jax.sharding.Mesh | None = None,
@@ -60,15 +61,17 @@ def train(
   experiment = build(config, mesh=mesh)
   train_step = make_train_step(experiment)
   check_trainable(experiment, train_step)
+  state = None
+  if config.init_from and not steps_in(pathlib.Path(workdir) / CHECKPOINTS):
+    state = _started(experiment)  # or refused, before anything is written
   with (
     record.hold_workdir(workdir, config) as held,
     SignalCatcher() as signals,
   ):
-    checkpoints = Checkpoints(held.path / record.CHECKPOINTS, config=config)
-    state, wanted = init_state(experiment), True
+    checkpoints = Checkpoints(held.path / CHECKPOINTS, config=config)
+    state, wanted = state or init_state(experiment), True
     restored = checkpoints.restore_latest(state)
     if restored is None:
-      state = _started(state, config.init_from)
       print(tables.parameters(state.params), flush=True)
     else:
       step, state = restored
@@ -95,11 +98,10 @@ def train(
   return experiment, state
 
 
-def _started(state, init_from):
-  """Returns the state that a new run starts from."""
-  if not init_from:
-    return state
-  state, kept = with_weights_of(state, init_from)
+def _started(experiment):
+  """Returns the state of a new run that starts from another run's weights."""
+  init_from = experiment.config.init_from
+  state, kept = with_weights_of(init_state(experiment), init_from)
   new = f'; new: {", ".join(kept)}' if kept else ''
   print(f'initial weights from {init_from}{new}', flush=True)
   return state

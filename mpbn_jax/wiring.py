@@ -98,7 +98,7 @@ def readers_of_spikes(model: nn.Module, variables: Mapping, x: Any) -> Wiring:
     >>> x = jax.ShapeDtypeStruct((1, 8, 8, 1), 'float32')
     >>> init = functools.partial(model.init, train=False)
     >>> variables = jax.eval_shape(init, jax.random.key(0), x)
-    >>> readers_of_spikes(model, variables, x)['lif4_spikes']
+    >>> readers_of_spikes(model, variables, x)['lif4/spike_norm']
     ('head',)
   """
   x = jax.ShapeDtypeStruct(x.shape, x.dtype)

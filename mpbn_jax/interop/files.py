@@ -2,10 +2,10 @@
 
 import hashlib
 import pathlib
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from mpbn_jax import optim, record, sharding
@@ -72,7 +72,10 @@ def sha256(path: pathlib.Path | str) -> str:
 
 
 def import_checkpoint(
-  file: pathlib.Path | str, config: Mapping, *, workdir: pathlib.Path
+  file: pathlib.Path | str,
+  config: ml_collections.ConfigDict,
+  *,
+  workdir: pathlib.Path,
 ) -> pathlib.Path:
   """Writes weights as the checkpoint of step 0 of a new run; returns where.
 

@@ -19,6 +19,7 @@ class Factory(functools.partial):
   with it, so that the settings of the layers are not the network's.
 
   Example:
+    >>> from mpbn_jax import LIF
     >>> lif = Factory(LIF, tau=0.5)
     >>> lif(name='lif1').tau
     0.5

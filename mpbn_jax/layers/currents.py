@@ -21,7 +21,7 @@ Product = Callable[[jax.Array, jax.Array], jax.Array]
 # Functions: a subclass that had methods to replace could do to spikes what no
 # fold knows of.
 def normed_currents(
-  layer: nn.Module,
+  layer: Any,
   x: jax.Array | normed.Spikes,
   *,
   shape: tuple[int, ...],
@@ -71,9 +71,7 @@ def normed_currents(
 
 def _check_folded(layer):
   """Raises InputError where a part of what was folded is missing."""
-  factor = layer.norm in norms.NORMS and (
-    norms.NORMS[layer.norm].per_time_step == 'factor'
-  )
+  factor = variables.per_time_step(layer.norm) == 'factor'
   for name in ['kernel'] + ['factor'] * factor:
     if not layer.has_variable('folded', name):
       raise InputError(

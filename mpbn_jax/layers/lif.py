@@ -169,7 +169,7 @@ class LIF(nn.Module):
     self, shape, v_th, train
   ) -> tuple[Fire, Any, Callable, jax.Array | float]:
     """Returns (fire, its state, what to do with the last state, v_th)."""
-    surrogate = dict(
+    surrogate: dict[str, Any] = dict(
       surrogate=self.surrogate, parameter=self.surrogate_parameter
     )
 

@@ -157,7 +157,7 @@ for _name in (
   *('__array_ufunc__', '__array_function__'),
 ):
   setattr(Spikes, _name, Spikes._refuse)
-Spikes.__hash__ = object.__hash__
+setattr(Spikes, '__hash__', object.__hash__)  # noqa: B010
 
 
 def on_array(
@@ -332,8 +332,8 @@ def readers(
       source = (*path[: len(path) - int(up.removeprefix(_UP))], *down)
       found.setdefault('/'.join(source), []).append('/'.join(path))
     elif isinstance(child, Mapping):
-      for source, layers in readers(child, (*path, key)).items():
-        found.setdefault(source, []).extend(layers)
+      for norm, layers in readers(child, (*path, key)).items():
+        found.setdefault(norm, []).extend(layers)
   return found
 
 

@@ -9,6 +9,7 @@ variables say whether a network is folded, no flag can disagree with them.
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,7 +20,7 @@ from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
 
 
-def check_input(what: str, x: jax.Array) -> None:
+def check_input(what: str, x: Any) -> None:
   """Raises unless x is [B, T, ..., C], floating, with at least one step.
 
   Raises:
@@ -41,7 +42,7 @@ def weight(
   It is float32, with jax_enable_x64 too.
   """
   if module.has_variable('folded', name):
-    folded = module.get_variable('folded', name)
+    folded: jax.Array = module.get_variable('folded', name)
     if folded.shape not in (shape, (*folded.shape[:1], *shape)):
       raise InputError(
         f'expected folded/{path_of(module, name)} of shape {shape}, or one of '
@@ -165,7 +166,7 @@ def check_shapes(at: str, leaves: Mapping, expected: Mapping) -> None:
       )
 
 
-def folded_neurons(module: nn.Module, shape: tuple[int, ...]) -> dict:
+def folded_neurons(module: Any, shape: tuple[int, ...]) -> dict:
   """Returns what `fold` left of a layer's norm, {threshold, polarity, ...}.
 
   Args:
@@ -177,7 +178,7 @@ def folded_neurons(module: nn.Module, shape: tuple[int, ...]) -> dict:
       or elements, or was folded with another v_th.
   """
   names = ['threshold', 'polarity', 'gain'] + ['v_th'] * (not module.learn_v_th)
-  leaves = {
+  leaves: dict[str, jax.Array] = {
     name: module.get_variable('threshold', name)
     for name in names
     if module.has_variable('threshold', name)
@@ -196,23 +197,27 @@ def folded_neurons(module: nn.Module, shape: tuple[int, ...]) -> dict:
   return leaves
 
 
-def check_steps(module: nn.Module, steps: int) -> None:
+def per_time_step(name: str) -> str:
+  """Returns the leaf of a norm whose first axis is T, '' if there is none."""
+  return getattr(norms.NORMS.get(name), 'per_time_step', '')
+
+
+def check_steps(module: Any, steps: int) -> None:
   """Raises InputError where module.norm has parameters of other steps."""
-  leaf = norms.NORMS[module.norm].per_time_step
+  leaf = per_time_step(module.norm)
   for collection in ('params', 'batch_stats'):
     if leaf and module.has_variable(collection, module.norm):
-      leaves = module.get_variable(collection, module.norm)
+      leaves: Mapping = module.get_variable(collection, module.norm)
       if leaf in leaves:
         check_steps_equal(module, leaves[leaf].shape[0], steps)
 
 
-def check_steps_equal(module: nn.Module, built: int, steps: int) -> None:
+def check_steps_equal(module: Any, built: int, steps: int) -> None:
   """Raises InputError where a layer was built for other steps than it gets."""
   if built == steps:
     return
-  norm = norms.NORMS.get(getattr(module, 'norm', None))
   what = '/'.join(module.path)
-  if norm is not None and norm.per_time_step:
+  if per_time_step(getattr(module, 'norm', norms.NONE)):
     what = module.norm
   raise InputError(
     f'{what!r} has parameters for each of its {built} steps, got '

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from mpbn_jax.errors import InputError, unknown
 from mpbn_jax.layers import LIF, ConvNorm, DenseNorm, Factory
@@ -47,7 +48,8 @@ LIF_SETTINGS = {
 
 def network_settings(name: str) -> set[str]:
   """Returns the keys of the configuration that are a network's own."""
-  network, fixed = MODELS[name], set()
+  network: Any = MODELS[name]
+  fixed: set[str] = set()
   if isinstance(network, functools.partial):
     network, fixed = network.func, set(network.keywords)
   fields = {field.name for field in dataclasses.fields(network)}
@@ -104,6 +106,17 @@ def build_model(config: Mapping) -> SpikingNetwork:
     lif=lif,
     **{key: value for key, value in settings.items() if key in own},
   )
+
+
+def settings_of(model: SpikingNetwork) -> dict[str, Any]:
+  """Returns the settings that `build_model` makes such a network of."""
+  fields = {field.name for field in dataclasses.fields(model)}
+  fields -= {'conv', 'dense', 'lif', 'parent', 'name'}
+  settings = {name: getattr(model, name) for name in fields}
+  layers = ((model.conv(1), CONV_SETTINGS), (model.lif(), LIF_SETTINGS))
+  for layer, names in layers:
+    settings |= {key: getattr(layer, name) for key, name in names.items()}
+  return settings
 
 
 def _renamed(settings, names):

@@ -22,7 +22,8 @@ class SpikingVGG(SpikingNetwork):
     return self.conv(self.width, use_bias=True, name='conv1')
 
   def features(self, currents: jax.Array, *, train: bool) -> jax.Array | Spikes:
-    x, layer = currents, 0
+    x: jax.Array | Spikes = currents
+    layer = 0
     for layers, times in self.groups:
       for _ in range(layers):
         layer += 1

@@ -102,7 +102,7 @@ def test_checkpoint_of_another_configuration_is_refused(tmp_path):
 def test_checkpoint_of_a_newer_format_is_refused_and_stays(tmp_path):
   directory = write(tmp_path / 'c', {1: 0.5})
   notes = {'format': 4, 'step': 2}
-  arrays.save(directory / '2', tree(2), notes=notes)
+  arrays.save(directory / '2', {'state': tree(2)}, notes=notes)
   with pytest.raises(InputError, match='expected .* format 3 .* got 4'):
     Checkpoints(directory).restore_latest(tree(0))
   assert (directory / '2').exists()
@@ -117,7 +117,7 @@ def test_sharding_of_what_is_restored_is_that_of_the_run(tmp_path):
   )
   like = jax.device_put(jax.tree.map(jnp.asarray, tree(0)), everywhere)
   _, restored = Checkpoints(directory).restore_latest(like)
-  assert restored['state']['params']['kernel'].sharding == everywhere
+  assert restored['params']['kernel'].sharding == everywhere
 
 
 # ---- writing
@@ -183,6 +183,6 @@ def test_checkpoint_of_version_0_1_0_is_named_and_stays(tmp_path):
   (directory / '7').mkdir(parents=True)
   (directory / '7' / 'files.json').write_text('{}')
   (directory / 'index.json').write_text('{"steps": [7]}')
-  with pytest.raises(InputError, match='expected .* format 2 .*c/7, got 1'):
+  with pytest.raises(InputError, match='expected .* format 3 .*c/7, got 1'):
     Checkpoints(directory).restore_latest(tree(0))
   assert (directory / '7' / 'files.json').exists()

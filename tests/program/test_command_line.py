@@ -5,7 +5,7 @@ import runs
 from runs import the_error
 
 import main as program
-from mpbn_jax import command_line, config
+from mpbn_jax import command_line, config, config_files
 
 KEY = '--config.'
 
@@ -154,7 +154,10 @@ BAD_INPUT = {
     [KEY + 'optimizer.learning_rate=0'],
     'optimizer.learning_rate must be positive, got 0.0',
   ),
-  'eps zero': ([KEY + 'model.eps=0'], 'model.eps must be positive'),
+  'eps zero': (
+    [KEY + 'model.eps=0'],
+    'eps must be positive and finite, got 0.0',
+  ),
   'momentum': (
     [KEY + 'optimizer.momentum=1'],
     'optimizer.momentum must lie in [0, 1), got 1.0',
@@ -213,7 +216,7 @@ def test_bad_input_is_one_line_and_exit_code_2(name, tmp_path, capsys):
     '  config = default.get_config()\n'
     '  with config.unlocked():\n'
     '    config.model.colour = 1\n'
-    '  return config\n': ["unknown configuration key 'model.colour'"],
+    '  return config\n': ["unknown setting of 'resnet20' 'colour'"],
     'from mpbn_jax.configs import default\n'
     'def get_config():\n'
     '  config = default.get_config()\n'
@@ -346,5 +349,5 @@ def test_config_file_may_have_named_rows(tmp_path):
   }.items(),
 )
 def test_key_that_is_meant_is_found(key, meant):
-  known = config.flatten(command_line.load(command_line.DEFAULT_CONFIG))
+  known = config.flatten(config_files.load(config_files.DEFAULT))
   assert config.nearest_keys(key, known) == [meant]

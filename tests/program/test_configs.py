@@ -40,7 +40,6 @@ def test_every_config_can_be_trained_as_its_docstring_says(name):
     'optimizer.weight_decay': -1.0,
     'data.prefetch': 0,
     'seed': 2**32,
-    'model.eps': 0.0,
     'loss.label_smoothing': 1.0,
     'optimizer.warmup_epochs': 1e9,
     'evaluation.checkpoint': 'first',

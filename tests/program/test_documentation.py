@@ -42,6 +42,7 @@ def test_examples_of_docstrings_print_what_they_show(name):
     'model': model,
     'variables': variables,
     'x': common.images(),
+    'workdir': runs.finished(),
   }
   for example in _examples(name):
     if name.endswith('interop.torch'):

@@ -68,3 +68,10 @@ def test_settings_of_a_network_are_checked_by_its_own_class(tmp_path, capsys):
     InputError, match=r"'spiking_cnn' has no layers .*\(mlp\)"
   ):
     build_model({'name': 'spiking_cnn', 'layers': 2})
+
+
+def test_page_names_every_example_with_its_lines():
+  page = (runs.ROOT / 'docs' / 'extending.md').read_text()
+  for file in EXAMPLES:
+    lines = len(file.read_text().splitlines())
+    assert f'`docs/examples/{file.name}` | {lines} |' in page

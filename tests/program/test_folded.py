@@ -15,6 +15,7 @@ from runs import the_error
 import mpbn_jax
 from mpbn_jax import InputError, arrays, lock
 from mpbn_jax.folded import folded_path, load_folded, save_folded
+from mpbn_jax.models import settings_of
 
 SETTINGS = {'name': 'spiking_cnn', 'width': 4, 'num_steps': 3}
 
@@ -64,7 +65,7 @@ def test_every_setting_that_counts_is_checked_by_name(
 ):
   path = save(tmp_path / '7', variables)
   other = mpbn_jax.build_model({**SETTINGS, name: value})
-  stored = getattr(mpbn_jax.build_model(SETTINGS), name)
+  stored = settings_of(mpbn_jax.build_model(SETTINGS))[name]
   with pytest.raises(InputError) as error:
     load_folded(path, model=other)
   assert f'({name}: {stored!r} -> {value!r})' in str(error.value)
@@ -93,7 +94,7 @@ def test_file_without_settings_is_refused(variables, tmp_path):
   path = save(tmp_path / '4', variables, colour='red')
   for path, reason in {
     '1': 'Not a directory',
-    '2': 'it has format None, expected 1',
+    '2': 'it has format None, expected 2',
     '3': 'notes.json is missing',
     '4': "unknown setting of 'spiking_cnn' 'colour'",
     '5': 'it is missing',

@@ -8,7 +8,14 @@ import pytest
 import runs
 
 import main as program
-from mpbn_jax import MODELS, SURROGATES, command_line, config, norm
+from mpbn_jax import (
+  MODELS,
+  SURROGATES,
+  command_line,
+  config,
+  config_files,
+  norm,
+)
 from mpbn_jax.datasets import DATASETS
 from mpbn_jax.neuron import RESETS
 
@@ -51,7 +58,7 @@ def test_help_has_every_key_on_a_line_of_its_own_with_its_own_text(capsys):
   program.main(['--help'])
   text = capsys.readouterr().out
   texts = _help_of_keys(text)
-  flat = config.flatten(command_line.load(command_line.DEFAULT_CONFIG))
+  flat = config.flatten(config_files.load(config_files.DEFAULT))
   assert texts.keys() == flat.keys()
   for key, value in flat.items():
     assert f'\n  --config.{key}={value}\n' in text

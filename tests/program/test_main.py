@@ -87,7 +87,7 @@ def test_fold_of_convolutions_is_counted(workdir, capsys):
   arguments = ['--mode=fold', KEY + 'evaluation.fold=all']
   assert runs.run(workdir, *arguments) == 0
   assert 'thresholds and kernels folded' in capsys.readouterr().out
-  assert report.read_summary(workdir)['fold_convolutions'] is True
+  assert report.read_summary(workdir)['fold'] == 'all'
 
 
 def test_evaluate_changes_only_the_summary(workdir):

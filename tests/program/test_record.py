@@ -17,7 +17,7 @@ from mpbn_jax.errors import InputError
 
 
 def stored(path):
-  return json.loads((path / 'config.json').read_text())
+  return config.from_json((path / 'config.json').read_text())
 
 
 def open_workdir(path, config):
@@ -126,7 +126,11 @@ def test_work_directory_behind_a_link_is_used(tmp_path):
 
 
 def test_configuration_of_another_format_is_one_short_line(tmp_path):
-  (tmp_path / 'config.json').write_text('{"version": 7, "lr": 0.1}')
+  (tmp_path / 'config.json').write_text('{"seed": 7, "lr": 0.1}')
+  message = f'{tmp_path}/config.json, .* has format 1, .* reads format 2'
+  with pytest.raises(InputError, match=message):
+    record.check_config_of(tmp_path, default.get_config())
+  (tmp_path / 'config.json').write_text('{"format": 2, "lr": 0.1}')
   with pytest.raises(InputError, match='; and [0-9]+ more') as error:
     record.check_config_of(tmp_path, default.get_config())
   assert f'{tmp_path}/config.json is of a run with another' in str(error.value)

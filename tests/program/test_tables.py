@@ -40,7 +40,7 @@ SUMMARY = {
     },
   },
   'not_folded': None,
-  'fold_convolutions': True,
+  'fold': 'all',
   'seconds': 12.345,
   'seed': 1,
   'model': 'resnet20',
