@@ -56,9 +56,13 @@ def _has_emitters():
 
 
 def _without_emitters(*args, env_options_overrides=None, **kwargs):
-  """Returns options with the older code of fused loops: half as much to do."""
+  """Returns options with the older code of fused loops, in one piece.
+
+  Half as much to compile, and half of that again.
+  """
   overrides = {**(env_options_overrides or {})}
   overrides['xla_cpu_use_fusion_emitters'] = False
+  overrides['xla_cpu_parallel_codegen_split_count'] = 1
   return _compile_options(*args, env_options_overrides=overrides, **kwargs)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import runs
 
-from mpbn_jax import InputError, config, sharding, training
+from mpbn_jax import InputError, sharding, training
 from mpbn_jax.configs import cifar10, digits, paper
 from mpbn_jax.datasets import get_spec
 from mpbn_jax.datasets.base import Dataset, Split
@@ -79,17 +79,6 @@ def test_configurations_of_the_paper_keep_it_on_cifar():
   row = paper.get_config('table1/cifar100/resnet20/mpbn/t2')
   assert row.data.last_batch == 'keep'
   assert digits.get_config().data.last_batch == 'drop'
-
-
-def test_run_from_before_the_key_goes_on_as_it_was():
-  now = digits.get_config()
-  stored = {**now.to_dict(), 'data': now.data.to_dict()}
-  del stored['data']['last_batch']
-  assert config.differences(now, stored) == []
-  now.data.last_batch = 'keep'
-  assert config.differences(now, stored) == [
-    "data.last_batch: 'drop' -> 'keep'"
-  ]
 
 
 def test_last_batch_of_one_value_per_statistic_is_refused_before_training():

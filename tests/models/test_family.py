@@ -25,12 +25,13 @@ from mpbn_jax.configs import digits
 from mpbn_jax.evaluation import compare_layers, recorded
 from mpbn_jax.experiment import build
 from mpbn_jax.layers import ConvNorm
+from mpbn_jax.layers.variables import per_time_step
 from mpbn_jax.norm import PLACES, names_at
 from mpbn_jax.report import fold_network
 
 CURRENT = names_at('conv')[1:]
 SPIKES = names_at('spike')[1:]
-PER_TIME_STEP = [name for name in NORMS if NORMS[name].per_time_step]
+PER_TIME_STEP = [name for name in NORMS if per_time_step(name)]
 NETWORKS = {
   'spiking_cnn': {},
   'resnet20': {'side': 16},
