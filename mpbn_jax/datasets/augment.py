@@ -195,7 +195,8 @@ def rectangles(
   sides = np.zeros((count, 2), np.int32)
   for _ in range(_TRIES):
     pixels = rng.uniform(*area, count) * (height * width)
-    ratio = np.exp(rng.uniform(*np.log(aspect), count))
+    low, high = np.log(aspect)
+    ratio = np.exp(rng.uniform(low, high, count))
     tried = np.rint(np.sqrt(np.stack([pixels / ratio, pixels * ratio], 1)))
     fits = ((tried > 0) & (tried <= (height, width))).all(1)
     new = fits & (sides == 0).any(1)

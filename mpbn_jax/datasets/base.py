@@ -23,12 +23,18 @@ class Examples(Protocol):
     unreadable: names of the images that this host has failed to decode.
   """
 
-  labels: np.ndarray
-  shape: tuple[int, ...]
-  unreadable: Iterable[str]
+  @property
+  def labels(self) -> np.ndarray: ...
+
+  @property
+  def shape(self) -> tuple[int, ...]: ...
+
+  @property
+  def unreadable(self) -> Iterable[str]: ...
 
   def __len__(self) -> int:
     """Returns N."""
+    ...
 
   def read(
     self, indices: np.ndarray, crops: np.ndarray | None = None

@@ -4,6 +4,7 @@ import functools
 import math
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -146,7 +147,7 @@ class TrainingBatches:
       batch_size: one of `sizes`.
     """
     size = (batch_size,)
-    shapes = {
+    shapes: dict[str, Any] = {
       'image': (size + self._dataset.example_shape, np.uint8),
       'label': (size, np.int32),
     }

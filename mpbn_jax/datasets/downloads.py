@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+from typing import Any
 
 from mpbn_jax.datasets.preparation import writing
 from mpbn_jax.errors import InputError
@@ -125,7 +126,8 @@ def download(url: str, path: pathlib.Path) -> str | None:
           file.write(block)
           bar.update(len(block))
   except requests.HTTPError as error:
-    return f'{error.response.status_code} {error.response.reason}'
+    answer: Any = error.response  # there is one, or no HTTP error
+    return f'{answer.status_code} {answer.reason}'
   except requests.Timeout:
     return 'no answer'
   except requests.RequestException:

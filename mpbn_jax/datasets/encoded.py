@@ -156,5 +156,9 @@ def centre(image: Image.Image, *, size: tuple[int, int]) -> Image.Image:
     return image.resize(shape, Image.Resampling.BILINEAR).crop(box)
   # The same up to rounding; resizing the whole might take gigabytes.
   scale = (width / shape[0], height / shape[1]) * 2
-  box = tuple(edge * by for edge, by in zip(box, scale, strict=True))
-  return image.resize(size[::-1], Image.Resampling.BILINEAR, box=box)
+  left, top, right, bottom = (
+    edge * by for edge, by in zip(box, scale, strict=True)
+  )
+  return image.resize(
+    size[::-1], Image.Resampling.BILINEAR, box=(left, top, right, bottom)
+  )

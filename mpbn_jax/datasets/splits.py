@@ -100,7 +100,7 @@ def split_stratified(
     seed: fixed by the data set, not by the training run.
   """
   rng = np.random.default_rng(seed)
-  parts = [[] for _ in shares]
+  parts: list[list[np.ndarray]] = [[] for _ in shares]
   for label in np.unique(labels):
     members = rng.permutation(np.flatnonzero(labels == label))
     ends = np.rint(np.cumsum(shares) * len(members)).astype(int)

@@ -11,6 +11,7 @@ import pathlib
 import pickle
 import tarfile
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -162,7 +163,8 @@ def read(
       for member in tar:
         name = os.path.normpath(member.name)
         if name in wanted:
-          files[name] = archive.decode(tar.extractfile(member).read())
+          content: Any = tar.extractfile(member)  # None: a folder, an error
+          files[name] = archive.decode(content.read())
   except Exception as error:  # a damaged archive or pickle may raise anything
     text = ' '.join(str(error).split())
     raise _unusable(path, archive, f'{name} unreadable ({text})') from error

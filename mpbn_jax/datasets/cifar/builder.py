@@ -27,7 +27,9 @@ from mpbn_jax.errors import InputError
 _CHUNK = 2000  # examples decoded at a time
 
 
-class CifarBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class CifarBuilder(  # type: ignore[call-arg]  # its metaclass is not known
+  tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
   """Writes images in order, with the ids that tensorflow-datasets would give.
 
   Args:
