@@ -156,9 +156,7 @@ def centre(image: Image.Image, *, size: tuple[int, int]) -> Image.Image:
     return image.resize(shape, Image.Resampling.BILINEAR).crop(box)
   # The same up to rounding; resizing the whole might take gigabytes.
   scale = (width / shape[0], height / shape[1]) * 2
-  left, top, right, bottom = (
-    edge * by for edge, by in zip(box, scale, strict=True)
-  )
+  x0, y0, x1, y1 = (edge * by for edge, by in zip(box, scale, strict=True))
   return image.resize(
-    size[::-1], Image.Resampling.BILINEAR, box=(left, top, right, bottom)
+    size[::-1], Image.Resampling.BILINEAR, box=(x0, y0, x1, y1)
   )
