@@ -1,4 +1,4 @@
-"""How far is each product of the convolution from the time of one matmul?
+"""Time of each product of the convolution, in matmuls of the same FLOPs.
 
 For the layers of spiking ResNet20 (32 images = B * T) and for few channels,
 times the forward, the input gradient and the kernel gradient of

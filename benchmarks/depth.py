@@ -1,4 +1,4 @@
-"""What becomes of gradients and spikes in 106 layers, and of compile time?
+"""Gradients, spikes and compile time of networks of 106 layers.
 
     python benchmarks/depth.py --figure=docs/depth.png
 

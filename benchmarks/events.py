@@ -1,4 +1,4 @@
-"""How many recordings of an event camera become frames in a second?
+"""Recordings of an event camera that become frames in a second.
 
 Random recordings of a sensor of 128x128 pixels become T frames, in one thread:
 

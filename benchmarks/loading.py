@@ -1,4 +1,4 @@
-"""How many images a second are augmented, and decoded, next to their floors?
+"""Images that are decoded and augmented in a second, next to their floors.
 
 CIFAR-10's shape: 50,000 random images in memory, batches of 128, through
 `TrainingBatches`; the floor is the plain gather of the same images. ImageNet:

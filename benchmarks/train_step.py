@@ -1,4 +1,4 @@
-"""How long is a step of spiking ResNet20, next to its floor and to a peer?
+"""Time of a step of spiking ResNet20, next to its floor and to a peer.
 
     python benchmarks/train_step.py --batch=16 --steps=4 --width=64
     python benchmarks/train_step.py --peer

@@ -24,8 +24,8 @@ def get_config():
 
   config.optimizer.learning_rate = 0.3
   config.optimizer.warmup_epochs = 1.0
-  # Without it, some seeds stay at chance for epochs at this rate, and at a third
-  # of it all learn too slowly for ten.
+  # Without it, some seeds stay at chance for epochs at this rate; at a third of
+  # the rate all learn too slowly for ten epochs.
   config.optimizer.gradient_clip = 1.0
   config.optimizer.weight_decay = 5e-4
   return config

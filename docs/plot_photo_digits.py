@@ -1,4 +1,4 @@
-"""What do the `photo_digits` look like? Writes docs/photo_digits.png.
+"""The picture of the `photo_digits`, docs/photo_digits.png.
 
 The first images of each split, with their labels; needs matplotlib
 (requirements-dev.txt).

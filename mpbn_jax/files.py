@@ -1,4 +1,4 @@
-"""How are files written whole or not at all, and what if they cannot be?"""
+"""Files that are written whole or not at all, and errors of writing."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""How do trained variables become those of a network without normalization?
+"""Folds: variables of a trained network without its normalizations.
 
 Pure functions on the tree of variables. The tree says itself what is where: a
 layer's normalization stands under its name (`layers/`), beside the constants

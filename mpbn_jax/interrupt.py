@@ -1,4 +1,4 @@
-"""How is a run stopped from outside without losing anything?"""
+"""Signals that stop a run without losing anything."""
 
 import contextlib
 import signal

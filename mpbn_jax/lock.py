@@ -1,4 +1,4 @@
-"""Who uses a directory? A lock that ends with its process, and says whose."""
+"""A lock on a directory that ends with its process, and says whose it is."""
 
 import contextlib
 import datetime

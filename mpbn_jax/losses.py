@@ -1,4 +1,4 @@
-"""What is minimized? Losses of the logits of every step."""
+"""Losses of the logits of every time step."""
 
 from collections.abc import Callable, Mapping
 

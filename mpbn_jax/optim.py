@@ -1,4 +1,4 @@
-"""How do gradients become updates? (Paper, Sec. 5: SGD, cosine, decay 1e-4.)"""
+"""Learning rate and optimizer (paper, Sec. 5: SGD, cosine, decay 1e-4)."""
 
 from collections.abc import Mapping
 

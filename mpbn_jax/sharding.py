@@ -1,4 +1,4 @@
-"""How is a batch spread over the hosts and their devices?"""
+"""Batches spread over hosts and their devices."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""How does a spike pass a gradient? Heaviside forward, surrogate backward."""
+"""Spikes: Heaviside forward, a surrogate gradient backward."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""How do scalars get into TensorBoard's event files, and which are in them?
+"""Scalars in TensorBoard's event files, written and read.
 
 Without threads, so that what fails is known where it is written. The records
 and their checksums are tensorboardX's.

@@ -1,4 +1,4 @@
-"""Which layers read whose spikes? The network says, in the pass that folds."""
+"""Which layers read whose spikes, as the network says when it folds."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

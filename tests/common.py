@@ -1,4 +1,4 @@
-"""What do several tests need? Variables that are not the initial ones."""
+"""Small networks, images and variables that look trained."""
 
 import functools
 import pathlib

@@ -1,4 +1,4 @@
-"""What do all tests share? Four virtual devices and a compilation cache."""
+"""Four virtual devices and a compilation cache for all tests."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""What should the library compute? Slow, obvious NumPy to test it against.
+"""Slow, obvious NumPy: the neuron and the layers that tests compare with.
 
 Written from the specification (method.md), not from the library, so that an
 error in one is not repeated in the other. Channels are last everywhere:

@@ -1,4 +1,4 @@
-"""What does every registered normalization compute? Slow, obvious NumPy.
+"""Slow, obvious NumPy: every registered normalization.
 
 Each is (params, stats, x, *, train) -> (y, stats) with eps 1e-5 and momentum
 0.1. x is [B, T, H, W, C] of a current, or [B, H, W, C], the potential of one

@@ -1,4 +1,4 @@
-"""How do tests train the smallest network, here and in another process?"""
+"""Runs of the smallest network, in this process and in others."""
 
 import functools
 import json

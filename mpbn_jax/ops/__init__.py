@@ -1,1 +1,1 @@
-"""Which hot operations are lowered by hand, each beside a plain reference?"""
+"""Hot operations, lowered by hand beside a plain reference."""

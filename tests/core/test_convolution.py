@@ -1,4 +1,4 @@
-"""Do all lowerings of the convolution agree, and does it stay sharded?"""
+"""The convolution: its lowerings agree, and it stays sharded."""
 
 import re
 from functools import partial

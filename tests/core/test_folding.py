@@ -1,4 +1,4 @@
-"""Does a folded network fire exactly the spikes of the unfolded one?
+"""Exactness of the fold: a folded neuron fires the same spikes.
 
 The proof: both sides of the predicate are monotone in the potential u, and a
 folded neuron compares u with one number. So if the unfolded neuron, which

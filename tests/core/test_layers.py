@@ -1,4 +1,4 @@
-"""Do the Flax modules compute what the reference does, forward and back?"""
+"""Flax modules against the reference, forward and backward."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Does the recurrence charge, fire and reset as the equations say?"""
+"""The recurrence: charge, fire and reset of the equations."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Does every registered normalization compute what its reference computes?"""
+"""Every registered normalization against its NumPy reference."""
 
 import common
 import jax

@@ -1,4 +1,4 @@
-"""Is a network refused by name where its norms of spikes do not fold?"""
+"""Networks of users whose norms of spikes do not fold, refused by name."""
 
 import flax.linen as nn
 import jax

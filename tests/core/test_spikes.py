@@ -1,4 +1,4 @@
-"""Can anything but a layer that the fold knows read normed spikes?"""
+"""Normed spikes: what reads them, and that nothing else can."""
 
 import copy
 import operator

@@ -1,4 +1,4 @@
-"""Is a spike exact forward, and its gradient the surrogate's derivative?"""
+"""Surrogate gradients: exact spikes, and the derivative of a primitive."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Does a network that a user writes fold to the same logits?"""
+"""Networks of users that fold to the same logits."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""Is the wiring that is traced the wiring that is drawn?"""
+"""The wiring of the networks, and what a fold accepts of it."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What are networks of a user made of, with normed spikes in them?"""
+"""Parts of networks that users write, with normed spikes in them."""
 
 import functools
 from collections.abc import Callable

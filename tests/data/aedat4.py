@@ -1,4 +1,4 @@
-"""How is a file of events written as AEDAT 4? For tests, without compression.
+"""A writer of AEDAT 4 files of events, without compression.
 
 The format: a line with the version, a header and packets of events; the header
 and the packets are flatbuffers.

@@ -1,4 +1,4 @@
-"""How do small data sets of events lie on the disk, in their true formats?"""
+"""Small data sets of events on the disk, in their true formats."""
 
 import dataclasses
 import importlib

@@ -1,4 +1,4 @@
-"""How do tests get CIFAR? Small archives in the official layouts.
+"""Small archives of CIFAR in the official layouts.
 
 As a program it runs main.py on them, in a process of its own:
 

@@ -1,4 +1,4 @@
-"""What do tests read as ImageNet? A few small images in its true formats."""
+"""A few small images in the formats of ImageNet."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""Do random crop, erasing and mixup draw what their papers describe?"""
+"""Random crop, erasing and mixup, as their papers describe them."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Is AutoAugment's policy the published one, with Pillow's operations?"""
+"""AutoAugment: the published policy, with Pillow's operations."""
 
 import functools
 

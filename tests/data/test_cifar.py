@@ -1,4 +1,4 @@
-"""Do CIFAR's images come out of every archive and directory as they went in?"""
+"""CIFAR's images out of every archive and directory, as they went in."""
 
 import io
 import pathlib

@@ -1,4 +1,4 @@
-"""Is a directory of data that cannot be read told in one line?"""
+"""Directories of data that cannot be read, told in one line."""
 
 import pathlib
 

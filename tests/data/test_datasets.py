@@ -1,4 +1,4 @@
-"""Are the data the same for everyone, and a batch a function of its step?"""
+"""Data that are the same for everyone, and batches that follow the step."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""Do the archives of event cameras become recordings, whole or not at all?"""
+"""Archives of event cameras that become recordings, whole or not at all."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Do recordings on the disk become the frames that a network trains on?"""
+"""Recordings on the disk that become the frames of a network."""
 
 import functools
 import importlib

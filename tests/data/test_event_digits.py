@@ -1,4 +1,4 @@
-"""Are the `event_digits` what an event camera sees of the `digits`?"""
+"""The `event_digits`: what an event camera sees of the `digits`."""
 
 import zlib
 

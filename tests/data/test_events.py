@@ -1,4 +1,4 @@
-"""Do frames count the events of a camera, each once and in its place?"""
+"""Frames: a camera's events, each counted once and in its place."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Are ImageNet's images found, decoded and cropped, wherever they lie?"""
+"""ImageNet's images: found, decoded and cropped, wherever they lie."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""Are splits what was asked for, and batches ready before they are needed?"""
+"""Splits that were asked for, and batches that are ready in time."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Are the `photo_digits` the same for everyone, and their splits disjoint?"""
+"""The `photo_digits`: the same for everyone, with disjoint splits."""
 
 import hashlib
 import pathlib

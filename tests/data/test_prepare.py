@@ -1,4 +1,4 @@
-"""Is a data set prepared once, wholly or not at all, and told in one line?"""
+"""--mode=prepare: once, wholly or not at all, and told in one line."""
 
 import contextlib
 import errno

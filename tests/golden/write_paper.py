@@ -1,4 +1,4 @@
-"""How are the golden texts of configs/paper.py made?
+"""The golden texts of configs/paper.py, written.
 
 python tests/golden/write_paper.py
 

@@ -1,4 +1,4 @@
-"""Do the normalizations combine in a network, train, evaluate and fold?"""
+"""The family of normalizations in networks: training, evaluation, folds."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""Does the library compute what the paper's implementation computed?
+"""Golden vectors: what the paper's implementation computed.
 
 The vectors and what they hold: golden/README.md. Every decision in them is at
 least 4e-6 away from its threshold, so the spikes must be equal.

@@ -1,4 +1,4 @@
-"""Do weights of the reference become a run, and does bad input say why not?"""
+"""Runs that start from weights of the reference, and bad input."""
 
 import functools
 import hashlib

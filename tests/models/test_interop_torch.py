@@ -1,4 +1,4 @@
-"""Do the reference's checkpoints come in, go out, and fail with names?"""
+"""The reference's checkpoints, in and out, and errors with names."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Are the networks what the paper says, and refuse what cannot be built?"""
+"""The networks: sizes, initial values, inputs, and what they refuse."""
 
 import common
 import jax

@@ -1,4 +1,4 @@
-"""Do losses, learning rates and updates follow the paper's Section 5?"""
+"""Losses, learning rates and updates of the paper's Section 5."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Does every layer get its network's settings, and are unusable ones named?"""
+"""Settings of networks: each layer gets its own, unusable ones are named."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""What does one of several hosts compute? Two steps, the test set, the fold.
+"""One of several hosts: two steps, the test set, the fold.
 
 Started by test_hosts.py: python tests/program/host.py COUNT INDEX PORT
 """

@@ -1,4 +1,4 @@
-"""Does a run keep the right checkpoints, whole and of its own?"""
+"""Checkpoints: which are kept, whole, and of which run."""
 
 import shutil
 

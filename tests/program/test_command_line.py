@@ -1,4 +1,4 @@
-"""Is every bad input told in one line, and every argument read?"""
+"""The command line: every argument read, bad input told in one line."""
 
 import pytest
 import runs

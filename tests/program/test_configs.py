@@ -1,4 +1,4 @@
-"""Can every file in configs/ be trained, and is a bad value refused?"""
+"""Every file in configs/, and bad values."""
 
 import importlib
 import pathlib

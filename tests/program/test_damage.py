@@ -1,4 +1,4 @@
-"""Is every damage to every file of a work directory found, or harmless?
+"""Damage to every file of a work directory, found or harmless.
 
 MPBN_JAX_FUZZ=5000 tries so many random damages in place of a few.
 """

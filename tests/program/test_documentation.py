@@ -1,4 +1,4 @@
-"""Does what the documentation shows run and print what it says?"""
+"""What the documentation shows: it runs and prints what it says."""
 
 import doctest
 import importlib

@@ -1,4 +1,4 @@
-"""Does a folded network meet only its own settings, and is it whole always?"""
+"""Folded networks on the disk: whole, and with their own settings."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Does every example come once, whatever hosts and devices there are?"""
+"""Several hosts and devices: every example comes once."""
 
 import dataclasses
 import functools

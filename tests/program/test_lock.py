@@ -1,4 +1,4 @@
-"""Does one process at a time use a work directory, and who is it?"""
+"""One process at a time in a work directory."""
 
 import datetime
 import os

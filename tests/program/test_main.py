@@ -1,4 +1,4 @@
-"""Do the modes of main.py do what they say, and only that?"""
+"""The modes of main.py."""
 
 import json
 import shutil

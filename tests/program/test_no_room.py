@@ -1,4 +1,4 @@
-"""Is a full disk, or a directory that vanishes, one line and nothing lost?"""
+"""Full disks and vanished directories: one line, and nothing lost."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Is every experiment of the paper a configuration that builds?"""
+"""Every experiment of the paper as a configuration."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Is what a run leaves behind whole, whenever the process was stopped?"""
+"""What a run leaves behind, whenever its process was stopped."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Does a run that was stopped end with the bits of one that was not?"""
+"""Runs that were stopped and end with the same bits."""
 
 import re
 import shutil

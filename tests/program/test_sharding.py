@@ -1,4 +1,4 @@
-"""Does a step on four devices compute what one computes, a quarter each?"""
+"""A step on four devices against the step on one."""
 
 import functools
 import re
