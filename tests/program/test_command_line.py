@@ -346,6 +346,7 @@ def test_config_file_may_have_named_rows(tmp_path):
     'model.eps_': 'model.eps',
     'modle.steps': 'model.num_steps',
     'data.num_workers': 'data.workers',
+    'optimiser.momentum': 'optimizer.momentum',  # not the models'
   }.items(),
 )
 def test_key_that_is_meant_is_found(key, meant):
