@@ -293,8 +293,8 @@ def _collect(variables, place, function: Callable, *, done='') -> dict:
 
 
 def _running_statistics(variables, path, name):
-  stats = _at(variables.get('batch_stats', {}), (*path, name))
-  missing = leaves_of(name)[1] - {'v_th', *(stats or ())}
+  stats = _at(variables.get('batch_stats', {}), (*path, name)) or {}
+  missing = leaves_of(name)[1] - {'v_th', *stats}
   if missing and _foldable(name):
     raise InputError(
       f'expected batch_stats/{"/".join((*path, name))} with the running '
@@ -306,7 +306,14 @@ def _running_statistics(variables, path, name):
 
 def _over_blocks(function, stats):
   """Returns function mapped over the first axes that count blocks."""
-  for _ in range(jnp.ndim(stats['eps'])):  # a scalar of every block
+  constant = next((stats[k] for k in norms.CONSTANTS if k in stats), None)
+  if constant is None:
+    raise InputError(
+      f'expected a constant ({", ".join(norms.CONSTANTS)}) among the statistics '
+      f'of a norm that folds, got {", ".join(stats) or "none"}: let its `init` '
+      'return eps, which says over how many blocks it is stacked'
+    )
+  for _ in range(jnp.ndim(constant)):  # a scalar of every block
     function = jax.vmap(function)
   return function
 

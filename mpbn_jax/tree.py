@@ -8,10 +8,13 @@ import jax
 from mpbn_jax import norm as norms
 
 
-@functools.cache
 def leaves_of(name: str) -> tuple[frozenset[str], frozenset[str]]:
   """Returns the names of a norm's (parameters, statistics and constants)."""
-  norm = norms.NORMS[name]
+  return _leaves(norms.NORMS[name])
+
+
+@functools.lru_cache  # of the norm: another may take its name
+def _leaves(norm):
   settings = dict.fromkeys(norm.settings, 1)
   params, stats = jax.eval_shape(lambda: norm.init((1, 1, 1), **settings))
   return frozenset(params), frozenset(stats)

@@ -1,12 +1,16 @@
 """Inputs, settings and folded variables that no layer takes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 from small_layers import norm_layer
 
-from mpbn_jax import LIF, InputError, fold, fold_convolutions, strip
+from mpbn_jax import LIF, NORMS, InputError, fold, fold_convolutions, strip
 from mpbn_jax.layers import ConvNorm, DenseNorm, SpikeNorm
+from mpbn_jax.norm import NormAfterConvolution
+from mpbn_jax.tree import leaves_of
 
 _KINDS = [('bn', ConvNorm), ('mpbn_channel', LIF), ('psp_bn', SpikeNorm)]
 
@@ -121,3 +125,37 @@ def test_folded_kernel_of_another_shape_is_refused():
 def test_norm_that_a_layer_does_not_know_is_named(layer, message):
   with pytest.raises(InputError, match=f'unknown {message}'):
     layer()
+
+
+@pytest.mark.parametrize('statistics', ['moment', ''])
+def test_norm_without_a_constant_is_refused_by_the_fold(
+  statistics, monkeypatch
+):
+  ones = {'scale': jnp.ones(3)}
+  own = NormAfterConvolution(
+    init=lambda shape, **_: (
+      ones,
+      {statistics: jnp.ones(3)} if statistics else {},
+    ),
+    train=lambda params, stats, x, **_: (x, stats),
+    evaluate=lambda params, stats, x: x,
+    fold=lambda params, stats, kernel, bias: {'kernel': kernel, 'bias': bias},
+  )
+  monkeypatch.setitem(NORMS, 'own', own)
+  x = jnp.zeros((2, 2, 3, 3, 3))
+  variables = ConvNorm(3, norm='own').init(jax.random.key(0), x, train=False)
+  with pytest.raises(InputError, match=r'a constant \(eps, .* got (mom|none)'):
+    fold_convolutions(variables)
+
+
+def test_norm_that_takes_the_name_of_another_has_its_own_leaves(monkeypatch):
+  for leaf in ('scale', 'weight'):
+    own = dataclasses.replace(
+      NORMS['bn'],
+      init=lambda shape, *, eps, leaf=leaf, **_: (
+        {leaf: jnp.ones(shape[-1:])},
+        {'eps': jnp.float32(eps)},
+      ),
+    )
+    monkeypatch.setitem(NORMS, 'own', own)
+    assert leaves_of('own') == ({leaf}, {'eps'})
