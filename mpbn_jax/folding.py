@@ -309,9 +309,9 @@ def _over_blocks(function, stats):
   constant = next((stats[k] for k in norms.CONSTANTS if k in stats), None)
   if constant is None:
     raise InputError(
-      f'expected a constant ({", ".join(norms.CONSTANTS)}) among the statistics '
-      f'of a norm that folds, got {", ".join(stats) or "none"}: let its `init` '
-      'return eps, which says over how many blocks it is stacked'
+      f'expected a constant ({", ".join(norms.CONSTANTS)}) among the '
+      f'statistics of a norm that folds, got {", ".join(stats) or "none"}: let '
+      'its `init` return eps, which says over how many blocks it is stacked'
     )
   for _ in range(jnp.ndim(constant)):  # a scalar of every block
     function = jax.vmap(function)
