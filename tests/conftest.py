@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import signal
 import tempfile
 
 import jax
@@ -21,6 +22,12 @@ CACHE = pathlib.Path(
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(CACHE)  # for subprocesses
+
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and
+# every process that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # These look at what a compiler does to bits, or at what it leaves.
