@@ -95,8 +95,10 @@ def _bntt_fold(params, stats, kernel, bias):
   """Returns a kernel and a bias of each time step, [T, ..., out], [T, out]."""
   gain = params['scale'] * jax.lax.rsqrt(stats['var'] + stats['eps'])
   bias = 0.0 if bias is None else bias
+  # A kernel of [k, k, in, out] or [in, out], or one of each time step already.
+  inner = kernel.ndim - kernel.ndim % 2
   return {
-    'kernel': kernel * jnp.expand_dims(gain, range(1, kernel.ndim)),
+    'kernel': kernel * jnp.expand_dims(gain, range(1, inner)),
     'bias': (bias - stats['mean']) * gain,
   }
 
