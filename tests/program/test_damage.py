@@ -116,15 +116,15 @@ def use_folded(experiment, workdir):
 
 def go_on(experiment, workdir):
   """Does as training does before and after its steps."""
-  like = {'state': report._abstract_state(experiment)}
+  like = report._abstract_state(experiment)
   with record.hold_workdir(workdir, CONFIG) as held:
     checkpoints = Checkpoints(held.path / 'checkpoints', config=CONFIG)
-    step, items = checkpoints.restore_latest(like)
+    step, state = checkpoints.restore_latest(like)
     with record.Metrics(workdir, step=step) as metrics:
       metrics.write(step + 1, {'loss': 1.0})
       metrics.flush()
   record.write_json(workdir / 'summary.json', {})
-  return step, items['state']
+  return step, state
 
 
 ACTIONS = (evaluate, evaluate_best, use_folded, go_on)
@@ -141,10 +141,10 @@ def expected(experiment, pristine):
     action: bits(action(experiment, pristine))
     for action in (evaluate, evaluate_best, use_folded)
   }
-  like = {'state': report._abstract_state(experiment)}
+  like = report._abstract_state(experiment)
   reader = Checkpoints(pristine / 'checkpoints', read_only=True)
   found[go_on] = {
-    step: bits(reader.restore(like, step=step)['state'])
+    step: bits(reader.restore(like, step=step))
     for step in reader.steps()
   }
   return found
