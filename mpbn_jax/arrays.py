@@ -65,7 +65,7 @@ def _write_into(directory, items, notes, *, of):
     arrays.mkdir()
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
       for name, tree in items.items():
-        if jax.tree.leaves(tree):  # Orbax refuses an empty one
+        if jax.tree.leaves(tree):  # Orbax rejects empty trees
           checkpointer.save(
             arrays.absolute() / name, args=ocp.args.StandardSave(tree)
           )

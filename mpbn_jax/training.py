@@ -63,7 +63,7 @@ def train(
   check_trainable(experiment, train_step)
   state = None
   if config.init_from and not steps_in(pathlib.Path(workdir) / CHECKPOINTS):
-    state = _started(experiment)  # or refused, before anything is written
+    state = _started(experiment)  # may raise, so before anything is written
   with (
     record.hold_workdir(workdir, config) as held,
     SignalCatcher() as signals,
