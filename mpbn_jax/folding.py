@@ -306,7 +306,7 @@ def _running_statistics(variables, path, name):
 
 
 def _over_blocks(function, stats):
-  """Returns the function mapped over the leading axes of stacked blocks."""
+  """Returns function mapped over the first axes that count blocks."""
   for _ in range(jnp.ndim(stats['eps'])):  # a scalar of every block
     function = jax.vmap(function)
   return function
