@@ -1,9 +1,9 @@
-"""Spiking ResNet20 with MPBN on CIFAR-10, as the paper's text trains it.
+"""Spiking ResNet20 with MPBN on CIFAR-10, trained as in the paper's text.
 
     python main.py --config=configs/cifar10.py
 
-The paper prints 94.28 % for T = 4 (Tables 1, 2 and 6). Other architectures,
-steps and the reference implementation's choices: `configs/paper.py`.
+The paper reports 94.28 % for T = 4 (Tables 1, 2 and 6). `configs/paper.py` has
+other architectures and T, and the choices of the reference implementation.
 """
 
 from mpbn_jax.configs import default

@@ -1,8 +1,8 @@
-"""Spiking ResNet20 with MPBN on CIFAR-100, as the paper's text trains it.
+"""Spiking ResNet20 with MPBN on CIFAR-100, trained as in the paper's text.
 
     python main.py --config=configs/cifar100.py
 
-The paper prints 72.30 % for T = 4 (Tables 1, 3 and 6).
+The paper reports 72.30 % for T = 4 (Tables 1, 3 and 6).
 """
 
 from mpbn_jax.configs import cifar10

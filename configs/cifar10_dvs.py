@@ -1,8 +1,8 @@
-"""Spiking ResNet20 with MPBN on CIFAR10-DVS, as the paper's text trains it.
+"""Spiking ResNet20 with MPBN on CIFAR10-DVS, trained as in the paper's text.
 
     python main.py --config=configs/cifar10_dvs.py
 
-The paper prints 78.70 % for T = 10 (Table 5), and 74.40 % for ResNet19.
+The paper reports 78.70 % for T = 10 (Table 5), and 74.40 % for ResNet19.
 """
 
 from mpbn_jax.configs import default
@@ -15,7 +15,7 @@ def get_config():
 
   config.model.name = 'resnet20'
   config.model.width = 64
-  config.model.num_steps = 10  # T frames, one a step
+  config.model.num_steps = 10  # T frames, one per step
   config.model.num_classes = 10
 
   config.data.name = 'cifar10_dvs'

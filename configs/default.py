@@ -1,7 +1,7 @@
-"""Every key of a configuration, with its default and what it means.
+"""All configuration keys, with their defaults and meanings.
 
-A file of `configs/` starts from `get_config()` and changes what differs. Keys
-are spelled as the arguments that they become.
+The other files in `configs/` start from `get_config()` and change individual
+keys. Keys have the names of the arguments that they set.
 """
 
 import ml_collections
@@ -11,130 +11,133 @@ def get_config() -> ml_collections.ConfigDict:
   """Returns the default configuration, locked against new keys."""
   config = ml_collections.ConfigDict()
 
-  config.seed = 0  # of the initial parameters, the shuffling and augmentation
+  config.seed = 0  # seed of initial parameters, shuffling and augmentation
   config.num_epochs = 400  # passes over the training split
-  # Work directory of a run that a new one takes its initial weights from; '':
-  # random ones.
+  # Work directory of a run that provides the initial weights of a new run; ''
+  # initializes them randomly.
   config.init_from = ''
 
   config.model = model = ml_collections.ConfigDict()
   # resnet18 | resnet19 | resnet20 | resnet34 | preact_resnet | vgg16 |
   # spiking_cnn
   model.name = 'resnet20'
-  model.num_classes = 10  # as many as the data set has
-  model.num_steps = 4  # T, time steps of the network
+  model.num_classes = 10  # number of classes of the data set
+  model.num_steps = 4  # number of time steps T
   model.width = 64  # channels of the first layer; the others scale with it
   model.tau = 0.25  # kept fraction of the membrane potential, in [0, 1)
   model.v_th = 0.5  # firing threshold
   # rect (the paper's) | tanh (its code's) | triangle | sigmoid | atan |
   # piecewise_quadratic
   model.surrogate = 'rect'
-  # Width or slope of the surrogate; None takes its own default.
+  # Width or slope of the surrogate; None uses its default.
   model.surrogate_parameter = ml_collections.config_dict.placeholder(float)
-  model.learn_tau = False  # learn tau, one of each layer (PLIF)
-  model.learn_v_th = False  # learn v_th, one of each channel
+  model.learn_tau = False  # whether to learn one tau per layer (PLIF)
+  model.learn_v_th = False  # whether to learn one v_th per channel
   model.reset = 'hard'  # hard (to zero) | soft (subtracts v_th)
-  model.detach_reset = False  # whether the gradient ignores the reset's spikes
-  # After every convolution: bn | tdbn | bntt | tebn | none.
+  model.detach_reset = False  # whether the gradient ignores spikes in the reset
+  # Norm after every convolution: bn | tdbn | bntt | tebn | none.
   model.conv_norm = 'bn'
-  # Before every firing: mpbn_channel | mpbn_element | none.
+  # Norm of the membrane potential: mpbn_channel | mpbn_element | none.
   model.membrane_norm = 'mpbn_channel'
-  # After every firing: psp_bn | psp_bn_step | psp_ln | neunorm | none.
+  # Norm of the spikes: psp_bn | psp_bn_step | psp_ln | neunorm | none.
   model.spike_norm = 'none'
-  # Kept fraction of the synaptic filter before it, in [0, 1); 0: the spikes.
+  # Kept fraction of the synaptic filter before the spike norm, in [0, 1); 0
+  # disables the filter.
   model.tau_s = 0.0
-  model.momentum = 0.1  # of running statistics: weight of the new value
+  model.momentum = 0.1  # weight of the new value in running statistics
   model.eps = 1e-5  # added to variances
-  # Of activations and products: float32 | bfloat16; the potential, statistics
-  # and parameters are float32 in any case.
+  # Dtype of activations and products: float32 | bfloat16; membrane potentials,
+  # statistics and parameters are always float32.
   model.dtype = 'float32'
-  # Layers with weights of preact_resnet, 6n + 4; None: 22. The others have one
-  # depth: None.
+  # Number of layers of preact_resnet, 6n + 4; None uses 22. Other networks have
+  # a fixed depth and require None.
   model.depth = ml_collections.config_dict.placeholder(int)
-  # Compute the activations of residual blocks again in the backward pass: less
-  # memory, more time; None: no, also where there are no blocks.
+  # Whether to recompute the activations of residual blocks in the backward
+  # pass: less memory, more time. None disables it and suits every network.
   model.remat = ml_collections.config_dict.placeholder(bool)
-  # What the scale of every residual block's last norm starts at; None: the
-  # network's own, 1, and 1 / n in preact_resnet with n blocks a stage.
+  # Initial scale of the last norm of every residual block; None uses the
+  # network's default: 1, or 1 / n in preact_resnet with n blocks per stage.
   model.last_scale = ml_collections.config_dict.placeholder(float)
-  model.unroll = True  # unroll the T steps: faster, longer to compile
+  model.unroll = True  # unroll the T steps: faster, but slower to compile
 
   config.data = data = ml_collections.ConfigDict()
   # digits | photo_digits | event_digits | cifar10 | cifar100 | imagenet |
   # cifar10_dvs | dvs_gesture | nmnist
   data.name = 'digits'
-  data.batch_size = 128  # of all devices together
-  # Training examples that fill no whole batch at the end of an epoch: they are
-  # a smaller batch, as in the paper's code, or left out: keep | drop.
+  data.batch_size = 128  # batch size of all devices together
+  # The last training examples of an epoch if they do not fill a batch: keep (as
+  # a smaller batch, as in the paper's code) | drop.
   data.last_batch = 'drop'
-  # Where prepared data sets lie. Archives of CIFAR that you bring belong into
-  # <dir>/downloads/manual, those of events into <dir>/CIFAR10DVS, DVSGesture
-  # or NMNIST.
+  # Directory of prepared data sets. Put your own copies of CIFAR archives into
+  # <dir>/downloads/manual, those of event data into <dir>/CIFAR10DVS,
+  # DVSGesture or NMNIST.
   data.dir = '~/tensorflow_datasets'
-  # Random examples of the true shape in place of the data set, so many in each
-  # split; 0 reads the data set.
+  # Number of random examples per split, with the shape of the data set, that
+  # replace it; 0 reads the data set.
   data.fake = 0
-  # Only so many training examples, the same for every seed; 0: all.
+  # Number of training examples to use, the same for every seed; 0 uses all.
   data.train_size = 0
-  # So many training examples are held out for validation, where a data set has
-  # no validation split of its own; 0: none.
+  # Number of training examples held out for validation if the data set has no
+  # validation split; 0 holds out none.
   data.validation_size = 0
-  # How recordings of events become T frames, with equal numbers of events or
-  # in equal times: count | time.
+  # How to divide event recordings into T frames: count (equal numbers of
+  # events) | time (equal durations).
   data.framing = 'count'
-  data.on_bad_image = 'stop'  # images that cannot be decoded: stop | skip
-  data.workers = 0  # threads that decode images; 0: one a core
-  data.prefetch = 2  # batches kept ready on the devices
+  data.on_bad_image = 'stop'  # if an image cannot be decoded: stop | skip
+  data.workers = 0  # threads that decode images; 0 uses one per core
+  data.prefetch = 2  # number of batches prefetched to the devices
   # Augmentation of training images, in this order.
-  data.resized_crop = False  # random part of the image, resized (ImageNet)
-  data.shift = 0  # largest random shift in pixels: crop after padding so many
-  data.roll = 0  # largest random roll in pixels (event frames)
-  data.flip = False  # mirror every other image
+  data.resized_crop = False  # resize a random part of the image (ImageNet)
+  data.shift = 0  # maximum random shift in pixels (random crop after padding)
+  data.roll = 0  # maximum random roll in pixels (event frames)
+  data.flip = False  # mirror each image with probability 1/2
   data.auto_augment = False  # AutoAugment's policy for CIFAR-10
-  data.cutout = 0  # side of the square that is blackened, in pixels
-  data.random_erasing = 0.0  # probability that a random rectangle is erased
-  # Alpha of the Beta distribution of mixing; 0 mixes nothing. Images only.
+  data.cutout = 0  # side of the blackened square in pixels
+  data.random_erasing = 0.0  # probability of erasing a random rectangle
+  # Alpha of the Beta distribution of the mixing weights; 0 disables mixup.
+  # Images only.
   data.mixup = 0.0
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
-  optimizer.learning_rate = 0.1  # at its peak
-  # The cosine moves on with every step, or, as in the paper's code, every
-  # epoch: step | epoch.
+  optimizer.learning_rate = 0.1  # peak learning rate
+  # How often the cosine schedule updates the rate: step | epoch (as in the
+  # paper's code).
   optimizer.decay_every = 'step'
-  optimizer.warmup_epochs = 0.0  # linear from 0 in them; then a cosine to 0
+  optimizer.warmup_epochs = 0.0  # epochs of linear warm-up before the cosine
   optimizer.momentum = 0.9  # v = momentum * v + gradient
-  optimizer.nesterov = False  # Nesterov's form of it
+  optimizer.nesterov = False  # whether to use Nesterov momentum
   optimizer.weight_decay = 1e-4  # on convolution and linear kernels only
-  optimizer.gradient_clip = 0.0  # largest global norm; 0 clips nothing
+  optimizer.gradient_clip = 0.0  # maximum global norm; 0 disables clipping
 
   config.loss = loss = ml_collections.ConfigDict()
-  # Of the mean of the steps' logits (the paper's Eq. 3), or the mean of the
-  # steps' losses: cross_entropy | tet.
+  # cross_entropy (of the mean logits over time, the paper's Eq. 3) | tet (mean
+  # over time of the cross-entropy of each step).
   loss.name = 'cross_entropy'
-  loss.label_smoothing = 0.0  # share of the label spread over all classes
+  loss.label_smoothing = 0.0  # fraction of the label spread over all classes
 
   config.evaluation = evaluation = ml_collections.ConfigDict()
-  evaluation.batch_size = 128  # of all devices together
-  # Of --mode=evaluate and --mode=fold: latest | best (on validation).
+  evaluation.batch_size = 128  # batch size of all devices together
+  # Checkpoint for --mode=evaluate and --mode=fold: latest | best (on
+  # validation).
   evaluation.checkpoint = 'latest'
-  # What is folded: membrane norms into thresholds, or the norms after
-  # convolutions and after firing into kernels too: thresholds | all.
+  # What to fold: thresholds (membrane norms into thresholds) | all (also the
+  # norms after convolutions and of the spikes into kernels).
   evaluation.fold = 'thresholds'
 
-  # What the paper prints, where the configuration is one of its experiments.
+  # The paper's result, if the configuration is one of its experiments.
   config.paper = paper = ml_collections.ConfigDict()
   # Test accuracy in percent.
   paper.accuracy = ml_collections.config_dict.placeholder(float)
-  # Of three runs, where given.
+  # Deviation over three runs, if given.
   paper.deviation = ml_collections.config_dict.placeholder(float)
-  paper.places = ''  # every table, figure and section that prints it
+  paper.places = ''  # tables, figures and sections with the result
 
   config.log = log = ml_collections.ConfigDict()
-  log.every_steps = 50  # steps that a line of training metrics averages
-  # Epochs between checkpoints, and validations; the last epoch always has one.
+  log.every_steps = 50  # steps over which a line of training metrics averages
+  # Epochs between checkpoints and validations; the last epoch always has both.
   log.checkpoint_every_epochs = 1
-  log.tensorboard = True  # event files beside metrics.jsonl
-  # Compiled programs are kept here between runs; '' keeps none.
+  log.tensorboard = True  # whether to write TensorBoard event files
+  # Directory that keeps compiled programs between runs; '' keeps none.
   log.compilation_cache = '~/.cache/mpbn_jax/xla'
 
   return config.lock()

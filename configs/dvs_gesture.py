@@ -2,7 +2,7 @@
 
     python main.py --config=configs/dvs_gesture.py
 
-Not one of the paper's experiments. No flip: it makes a right hand a left one.
+Not one of the paper's experiments. No flip: it turns a right hand into a left.
 """
 
 from mpbn_jax.configs import cifar10_dvs

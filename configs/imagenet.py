@@ -1,9 +1,9 @@
-"""Spiking ResNet18 with MPBN on ImageNet, as the paper's text trains it.
+"""Spiking ResNet18 with MPBN on ImageNet, trained as in the paper's text.
 
     python main.py --config=configs/imagenet.py
 
-The paper prints 63.14 % for T = 4 (Table 4), and 64.71 % for ResNet34.
-`mpbn_jax/datasets/imagenet/sources.py` says where the images must lie.
+The paper reports 63.14 % for T = 4 (Table 4), and 64.71 % for ResNet34.
+`mpbn_jax/datasets/imagenet/sources.py` says where to put the images.
 """
 
 from mpbn_jax.configs import default

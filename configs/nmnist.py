@@ -15,7 +15,7 @@ def get_config():
 
   config.model.name = 'vgg16'
   config.model.width = 16
-  config.model.num_steps = 10  # T frames, one a step
+  config.model.num_steps = 10  # T frames, one per step
   config.model.num_classes = 10
 
   config.data.name = 'nmnist'

@@ -1,12 +1,12 @@
-"""Every experiment that the MPBN paper reports for its method, one row each.
+"""All experiments that the MPBN paper reports for its method, one per row.
 
     python main.py --config=configs/paper.py:table2/cifar10/resnet19/t2
     python main.py --config=configs/paper.py:table2/cifar10/resnet19/t2@code
 
-A row that several tables print has several names. `@text` (the default) is
-what the paper's text says: the rect surrogate of Eq. 12; crop, flip and cutout
-on CIFAR. `@code` is what its reference implementation runs: the tanh surrogate
-and AutoAugment's policy as well. docs/conformance.md lists the differences.
+A row that appears in several tables has several names. `@text` (the default)
+follows the paper's text: the rect surrogate of Eq. 12; crop, flip and cutout on
+CIFAR. `@code` follows its reference implementation: the tanh surrogate, and
+also AutoAugment's policy. docs/conformance.md lists the differences.
 """
 
 import dataclasses
@@ -35,13 +35,13 @@ class Row:
   """One experiment.
 
   Attributes:
-    dataset: a file of configs/ that says how it is trained.
+    dataset: name of the file in configs/ that trains it.
     model: architecture.
-    num_steps: T.
+    num_steps: number of time steps T.
     norm: 'baseline', 'mpbn' (channel-wise) or 'element'.
-    accuracy: on the test set, in percent, as printed.
-    deviation: of three runs, where printed.
-    names: 'table<n>/...' of every table that prints it; the first is its own.
+    accuracy: printed test accuracy in percent.
+    deviation: deviation over three runs, if printed.
+    names: 'table<n>/...' for every table with this row, its main table first.
     also: figures and sections that show or discuss it.
   """
 
@@ -62,10 +62,10 @@ class Row:
 
 
 def _cifar(dataset, norm, num_steps, accuracy, deviation=None, also=()):
-  """Returns a row of Table 1, ResNet20; the others that print it, too."""
+  """Returns a ResNet20 row of Table 1, with its names in other tables."""
   names = [f'table1/{dataset}/resnet20/{norm}/t{num_steps}']
   if norm == 'mpbn':
-    # Table 3 leaves T = 1 out, and Table 6 has T = 4 alone.
+    # Table 3 omits T = 1, and Table 6 only has T = 4.
     table = {'cifar10': 'table2', 'cifar100': 'table3'}[dataset]
     if deviation is not None:
       names.append(f'{table}/{dataset}/resnet20/t{num_steps}')
@@ -84,7 +84,7 @@ def _cifar(dataset, norm, num_steps, accuracy, deviation=None, also=()):
 
 
 def _best(table, dataset, model, num_steps, accuracy, deviation, also=()):
-  """Returns a row of Tables 2 to 5: MPBN, channel-wise."""
+  """Returns a row of Tables 2 to 5 with channel-wise MPBN."""
   name = f'table{table}/{dataset}/{model}/t{num_steps}'
   return Row(
     dataset, model, num_steps, 'mpbn', accuracy, deviation, (name,), also
@@ -92,14 +92,14 @@ def _best(table, dataset, model, num_steps, accuracy, deviation, also=()):
 
 
 def _element(dataset, accuracy):
-  """Returns a row of Table 6 that no other table has."""
+  """Returns a row that only Table 6 has."""
   name = f'table6/{dataset}/resnet20/element/t4'
   return Row(
     dataset, 'resnet20', 4, 'element', accuracy, None, (name,), ('Sec. 5.2',)
   )
 
 
-# Fig. 3 does not say on which data set its landscapes were computed.
+# Fig. 3 does not say which data set its loss landscapes use.
 ROWS: tuple[Row, ...] = (
   _cifar('cifar10', 'baseline', 1, 90.40, also=('Sec. 4.4',)),
   _cifar('cifar10', 'mpbn', 1, 92.22, 0.11, also=('Sec. 4.4',)),

@@ -2,8 +2,8 @@
 
 python main.py --config=configs/photo_digits.py
 
---config.model.membrane_norm=none trains the baseline, without MPBN.
-docs/data.md says what is hard about the images.
+--config.model.membrane_norm=none trains the baseline without MPBN.
+docs/data.md explains what makes the images hard.
 """
 
 from mpbn_jax.configs import default
@@ -24,8 +24,8 @@ def get_config():
 
   config.optimizer.learning_rate = 0.3
   config.optimizer.warmup_epochs = 1.0
-  # Without it, some seeds stay at chance for epochs at this rate; at a third of
-  # the rate all learn too slowly for ten epochs.
+  # Without clipping, some seeds stay at chance for epochs at this rate; at a
+  # third of the rate, all seeds learn too slowly for ten epochs.
   config.optimizer.gradient_clip = 1.0
   config.optimizer.weight_decay = 5e-4
   return config

@@ -1,7 +1,7 @@
 """Deep spiking networks with Membrane Potential Batch Normalization in JAX.
 
-The public names load when they are first used: importing the package alone
-imports no JAX, no data set, no plotting and no checkpoint library.
+Public names are imported on first use: importing the package alone loads no
+JAX, no data set, no plotting and no checkpoint library.
 """
 
 import importlib
@@ -52,7 +52,7 @@ __all__ = [
   'train',
 ]
 
-# {public name: its module}
+# {public name: the module that defines it}
 _MODULES = {
   'InputError': 'errors',
   'LIF': 'layers',

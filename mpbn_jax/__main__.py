@@ -2,30 +2,31 @@
 
     python main.py
         trains configs/digits.py into runs/digits, evaluates the test set,
-        folds the normalization into the thresholds, verifies, summarizes.
-        Stopped at any moment, the same command goes on; finished, it
-        evaluates.
+        folds the normalization into the thresholds, verifies the fold and
+        writes a summary. If the run was interrupted, the same command resumes
+        it; if it is finished, the command only evaluates.
     python main.py --config.model.num_steps=2 --workdir=runs/digits_t2
-        changes one key; every run has a work directory of its own.
+        changes one key; every run has its own work directory.
     python main.py --mode=evaluate --workdir=runs/digits_t2
-        evaluates what a run holds, with its own configuration, no training.
+        evaluates a run with its stored configuration, without training.
     python main.py --mode=fold --workdir=runs/digits_t2
-        writes the folded checkpoint beside the unfolded one, and verifies it.
+        writes the folded checkpoint beside the unfolded one and verifies it.
     python main.py --config=configs/digits.py --init_from=runs/other
-        starts a new run from the weights of another one.
+        starts a new run from the weights of another run.
     python main.py --mode=import --checkpoint=w.pth --config=configs/cifar10.py
-        makes a new run of the weights that the paper's PyTorch implementation
-        saved (.pth needs PyTorch, .npz and .safetensors do not): to evaluate,
-        to fold, to train on from.
+        creates a new run from weights that the paper's PyTorch implementation
+        saved (.pth needs PyTorch; .npz and .safetensors do not), to evaluate,
+        fold or train further.
     python main.py --mode=prepare --config=configs/cifar10.py
         downloads the data set of a configuration and converts it, once, in
-        config.data.dir; without internet, it says what to lay where.
+        config.data.dir; without internet access, it says which files to put
+        where.
 
-Exit code: 0 done, 1 stopped by a NaN, 2 unusable input (one line says what
-was expected, what came, how to mend it), 128 + signal when stopped by it.
+Exit code: 0 success, 1 stopped by a NaN, 2 unusable input (one line says what
+was expected, what was given and how to fix it), 128 + signal if stopped by one.
 """
 
-# All else is imported later, when signals have a handler.
+# Everything else is imported later, once signals have a handler.
 import os
 import signal
 import sys
@@ -42,7 +43,7 @@ def main(argv: list[str], *, program: str = 'python main.py') -> int:
 
   Args:
     argv: the arguments after the program.
-    program: how it was called, for the help.
+    program: how the program was called, for the help.
   """
   start = time.monotonic()
   from mpbn_jax import command_line
@@ -67,7 +68,7 @@ def main(argv: list[str], *, program: str = 'python main.py') -> int:
   except Interrupted as stop:
     print(stop.message, file=sys.stderr)
     return 128 + stop.signum
-  except KeyboardInterrupt as stop:  # outside training, or the second Ctrl-C
+  except KeyboardInterrupt as stop:  # outside training, or a second Ctrl-C
     print(_STOPPED, file=sys.stderr)
     return 128 + signal_of(stop)
   except BrokenPipeError:  # `python main.py | head`
@@ -76,7 +77,7 @@ def main(argv: list[str], *, program: str = 'python main.py') -> int:
   except OSError as error:
     if error.errno not in NO_ROOM:
       raise
-    # Whatever this package writes names its file itself.
+    # Errors from files that this package writes already name the file.
     print(
       f'error: expected room to write, got an error ({error.strerror}), at '
       f'{error.filename or "the output of this command"}: make room, then the '
@@ -89,19 +90,19 @@ def main(argv: list[str], *, program: str = 'python main.py') -> int:
 
 
 def _drop_output():
-  """Sends to nowhere what Python would try to write at its end."""
+  """Discards what Python would try to write at exit."""
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leave(signum, frame):
-  """Ends the process at once: nothing is open that could be lost."""
+  """Ends the process at once: no open work could be lost."""
   del frame
   os.write(2, f'{_STOPPED}\n'.encode())
   os._exit(128 + signum)
 
 
 def _run(command, start):
-  # Seconds to import: not before the command line is known to be good.
+  # Takes seconds to import, so only once the command line is known to be valid.
   from mpbn_jax.interrupt import raise_on_signals
 
   mode = command.mode
@@ -160,7 +161,7 @@ def _import(files, command):
   _, config, workdir, file = command
   where = files.import_checkpoint(file, config, workdir=workdir)
   print(f'imported: {where}')
-  # A .safetensors has no checksum of its own.
+  # A .safetensors file has no checksum of its own.
   print(f'sha256 of {file}: {files.sha256(file)}')
   print(
     'next: the same command without --checkpoint, and with --mode=evaluate, '
@@ -169,22 +170,22 @@ def _import(files, command):
 
 
 def _say_warnings():
-  """Prints warnings of this package as one line each, and no others."""
+  """Prints this package's warnings as one line each, and no others."""
   import logging
 
   from absl import logging as absl_logging
 
-  # Where the root has no handler, absl gives it one that prints all again.
+  # If the root logger has no handler, absl adds one that prints all again.
   logging.basicConfig(handlers=[logging.NullHandler()])
   handler = logging.StreamHandler(sys.stderr)
   handler.setFormatter(logging.Formatter('warning: %(message)s'))
   ours = logging.getLogger('mpbn_jax')
-  ours.handlers = [handler]  # not one more for every call
+  ours.handlers = [handler]  # replace, so that repeated calls add none
   absl_logging.set_verbosity(absl_logging.ERROR)
 
 
 def _keep_compiled_programs(directory):
-  """Turns on JAX's persistent compilation cache, unless it is set already."""
+  """Turns on JAX's persistent compilation cache unless it is already set."""
   import logging
   import pathlib
 
@@ -208,7 +209,7 @@ def _keep_compiled_programs(directory):
 
 
 def run(program: str = 'mpbn_jax') -> NoReturn:
-  """Runs the program with the arguments of this process, and ends it."""
+  """Runs the program with this process's arguments, then exits."""
   for signum in (signal.SIGTERM, signal.SIGINT):
     signal.signal(signum, _leave)
   sys.exit(main(sys.argv[1:], program=program))

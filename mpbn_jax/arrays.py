@@ -1,9 +1,9 @@
-"""Directories that hold pytrees of arrays, and notes on them.
+"""Directories that hold pytrees of arrays, and notes about them.
 
-Orbax writes the arrays. `notes.json` beside them is what makes the directory
-count: it says in which folder they are, with the size and checksum of every
-file, what each array is, and holds a checksum of itself. So no damage passes,
-and Orbax never sees any.
+Orbax writes the arrays. A directory is valid only with the `notes.json` beside
+them: it records the arrays' folder, the size and checksum of every file, a
+description of each array and a checksum of itself. Damage is therefore detected
+before Orbax reads any file.
 """
 
 import contextlib
@@ -34,21 +34,21 @@ def save(
   *,
   notes: Mapping[str, Any],
 ) -> None:
-  """Writes pytrees of arrays and notes to one directory, whole or not at all.
+  """Writes pytrees of arrays and notes to one directory, atomically.
 
-  Where the directory is there already, its content is replaced: whenever the
-  process stops, it holds the old arrays and notes or the new ones.
+  An existing directory is replaced: whenever the process stops, it holds either
+  the old arrays and notes or the new ones.
 
   Args:
-    path: in a directory that exists.
-    items: {name: pytree of arrays}, which can be read one by one.
-    notes: what JSON can hold.
+    path: the directory to write; its parent must exist.
+    items: {name: pytree of arrays}; each can be read separately.
+    notes: JSON-serializable values.
 
   Raises:
-    NotWrittenError: it cannot be written.
+    NotWrittenError: the directory cannot be written.
   """
   leaves = jax.tree.leaves(dict(items))
-  # Every array may take one block more than it fills; the rest is Orbax's own.
+  # Each array may need one extra block; the rest is for Orbax's own files.
   blocks = 4096 * (len(leaves) + 32)
   files.check_room(path, sum(leaf.nbytes for leaf in leaves) + blocks)
   if path.exists():
@@ -60,12 +60,12 @@ def save(
 
 def _write_into(directory, items, notes, *, of):
   arrays = directory / _ARRAYS.format(unique=secrets.token_hex(4))
-  # Orbax and TensorStore say that there is no room in several ways.
+  # Orbax and TensorStore report a full disk in several ways.
   with _quiet(), files.writing(of, also=(ValueError, RuntimeError)):
     arrays.mkdir()
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
       for name, tree in items.items():
-        if jax.tree.leaves(tree):  # Orbax refuses an empty one
+        if jax.tree.leaves(tree):  # Orbax rejects empty trees
           checkpointer.save(
             arrays.absolute() / name, args=ocp.args.StandardSave(tree)
           )
@@ -81,7 +81,7 @@ def _write_into(directory, items, notes, *, of):
     for file in _files(arrays):
       files.sync(arrays / file)
   text = json.dumps({'content': content, 'checksum': _checksum(content)})
-  # From here on the new arrays count.
+  # From here on the new arrays are valid.
   files.write_whole(directory / NOTES, text)
   for other in directory.iterdir():
     if other.name not in (NOTES, arrays.name):
@@ -90,7 +90,7 @@ def _write_into(directory, items, notes, *, of):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps Orbax's threads from logging a traceback of what it raises."""
+  """Keeps Orbax's threads from logging tracebacks of errors that it raises."""
   log = logging.getLogger('absl')
   before = log.level
   log.setLevel(logging.CRITICAL)
@@ -104,7 +104,7 @@ def read_notes(path: pathlib.Path) -> dict[str, Any]:
   """Returns the notes of a directory.
 
   Raises:
-    UnreadableError: missing or damaged.
+    UnreadableError: the directory is missing or damaged.
   """
   return _guarded(lambda: _content(path)['notes'])
 
@@ -113,12 +113,12 @@ def read_like(path: pathlib.Path, items: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the items of a directory as pytrees of a known structure.
 
   Args:
-    path: as it was saved.
-    items: {name: pytree} of the items that are wanted; the leaves have a shape,
-      a dtype and perhaps a sharding.
+    path: a directory that `save` wrote.
+    items: {name: pytree} of the items to read; each leaf has a shape, a dtype
+      and optionally a sharding.
 
   Raises:
-    UnreadableError: missing or damaged, or the arrays are others.
+    UnreadableError: the directory is missing or damaged, or its arrays differ.
   """
 
   def read():
@@ -130,10 +130,10 @@ def read_like(path: pathlib.Path, items: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns (items, notes) of a directory, as Orbax saw them: nested dicts.
+  """Returns (items, notes) of a directory; items are nested dicts, as in Orbax.
 
   Raises:
-    UnreadableError: missing or damaged.
+    UnreadableError: the directory is missing or damaged.
   """
 
   def read():
@@ -145,11 +145,11 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _guarded(function):
-  """Returns function(); what damage may raise becomes an UnreadableError."""
+  """Returns function(); errors due to damage become an UnreadableError."""
   try:
     return function()
   except PermissionError:
-    raise  # not damaged: another user's
+    raise  # not damaged: it belongs to another user
   except FileNotFoundError as error:
     raise UnreadableError('it is missing') from error
   except Exception as error:
@@ -158,7 +158,7 @@ def _guarded(function):
 
 
 def _content(path):
-  """Returns what `notes.json` says; raises ValueError where it is damaged."""
+  """Returns the content of `notes.json`; raises ValueError if it is damaged."""
   if path.is_dir() and not (path / NOTES).exists():
     raise ValueError(f'{NOTES} is missing')
   sealed = json.loads((path / NOTES).read_text())
@@ -168,7 +168,7 @@ def _content(path):
 
 
 def _restore(path, content, items):
-  """Returns arrays like `items`, after every file was compared with its seal.
+  """Returns arrays like `items` after verifying the checksum of every file.
 
   An item that is None is restored as it is on disk.
   """
@@ -212,12 +212,12 @@ def _abstract(leaf):
 
 
 def _placed(like, array):
-  """Returns an array on the devices asked for; if none were, bound to none."""
+  """Returns an array on the requested devices, or uncommitted if none are."""
   return array if _sharding(like) else jax.device_put(jax.device_get(array))
 
 
 def _check_leaves(leaves, items):
-  """Raises ValueError unless the wanted items are saved, wholly and alike."""
+  """Raises ValueError unless the requested items are saved and match."""
   wanted = dict(_named(dict(items)))
   there = {name for name in leaves if name.split('/')[0] in items}
   for names, what in (
@@ -241,7 +241,7 @@ def _named(tree) -> Iterator[tuple[str, Any]]:
 
 
 def _files(directory):
-  """Returns the paths of all files below, relative, in order."""
+  """Returns the relative paths of all files below `directory`, sorted."""
   return sorted(
     str(path.relative_to(directory))
     for path in directory.rglob('*')

@@ -1,7 +1,7 @@
-"""Checkpoints: the states of training on the disk, a directory for each.
+"""Checkpoints: training states on disk, one directory each.
 
-`<step>` has the arrays, which Orbax writes, and notes (`arrays.py`);
-`index.json` says which steps there are, so that one that disappears is missed.
+`<step>` holds the arrays, written by Orbax, and notes (`arrays.py`);
+`index.json` lists the steps, so that a missing one is noticed.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from mpbn_jax.errors import InputError
 
 _log = logging.getLogger('mpbn_jax')
 
-_FORMAT = 3  # 1: of version 0.1.0; 2: norms of spikes beside their neurons
+_FORMAT = 3  # 1: version 0.1.0; 2: spike norms beside their neurons
 _STATE = 'state'
 _LATEST = 2  # so that a damaged one has a predecessor
 _INDEX = 'index.json'
 _SEAL_OF_0_1_0 = 'files.json'
-# What is said of one that cannot be read.
+# Messages about a checkpoint that cannot be read.
 _NEWEST = (
   'expected a readable checkpoint, but {error}: restore a copy, or run '
   '--mode=train, which goes on from the one before it'
@@ -36,7 +36,7 @@ _BEST = (
 
 
 def steps_in(directory: pathlib.Path) -> list[int]:
-  """Returns the steps of all checkpoints in a directory, rising."""
+  """Returns the steps of all checkpoints in a directory, in ascending order."""
   return sorted(_paths(directory))
 
 
@@ -57,16 +57,17 @@ def _paths(directory):
 class Checkpoints:
   """The checkpoints of a run: the last two, and the best on validation.
 
-  Writing is atomic: a killed process leaves a checkpoint whole or not at all,
-  and the one before it as it was. Damage is found by checksums, and a
-  checkpoint whose accuracy cannot be read is never removed.
+  Writing is atomic: a killed process leaves a complete checkpoint or none, and
+  the previous one unchanged. Checksums detect damage, and a checkpoint whose
+  accuracy cannot be read is never removed.
 
   Args:
-    directory: where.
-    config: of the run; a checkpoint holds it, and one of a run with another
-      configuration is refused. None: nothing is known about it.
-    read_only: nothing is made, moved or removed; another process may write.
-      Otherwise the caller has seen to it that no other process writes.
+    directory: where the checkpoints are.
+    config: configuration of the run; it is stored in each checkpoint, and
+      checkpoints of a run with another configuration are refused. None if the
+      configuration is unknown.
+    read_only: create, move and remove nothing; another process may write.
+      Otherwise the caller must make sure that no other process writes.
 
   Raises:
     InputError: the directory cannot be read or written.
@@ -82,7 +83,7 @@ class Checkpoints:
     self._directory = directory.absolute()
     self._config = config
     self._read_only = read_only
-    self._known: dict[int, dict] = {}  # notes of what was read or saved
+    self._known: dict[int, dict] = {}  # notes of checkpoints read or saved
     if not read_only:
       files.check_writable(self._directory)
       files.remove_leftovers(self._directory)
@@ -91,7 +92,7 @@ class Checkpoints:
       self._indexed()
 
   def steps(self) -> list[int]:
-    """Returns the steps of all checkpoints that are there, rising."""
+    """Returns the steps of all existing checkpoints, in ascending order."""
     return steps_in(self._directory)
 
   def _path(self, step):
@@ -100,7 +101,7 @@ class Checkpoints:
   # ---- the index
 
   def _indexed(self) -> set[int]:
-    """Returns the steps that should be there, of which some may be missing."""
+    """Returns the steps in the index; some checkpoints may be missing."""
     path = self._directory / _INDEX
     if not path.exists() and not self.steps():
       return set()
@@ -124,7 +125,7 @@ class Checkpoints:
   # ---- notes
 
   def _notes(self, step):
-    """Returns what is said of a checkpoint."""
+    """Returns the notes of a checkpoint."""
     if step in self._known:
       return self._known[step]
     with self._reading(step) as path:
@@ -141,16 +142,16 @@ class Checkpoints:
     return notes
 
   def config_of(self, step: int) -> dict | None:
-    """Returns the configuration of a step that was restored; None: unknown."""
+    """Returns the configuration of a restored step, or None if unknown."""
     return self._notes(step)['config']
 
   def best_step(self) -> int | None:
-    """Returns the step that was best on validation, the last of equals.
+    """Returns the step with the best validation accuracy, the last of ties.
 
-    None where none was measured.
+    None if no validation accuracy was measured.
 
     Raises:
-      InputError: one is damaged or missing, which may have been the best.
+      InputError: a checkpoint that may be the best is damaged or missing.
     """
     return self._despite_a_writer(self._best, _BEST)
 
@@ -167,15 +168,16 @@ class Checkpoints:
     *,
     validation_accuracy: float | None = None,
   ) -> pathlib.Path:
-    """Saves a checkpoint; returns where.
+    """Saves a checkpoint and returns its path.
 
     Args:
-      step: a checkpoint that is there already stays as it is.
+      step: step of the checkpoint; an existing one is left unchanged.
       state: pytree of arrays.
-      validation_accuracy: decides which one is best; None: not measured.
+      validation_accuracy: decides which checkpoint is best; None if it was not
+        measured.
 
     Raises:
-      NotWrittenError: it cannot be written; those before it stay.
+      NotWrittenError: it cannot be written; earlier checkpoints are kept.
     """
     if step in self.steps():
       return self._path(step)
@@ -189,7 +191,7 @@ class Checkpoints:
     arrays.save(path, {_STATE: state}, notes=notes)
     self._known[step] = notes
     kept = self._kept()
-    # First the index: a step that it names and that is not there is missed.
+    # Index first: a step that it lists but that does not exist is noticed.
     self._write_index(kept)
     for old in self.steps():
       if old not in kept:
@@ -197,7 +199,7 @@ class Checkpoints:
     return path
 
   def _kept(self):
-    """Returns the last two steps, the best, and those that may be the best."""
+    """Returns the last two steps, the best step and those that may be best."""
     steps = self.steps()
     kept, notes = set(steps[-_LATEST:]), {}
     for step in steps:
@@ -213,11 +215,11 @@ class Checkpoints:
     """Returns the state of a step.
 
     Args:
-      like: pytree; gives shapes and shardings.
+      like: pytree that gives shapes and shardings.
       step: one of `steps()`.
 
     Raises:
-      InputError: it cannot be read.
+      InputError: the checkpoint cannot be read.
     """
     try:
       return self._restore(like, step)
@@ -249,15 +251,16 @@ class Checkpoints:
       return arrays.read_like(path, {_STATE: like})[_STATE]
 
   def restore_latest(self, like: Any) -> tuple[int, Any] | None:
-    """Returns (step, state) of the newest checkpoint; None where there is none.
+    """Returns (step, state) of the newest checkpoint, or None if there is none.
 
-    Where that one is damaged or missing, the one before it is returned, with a
-    warning, and the damaged one moved to `<directory>_damaged`: training from
-    there ends with the same bits. Read-only, it is an error: nothing would
-    train what is missing.
+    If it is damaged or missing, the previous one is returned with a warning,
+    and the damaged one is moved to `<directory>_damaged`: training from there
+    ends with the same bits. In read-only mode this is an error, because nothing
+    would repeat the lost training.
 
     Raises:
-      InputError: no checkpoint can be read, or, read-only, the newest cannot.
+      InputError: no checkpoint can be read or, in read-only mode, the newest
+        one cannot.
     """
     if self._read_only:
       return self._despite_a_writer(lambda: self._newest(like), _NEWEST)
@@ -271,7 +274,7 @@ class Checkpoints:
         if error.forbidden:
           break
         continue
-      # Only now: with no readable one, nothing is touched.
+      # Only now: if no checkpoint is readable, nothing is moved.
       for damaged, reason in broken.items():
         aside = self._set_aside(damaged)
         _log.warning(
@@ -292,10 +295,10 @@ class Checkpoints:
     return None
 
   def restore_best(self, like: Any) -> tuple[int, Any] | None:
-    """Returns (step, state) of the best on validation; None: none was measured.
+    """Returns (step, state) of the best on validation; None if not measured.
 
     Raises:
-      InputError: it cannot be read, or one that may have been the best.
+      InputError: it, or a checkpoint that may be the best, cannot be read.
     """
 
     def best():
@@ -309,7 +312,7 @@ class Checkpoints:
     return (max(steps), self._restore(like, max(steps))) if steps else None
 
   def _despite_a_writer(self, function, message):
-    """Returns function(), again where another process removed what it read."""
+    """Returns function(), retried if another process removed what it read."""
     while True:
       before = self.steps()
       try:
@@ -319,7 +322,7 @@ class Checkpoints:
           raise InputError(message.format(error=error)) from error
 
   def _set_aside(self, step):
-    """Moves a damaged checkpoint away; returns what was done, as text."""
+    """Moves a damaged checkpoint away; returns a message that says so."""
     path = self._path(step)
     if not path.exists():
       return ''
@@ -338,7 +341,7 @@ class _Broken(Exception):
   """A checkpoint cannot be read.
 
   Attributes:
-    forbidden: it is another user's, which is no damage.
+    forbidden: whether it belongs to another user, which is not damage.
   """
 
   def __init__(self, path, error):

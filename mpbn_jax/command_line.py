@@ -1,4 +1,4 @@
-"""The command line: flags, and keys of the configuration."""
+"""The command line: flags and configuration keys."""
 
 import ast
 import difflib
@@ -15,7 +15,7 @@ from mpbn_jax.errors import InputError, unknown
 _log = logging.getLogger('mpbn_jax')
 MODES = ('train', 'evaluate', 'fold', 'import', 'prepare')
 
-# Name to (what it takes, what it means).
+# {name: (its values, its meaning)}
 FLAGS = {
   'mode': ('|'.join(MODES), 'what to do, see above; default: train'),
   'config': (
@@ -44,12 +44,12 @@ HELP = {'-h', '-help', '--help', '--helpfull'}
 
 
 class Command(NamedTuple):
-  """What to do.
+  """A parsed command.
 
   Attributes:
     mode: one of `MODES`.
     config: the whole configuration.
-    workdir: where the run lives.
+    workdir: the work directory of the run.
     checkpoint: the file to import; None in the other modes.
   """
 
@@ -60,18 +60,18 @@ class Command(NamedTuple):
 
 
 def wants_help(argv: list[str]) -> bool:
-  """Returns whether the arguments ask for the help."""
+  """Returns whether the arguments ask for help."""
   return not HELP.isdisjoint(argv)
 
 
 def parse(argv: list[str]) -> Command:
-  """Returns what the arguments after the program ask for.
+  """Returns the command that the arguments after the program describe.
 
-  A pure function but for reading the configuration file, where absl's flags
-  would be globals and the errors of ml_collections' flags are tracebacks.
+  A pure function except that it reads the configuration file. absl's flags
+  would be global state, and ml_collections' flags report errors as tracebacks.
 
   Raises:
-    InputError: an unknown flag, key or file, a value of the wrong type.
+    InputError: an unknown flag, key or file, or a value of the wrong type.
   """
   given, overrides = _split(argv)
   mode = given.get('mode', 'train')
@@ -107,7 +107,7 @@ def parse(argv: list[str]) -> Command:
 
 
 def _source(given):
-  """Returns the configuration that is meant: a run knows its own."""
+  """Returns the source of the configuration; a run has its own."""
   if 'config' in given:
     return given['config']
   workdir = pathlib.Path(given.get('workdir', config_files.DEFAULT_WORKDIR))
@@ -125,7 +125,7 @@ def _workdir(given, source):
 
 
 def _split(argv):
-  """Returns ({flag: value}, [(key, value or None)]); the last one counts."""
+  """Returns ({flag: value}, [(key, value or None)]); the last value wins."""
   given, overrides = {}, []
   rest = list(argv)
   while rest:
@@ -169,14 +169,14 @@ def _unknown_flag(name):
   return InputError(f'unknown flag --{name}: did you mean {hint}?')
 
 
-# What the paper prints stays beside the result when these are changed.
+# Changing these keys keeps the paper's number beside the result.
 _BESIDE_THE_PAPER = (
   'seed',
   'log.',
   'evaluation.',
   'paper.',
   'data.dir',
-  'data.fake',  # which the summary says itself
+  'data.fake',  # the summary itself mentions it
   'data.on_bad_image',
   'data.prefetch',
   'data.workers',
@@ -186,7 +186,7 @@ _BESIDE_THE_PAPER = (
 
 
 def _drop_paper(config, before):
-  """Leaves out what the paper prints once the experiment is another one."""
+  """Drops the paper's number if the experiment differs from the paper's."""
   changed = [
     key
     for key, value in configs.flatten(config).items()
@@ -210,7 +210,7 @@ _BOOLS |= {'false': False, 'f': False, '0': False}
 
 
 def _set(config, key, value, *, optional):
-  """Sets one key of the configuration from text; None: no text came."""
+  """Sets one configuration key from text, or from None if none was given."""
   flat = configs.flatten(config)
   if key not in flat:
     inside = [name for name in flat if name.startswith(f'{key}.')]

@@ -9,9 +9,9 @@ from typing import Any
 from mpbn_jax import norm
 from mpbn_jax.errors import InputError
 
-# A run may be continued with other values of these: what is logged, how the
-# result is evaluated, for how long is trained, where the data lie, how fast
-# they come and whether a bad image, met on the way, is skipped.
+# A run may be resumed with other values of these keys: logging, evaluation,
+# training length, where the data are, how fast they are loaded and whether bad
+# images are skipped.
 FREE_KEYS = (
   'log.',  # every key of the group
   'evaluation.',
@@ -24,11 +24,11 @@ FREE_KEYS = (
 )
 
 
-# What --mode=fold and the summary fold: norms into thresholds, or every norm.
-# Of config.json. 1: with current_norm and fold_convolutions.
+# Format of config.json. 1: with current_norm and fold_convolutions.
 FORMAT = 2
+# What --mode=fold and the summary fold: membrane norms only, or every norm.
 FOLDS = ('thresholds', 'all')
-_LISTED = 8  # of the keys that differ, in one message
+_LISTED = 8  # differing keys that one message lists
 
 
 def flatten(config: Mapping, prefix: str = '') -> dict[str, Any]:
@@ -42,13 +42,13 @@ def flatten(config: Mapping, prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-# {key of earlier versions: what it is now}
+# {key in earlier versions: its present name}
 RENAMED = {
   'evaluation.fold_convolutions': "'evaluation.fold', 'thresholds' or 'all',",
   'model.current_norm': "'model.conv_norm'",
 }
 
-# What others call our keys.
+# Other names for our keys.
 _SYNONYMS = {
   'batch': 'data.batch_size',
   'bs': 'data.batch_size',
@@ -67,11 +67,11 @@ _SYNONYMS = {
 
 
 def nearest_keys(key: str, known: Iterable[str]) -> list[str]:
-  """Returns the known keys that somebody who wrote `key` may have meant.
+  """Returns the known keys that a user who wrote `key` may have meant.
 
-  The first that there are: the key in the group that is spelled like this one;
-  keys of the same name in other groups; what others call by this name; the
-  most alike, in the group if it is known.
+  Returns the first that exists: the same key in the group with the most similar
+  name; keys of the same name in other groups; a synonym; the most similar key,
+  from the group if it is known.
 
   Example:
     >>> nearest_keys('lr', ['optimizer.learning_rate', 'model.tau'])
@@ -109,8 +109,8 @@ def unknown_key(key: str, known: Iterable[str]) -> InputError:
   """Returns the error for a key that no configuration has.
 
   Args:
-    key: what came, 'group.name'.
-    known: every key that there is.
+    key: the unknown key, 'group.name'.
+    known: all known keys.
   """
   known = list(known)
   if key in RENAMED:
@@ -133,7 +133,7 @@ def unknown_key(key: str, known: Iterable[str]) -> InputError:
 def check_config(config: Mapping) -> None:
   """Raises InputError for values outside their ranges.
 
-  Names of models, norms and data sets are checked where they are looked up.
+  Names of models, norms and data sets are checked when they are looked up.
   """
   flat = flatten(config)
   for key, value in flat.items():
@@ -168,7 +168,7 @@ def check_config(config: Mapping) -> None:
         f'{key} must be at least {least}, got {flat[key]}: set '
         f'--config.{key}={least} or more'
       )
-  if flat['seed'] >= 2**32:  # JAX would drop the higher bits, in silence
+  if flat['seed'] >= 2**32:  # JAX would silently drop the higher bits
     raise InputError(
       f'seed must be less than 2**32, got {flat["seed"]}: set --config.seed to '
       'a smaller one'
@@ -216,7 +216,7 @@ def _check_kernels_fold(conv, spike):
       f"'none': {mend}"
     )
   for name in (conv, spike):
-    # Unknown ones are named where they are looked up.
+    # Unknown names are reported when they are looked up.
     entry = norm.NORMS.get(name)
     if entry is not None and entry.fold is None:
       raise InputError(
@@ -226,16 +226,16 @@ def _check_kernels_fold(conv, spike):
 
 
 def to_json(config: Mapping) -> str:
-  """Returns the configuration, and the version of its format, as JSON text."""
+  """Returns the configuration and its format version as JSON text."""
   content = {'format': FORMAT, **plain(config)}
   return json.dumps(content, indent=2, sort_keys=True) + '\n'
 
 
 def from_json(text: str) -> dict[str, Any]:
-  """Returns the configuration in what `to_json` returned.
+  """Returns the configuration from the text that `to_json` returned.
 
   Raises:
-    ValueError: it is damaged, or has another format.
+    ValueError: the text is damaged or has another format.
   """
   config = json.loads(text)
   if not isinstance(config, dict):
@@ -250,7 +250,7 @@ def from_json(text: str) -> dict[str, Any]:
 
 
 def plain(config: Mapping) -> dict[str, Any]:
-  """Returns the configuration as nested dicts, which JSON can hold."""
+  """Returns the configuration as nested, JSON-serializable dicts."""
   return {
     key: plain(value) if hasattr(value, 'items') else value
     for key, value in config.items()
@@ -258,7 +258,7 @@ def plain(config: Mapping) -> dict[str, Any]:
 
 
 def differences(config: Mapping, stored: Mapping) -> list[str]:
-  """Returns 'key: stored -> now' for each key that may not differ and does."""
+  """Returns 'key: stored -> now' for each key that differs but must not."""
   ours = flatten(json.loads(json.dumps(plain(config))))
   theirs = flatten(stored)
   return [
@@ -276,6 +276,6 @@ def _is_free(key):
 
 
 def listed(differences: list[str]) -> str:
-  """Returns differences as a part of one line: the first few, and how many."""
+  """Returns differences as text on one line: the first few, and the count."""
   more = len(differences) - _LISTED
   return '; '.join(differences[:_LISTED]) + f'; and {more} more' * (more > 0)

@@ -1,4 +1,4 @@
-"""Files of configurations: those of `configs/`, and those of runs."""
+"""Configuration files: those in `configs/`, and those of runs."""
 
 import pathlib
 import re
@@ -12,23 +12,23 @@ from mpbn_jax import config as configs
 from mpbn_jax.errors import InputError
 
 FOLDER = pathlib.Path(next(iter(mpbn_jax.configs.__path__)))
-KEYS = FOLDER / 'default.py'  # every key that there is
+KEYS = FOLDER / 'default.py'  # defines every key
 DEFAULT = FOLDER / 'digits.py'
 DEFAULT_WORKDIR = 'runs/digits'
 STORED = 'config.json'  # in a work directory
 
 
 def load(source: pathlib.Path | str) -> ml_collections.ConfigDict:
-  """Returns the configuration in a file, locked.
+  """Returns the locked configuration from a file.
 
   Args:
     source: the path of a file with a function get_config(), or 'path:name',
-      which calls get_config('name'); or of the config.json of a run. A path
-      configs/... that is not there is looked for in `mpbn_jax.configs`.
+      which calls get_config('name'); or the path of a run's config.json. A path
+      configs/... that does not exist is looked up in `mpbn_jax.configs`.
 
   Raises:
-    InputError: no such file (lists those in configs/); it fails, or returns
-      something else than the keys of configs/default.py.
+    InputError: the file does not exist (lists those in configs/), fails, or
+      returns other keys than those of configs/default.py.
   """
   file, *argument = split(source)
   path = pathlib.Path(file)
@@ -96,12 +96,12 @@ def _check_keys(file, config):
 
 
 def _is_of_a_network(key):
-  """Returns whether the network that is built says what it knows of a key."""
+  """Returns whether building the network checks a key."""
   return key.startswith('model.') and key not in configs.RENAMED
 
 
 def _stored(path):
-  """Returns the configuration of a run, with the types of the default one."""
+  """Returns a run's configuration with the types of the default one."""
   config = load(KEYS).copy_and_resolve_references()
   try:
     stored = configs.from_json(path.read_text())

@@ -1,6 +1,6 @@
-"""The configurations of a checkout, as `mpbn_jax.configs`.
+"""The configurations of a source checkout, as `mpbn_jax.configs`.
 
-Installed, the folder `configs` is inside the package, and this module is not.
+An installed package contains the folder `configs` in place of this module.
 """
 
 import pathlib

@@ -1,15 +1,15 @@
-"""Errors that the user can mend."""
+"""Errors that the user can fix."""
 
 import difflib
 
 
 class InputError(ValueError):
-  """A value from outside that cannot be used.
+  """Invalid input from the user.
 
-  The message is one line: what was expected, what came, how to mend it.
+  The message is one line: what was expected, what was given, how to fix it.
   `main.py` prints it without a traceback and exits with code 2; every other
-  exception is a defect of this package and keeps its traceback. A name in it
-  that comes from a file may hold anything: what cannot be printed is escaped.
+  exception is a bug in this package and keeps its traceback. The message may
+  quote names from files: unprintable characters are escaped.
   """
 
   def __init__(self, message: str):
@@ -22,8 +22,8 @@ def unknown(kind: str, name: object, known) -> InputError:
   """Returns the error for a name that is in no registry.
 
   Args:
-    kind: what the name should be, for example 'surrogate'.
-    name: what came.
+    kind: what the name stands for, for example 'surrogate'.
+    name: the unknown name.
     known: the registered names.
   """
   known = sorted(known)

@@ -1,4 +1,4 @@
-"""Accuracy of a network, and its comparison with another one spike by spike."""
+"""Accuracy of a network, and its spike-by-spike comparison with another one."""
 
 import dataclasses
 import functools
@@ -23,14 +23,14 @@ from mpbn_jax.layers import LIF
 
 @flax.struct.dataclass
 class EvaluationMetrics(clu_metrics.Collection):
-  """Averages over a split, padding left out."""
+  """Averages over a split, excluding padding."""
 
-  # How clu declares metrics is no type to a checker.
+  # Type checkers do not understand how clu declares metrics.
   loss: clu_metrics.Average.from_output('loss')  # type: ignore[valid-type]
   accuracy: clu_metrics.Accuracy
 
 
-# One compiled program for each model and data set, however often it is asked.
+# One compiled program per model and data set, however often it is requested.
 @functools.lru_cache(maxsize=8)
 def _evaluation_step(model: nn.Module, spec: Spec) -> Callable:
   @jax.jit
@@ -51,12 +51,12 @@ def _evaluation_step(model: nn.Module, spec: Spec) -> Callable:
 def evaluate(
   experiment: Experiment, variables: Mapping, *, split: str
 ) -> dict[str, float]:
-  """Returns {'loss', 'accuracy'} over a split, every example once.
+  """Returns {'loss', 'accuracy'} over a split, counting every example once.
 
   Args:
-    experiment: as from `experiment.build`.
-    variables: of its model; folded ones too.
-    split: 'test', or 'validation' where there is one.
+    experiment: from `experiment.build`.
+    variables: variables of its model, folded or not.
+    split: 'test', or 'validation' if the data set has one.
   """
   step = _evaluation_step(experiment.model, experiment.dataset.spec)
   metrics = EvaluationMetrics.empty()
@@ -66,7 +66,7 @@ def evaluate(
 
 
 def _sharded_batches(experiment, split):
-  """Yields the batches of a split on the devices, read ahead by a thread."""
+  """Yields the batches of a split on the devices, prefetched by a thread."""
   batches = evaluation_batches(
     experiment.dataset,
     split,
@@ -83,17 +83,17 @@ def _sharded_batches(experiment, split):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """One network against another on the same examples.
+  """Comparison of two networks on the same examples.
 
   Attributes:
-    accuracy: of the first network.
-    other_accuracy: of the second.
-    spikes_compared: neurons times steps times examples.
-    spikes_differing: how many of them differ.
-    max_logit_difference: largest absolute difference of a logit.
+    accuracy: accuracy of the first network.
+    other_accuracy: accuracy of the second network.
+    spikes_compared: neurons times time steps times examples.
+    spikes_differing: how many of these spikes differ.
+    max_logit_difference: largest absolute difference between logits.
     firing_rate: {layer: spikes per neuron and step} of the first network, in
-      the order in which the layers run; of n blocks that are one in the
-      program, {layer[i]: ...}.
+      the order in which the layers run; {layer[i]: ...} for n blocks that the
+      program scans over.
   """
 
   accuracy: float
@@ -104,8 +104,8 @@ class Comparison:
   firing_rate: dict[str, float]
 
 
-# Beside the spikes of a layer: an array that is empty inside the layer, so that
-# its sides that are not 0 are the axes along which blocks are stacked.
+# Recorded beside a layer's spikes: an array that is empty inside the layer, so
+# that its axes of nonzero size are those along which blocks are stacked.
 _STACKED = 'stacked'
 
 
@@ -116,24 +116,24 @@ def recorded(
   *,
   given_spikes: Mapping[str, Mapping[str, jax.Array]] | None = None,
 ):
-  """Returns (logits, {layer: {'currents', 'spikes', 'stacked'}}), evaluating.
+  """Returns (logits, {layer: {'currents', 'spikes', 'stacked'}}) in evaluation.
 
   Args:
     model: a network with `LIF` layers.
     variables: its variables, folded or not.
-    x: an input of it, [B, H, W, C] or [B, T, H, W, C] as a rule.
-    given_spikes: {layer: {'spikes': ...}}; what every neuron layer hands on in
-      place of its own spikes, which are still recorded. So each layer is fed
-      another network's spikes, and differences do not add up.
+    x: an input, usually [B, H, W, C] or [B, T, H, W, C].
+    given_spikes: {layer: {'spikes': ...}}; the output of every neuron layer in
+      place of its own spikes, which are still recorded. Each layer can thus
+      receive another network's spikes, so that differences do not accumulate.
 
   Returns:
-    Layers in the order in which they run; a layer that runs again has the
+    Layers in the order in which they run; a layer that runs repeatedly gets the
     names 'lif', 'lif(2)', .... Currents and spikes are [B, T, ..., C], with
     one more axis for each `nn.scan` or `nn.vmap` around the layer: `stacked`
     says which axes these are (`stacked_axes`).
 
   Raises:
-    InputError: no neuron layer, or one whose spikes are not handed out;
+    InputError: no neuron layer, or one whose spikes are not recorded;
       `given_spikes` for a layer that runs more than once.
   """
   ran: dict[tuple[str, ...], None] = {}
@@ -158,7 +158,7 @@ def recorded(
       'expected a network with neuron layers (LIF), got '
       f'{type(model).__name__} without one: there are no spikes to record'
     )
-  # Unlike a dict, it keeps its order through `jax.jit`.
+  # Unlike a dict, it keeps its order under `jax.jit`.
   layers: OrderedDict = OrderedDict()
   for path in ran:
     name = '/'.join(path)
@@ -199,18 +199,19 @@ def _at(tree, path):
 
 
 def stacked_axes(layer: Mapping[str, jax.Array]) -> tuple[int, ...]:
-  """Returns the axes of a recorded layer's spikes along which blocks lie."""
+  """Returns the axes of a layer's recorded spikes that stack blocks."""
   return tuple(i for i, side in enumerate(layer[_STACKED].shape) if side)
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerComparison:
-  """One neuron layer of two networks, both fed the first one's spikes.
+  """One neuron layer of two networks, both given the first network's spikes.
 
   Attributes:
-    current_error: largest difference of a current over the largest current.
-    flips: spikes that differ.
-    spikes: decisions that were compared.
+    current_error: largest difference of input currents, relative to the largest
+      current.
+    flips: number of spikes that differ.
+    spikes: number of spikes compared.
   """
 
   current_error: float
@@ -221,10 +222,10 @@ class LayerComparison:
 def compare_layers(
   model: nn.Module, variables: Mapping, other: Mapping, x: jax.Array
 ) -> dict[str, LayerComparison]:
-  """Returns {layer: how `other` differs}, each layer fed the same spikes.
+  """Returns {layer: how `other` differs}, giving each layer the same spikes.
 
-  Free-running networks drift apart after the first flip; this says what one
-  layer alone does, with folded convolutions for example.
+  Free-running networks drift apart after the first flip; this isolates the
+  difference of each layer, for example with folded convolutions.
   """
   run = jax.jit(functools.partial(recorded, model))
   _, layers = run(variables, x)
@@ -234,7 +235,7 @@ def compare_layers(
     a, b = ours['currents'], theirs['currents']
     change = jnp.abs(a - b).max()
     return LayerComparison(
-      # Currents that are 0 in both do not differ.
+      # Currents that are 0 in both networks do not differ.
       current_error=float(jnp.where(change, change / jnp.abs(a).max(), 0)),
       flips=int((ours['spikes'] != theirs['spikes']).sum()),
       spikes=int(a.size),
@@ -248,14 +249,14 @@ def compare(
 ) -> Comparison:
   """Returns how the model with `other` variables differs from `variables`.
 
-  The two networks are two compiled programs, as they would be in use, and
-  every spike of every layer is compared. Padding is left out.
+  The two networks are two compiled programs, as in actual use, and every spike
+  of every layer is compared. Padding is excluded.
 
   Args:
-    experiment: as from `experiment.build`.
-    variables: of its model.
-    other: of its model too; folded, say.
-    split: 'test', as a rule.
+    experiment: from `experiment.build`.
+    variables: variables of its model.
+    other: other variables of its model, for example folded ones.
+    split: usually 'test'.
   """
   model, normalize = experiment.model, experiment.dataset.spec.normalize
 
@@ -267,7 +268,7 @@ def compare(
       del layer['currents']
     return logits, layers
 
-  # Small, and whole on every host.
+  # The results are small and replicated on every host.
   @functools.partial(
     jax.jit, out_shardings=sharding.replicated(experiment.mesh)
   )
@@ -330,7 +331,7 @@ def compare(
 
 
 def _per_example(name, layer, mask):
-  """Returns how often a layer fires, [(n,) B], 0 where the mask is False."""
+  """Returns a layer's spike counts, [(n,) B]; 0 where the mask is False."""
   spikes, stacked = layer['spikes'], stacked_axes(layer)
   spikes = jnp.moveaxis(spikes, stacked, tuple(range(len(stacked))))
   inside = spikes.shape[len(stacked) :]
@@ -344,14 +345,14 @@ def _per_example(name, layer, mask):
 
 
 def _neurons(layer):
-  """Returns neurons times steps of one example, of one of n blocks."""
+  """Returns neurons times steps for one example and one of n blocks."""
   shape, stacked = layer['spikes'].shape, stacked_axes(layer)
   inside = [side for i, side in enumerate(shape) if i not in stacked]
   return int(np.prod(inside[1:]))
 
 
 def _by_block(layer, counts):
-  """Yields (name, count): 'stage1_blocks/lif1[3]' where n blocks are one."""
+  """Yields (name, count); 'stage1_blocks/lif1[3]' for scanned blocks."""
   for index in np.ndindex(counts.shape):
     block = ','.join(map(str, index))
     yield (f'{layer}[{block}]' if index else layer), counts[index]

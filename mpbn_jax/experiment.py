@@ -1,4 +1,4 @@
-"""An experiment: what a configuration describes, built and checked."""
+"""An experiment, built from a configuration and checked."""
 
 import dataclasses
 
@@ -18,17 +18,17 @@ from mpbn_jax.models import build_model
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """What a configuration describes.
+  """The objects that a configuration describes.
 
   Attributes:
     config: the whole configuration.
     model: the network.
     dataset: its splits and augmentations.
-    batches: the training batches, of this host.
-    optimizer: makes directions of gradients.
+    batches: the training batches of this host.
+    optimizer: turns gradients into update directions.
     learning_rate: step -> learning rate.
     mesh: all devices.
-    total_steps: updates until the end.
+    total_steps: number of updates.
   """
 
   config: ml_collections.ConfigDict
@@ -44,10 +44,10 @@ class Experiment:
 def build_network(
   config: ml_collections.ConfigDict, *, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[nn.Module, Spec, jax.sharding.Mesh]:
-  """Returns (model, `Spec` of its data, mesh), checked; reads no data.
+  """Returns checked (model, `Spec` of its data, mesh) without reading data.
 
   Raises:
-    InputError: anything in the configuration that cannot be used.
+    InputError: the configuration is invalid.
   """
   configs.check_config(config)
   model = build_model(config.model)
@@ -71,11 +71,11 @@ def build(
   """Returns the checked `Experiment` of a configuration; writes nothing.
 
   Args:
-    config: as from `configs/default.py`.
-    mesh: devices; None: all of them.
+    config: as in `configs/default.py`.
+    mesh: devices; None uses all of them.
 
   Raises:
-    InputError: anything in the configuration that cannot be used.
+    InputError: the configuration is invalid.
   """
   model, _, mesh = build_network(config, mesh=mesh)
   dataset = load_dataset(config.data, num_steps=config.model.num_steps)
@@ -108,7 +108,7 @@ def for_epochs(experiment: Experiment, num_epochs: int) -> Experiment:
 
 
 def _schedule(config, batches):
-  """Returns what depends on the number of epochs."""
+  """Returns the fields that depend on the number of epochs."""
   rate = optim.learning_rate(
     config.optimizer,
     steps_per_epoch=batches.steps_per_epoch,

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and errors of writing."""
+"""Atomic writing of files, and errors of writing."""
 
 import contextlib
 import errno
@@ -12,30 +12,30 @@ from typing import BinaryIO
 
 from mpbn_jax.errors import InputError
 
-# No room: on the disk, in a quota, for a file of that size.
+# No space left: on the disk, in a quota, or for a file of that size.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What should hold the file is gone, or was replaced by something else.
+# The directory of the file was removed or replaced.
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _TEMPORARY = '.{name}.{unique}.tmp'
 
 
 class NotWrittenError(InputError):
-  """A run could not write one of its files; what it wrote before stays."""
+  """A run could not write one of its files; earlier files are kept."""
 
 
 @contextlib.contextmanager
 def writing(
   path: pathlib.Path, *, also: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
-  """Turns the system's errors in its body into one line that names `path`.
+  """Turns system errors in its body into one line that names `path`.
 
   Args:
-    path: what is written.
-    also: other errors by which a library says that it could not write.
+    path: the file or directory being written.
+    also: other errors that a library raises if it cannot write.
 
   Raises:
-    NotWrittenError: in place of any `OSError`, and of those in `also` that
-      quote an error of the system.
+    NotWrittenError: in place of any `OSError`, and of errors in `also` that
+      quote a system error.
   """
   try:
     yield
@@ -45,7 +45,7 @@ def writing(
     raise NotWrittenError(_why(path, error.errno, error)) from error
   except also as error:
     number = _errno_of(path, error)
-    if not number:  # no word of the system's: a defect, which keeps its trace
+    if not number:  # no system error: a bug, which keeps its traceback
       raise
     raise NotWrittenError(_why(path, number, error)) from error
 
@@ -67,7 +67,7 @@ def _why(path, number, error):
 
 
 def _errno_of(path, error):
-  """Returns the number of the error that a library put into words, or 0."""
+  """Returns the error number that a library's message quotes, or 0."""
   numbers = (*NO_ROOM, *_GONE, errno.EACCES, errno.EROFS)
   said = [number for number in numbers if os.strerror(number) in str(error)]
   if not said and not path.parent.is_dir():
@@ -76,13 +76,13 @@ def _errno_of(path, error):
 
 
 def check_room(path: pathlib.Path, size: int) -> None:
-  """Raises NotWrittenError where a disk has less than `size` bytes left.
+  """Raises NotWrittenError if a disk has less than `size` bytes left.
 
-  Before a library starts that handles a full disk badly.
+  For use before calling a library that handles a full disk badly.
 
   Args:
-    path: what will be written, in a directory that exists.
-    size: in bytes, about.
+    path: the file to write, in an existing directory.
+    size: approximate size in bytes.
   """
   with writing(path):
     if shutil.disk_usage(path.parent).free < size:
@@ -91,15 +91,15 @@ def check_room(path: pathlib.Path, size: int) -> None:
 
 @contextlib.contextmanager
 def whole_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Makes a directory that is there whole or not at all.
+  """Creates a directory atomically.
 
-  Yields a temporary directory beside it, which is renamed in the end.
+  Yields a temporary directory beside it, which is renamed at the end.
 
   Args:
-    path: is not there yet, in a directory that exists.
+    path: the new directory; its parent must exist.
 
   Raises:
-    NotWrittenError: it cannot be written.
+    NotWrittenError: the directory cannot be written.
   """
   unique = f'{os.getpid()}-{secrets.token_hex(4)}'
   temporary = path.with_name(_TEMPORARY.format(name=path.name, unique=unique))
@@ -116,10 +116,10 @@ def whole_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _remove_beside_writers(directory):
-  """Removes a directory into which threads of a library may still write.
+  """Removes a directory to which threads of a library may still write.
 
-  After an error TensorStore finishes other files that were under way, and makes
-  their directories anew.
+  After an error, TensorStore finishes other pending files and recreates their
+  directories.
   """
   for _ in range(20):
     shutil.rmtree(directory, ignore_errors=True)
@@ -131,21 +131,21 @@ def _remove_beside_writers(directory):
 def write_whole(
   path: pathlib.Path, write: bytes | str | Callable[[BinaryIO], None]
 ) -> None:
-  """Writes a file so that it is there whole or not at all, or as it was.
+  """Writes a file atomically.
 
   Whenever the process or the machine stops, `path` holds the old content or
-  the new one: a temporary file beside it is flushed to the disk and renamed.
+  the new one: a temporary file beside it is flushed to disk and renamed.
 
   Args:
-    path: in a directory that exists.
+    path: the file to write; its directory must exist.
     write: the content, or a function that writes it to a binary file.
 
   Raises:
-    NotWrittenError: it cannot be written.
+    NotWrittenError: the file cannot be written.
   """
   if isinstance(write, str):
     write = write.encode()
-  # Unique: two processes may write the same file, and the last one counts.
+  # Unique: two processes may write the same file, and the last one wins.
   unique = f'{os.getpid()}-{secrets.token_hex(4)}'
   temporary = path.with_name(_TEMPORARY.format(name=path.name, unique=unique))
   with writing(path):
@@ -166,15 +166,15 @@ def write_whole(
 
 
 def sync(path: pathlib.Path) -> None:
-  """Sends a file, or the names in a directory, to the disk.
+  """Flushes a file, or the entries of a directory, to disk.
 
-  After a power cut they are there.
+  They then survive a power cut.
   """
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
   except OSError as error:
-    # Some file systems do not know how, and need not.
+    # Some file systems neither support nor need this.
     if error.errno not in (errno.EINVAL, errno.ENOTSUP):
       raise
   finally:
@@ -184,11 +184,11 @@ def sync(path: pathlib.Path) -> None:
 def remove_leftovers(directory: pathlib.Path, *, of: str = '*') -> None:
   """Removes the temporary files of processes that were killed.
 
-  Only for those who hold the lock: another process may be writing.
+  The caller must hold the lock: another process may be writing.
 
   Args:
-    directory: where.
-    of: the names of the files that were to be written.
+    directory: where to look for them.
+    of: names of the files that were being written.
   """
   for path in directory.glob(_TEMPORARY.format(name=of, unique='*')):
     with writing(path):
@@ -196,7 +196,7 @@ def remove_leftovers(directory: pathlib.Path, *, of: str = '*') -> None:
 
 
 def remove(path: pathlib.Path) -> None:
-  """Removes a file or a directory, whole or not at all.
+  """Removes a file or a directory atomically.
 
   Raises:
     NotWrittenError: it cannot be removed.
@@ -213,10 +213,10 @@ def remove(path: pathlib.Path) -> None:
 
 
 def check_writable(directory: pathlib.Path) -> None:
-  """Makes a directory if need be, and makes sure that it takes files.
+  """Creates a directory if needed and checks that it is writable.
 
   Raises:
-    NotWrittenError: it does not.
+    NotWrittenError: it is not.
   """
   with writing(directory):
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
-"""Folded networks on the disk: their variables and settings.
+"""Folded networks on disk: their variables and settings.
 
-One directory holds both, so that the variables meet no network but their own.
+One directory holds both, so that the variables are only used with their own
+network.
 """
 
 import pathlib
@@ -19,8 +20,8 @@ from mpbn_jax.files import check_writable, remove_leftovers
 from mpbn_jax.lock import hold
 from mpbn_jax.models import build_model, settings_of
 
-_FORMAT = 2  # 1: norms of spikes beside their neurons
-# Only training and compilation depend on these.
+_FORMAT = 2  # 1: spike norms beside their neurons
+# These affect training and compilation only.
 _OF_TRAINING = {
   'detach_reset',
   'last_scale',
@@ -35,9 +36,9 @@ _OF_TRAINING = {
 def folded_path(
   workdir: pathlib.Path, *, step: int, kernels: bool
 ) -> pathlib.Path:
-  """Returns where --mode=fold puts what it folds of a step.
+  """Returns where --mode=fold writes the folded network of a step.
 
-  `folded/640` has thresholds alone, `folded/640_all` kernels too.
+  `folded/640` has folded thresholds only, `folded/640_all` folded kernels too.
   """
   return workdir / 'folded' / f'{step}{"_all" if kernels else ""}'
 
@@ -50,17 +51,17 @@ def save_folded(
   step: int,
   kernels: bool,
 ) -> None:
-  """Writes a folded network, whole or not at all; an older one is replaced.
+  """Writes a folded network atomically, replacing an older one.
 
   Args:
-    path: a directory; the one around it is made if need be.
-    variables: folded and stripped.
+    path: a directory; its parent is created if needed.
+    variables: folded and stripped variables.
     model: `config.model` of the network.
-    step: at which it was trained.
-    kernels: whether norms were folded into kernels, too.
+    step: training step of the variables.
+    kernels: whether norms were folded into kernels too.
 
   Raises:
-    InputError: it cannot be written, or another process writes it.
+    InputError: it cannot be written, or another process is writing it.
   """
   notes = {
     'format': _FORMAT,
@@ -84,11 +85,11 @@ def load_folded(
   Args:
     path: a directory that --mode=fold wrote.
     model: the network that the variables should belong to; None builds the
-      one that was folded.
+      network that was folded.
 
   Raises:
-    InputError: missing or damaged; `model` is another network (names what
-      differs).
+    InputError: the directory is missing or damaged; `model` is another network
+      (names the differences).
 
   Example:
     >>> import pathlib, tempfile
@@ -129,7 +130,7 @@ def load_folded(
 
 
 def _differences(model, folded) -> list[str]:
-  """Returns 'setting: folded -> given' for each that the output depends on."""
+  """Returns 'setting: folded -> given' for differences that affect outputs."""
 
   def settings(network) -> dict[str, Any]:
     values = settings_of(network)

@@ -1,9 +1,9 @@
-"""Folds: variables of a trained network without its normalizations.
+"""Folding: the normalizations of a trained network, absorbed by its variables.
 
-Pure functions on the tree of variables. The tree says itself what is where: a
-layer's normalization stands under its name (`layers/`), beside the constants
-that it computes with. So no model and no setting is needed, and nothing can
-disagree with them.
+Pure functions on the tree of variables. The tree is self-describing: the
+variables of each normalization are stored under its name (`layers/`), together
+with the constants that it uses. Folding therefore needs no model and no
+settings, which could disagree with the variables.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,33 +27,33 @@ def fold(variables: Mapping) -> Variables:
       polarity = -1 where scale < 0, else +1
       s = 1 if polarity * u > polarity * theta else 0
 
-  The formula holds for real numbers. In float32 it misses the number that
-  separates firing from not firing by some units in the last place, so that
-  number is found by bisection over the very predicate that the unfolded
-  network evaluates (`norm.separating_threshold`): both decide alike for every
-  u, infinite ones and NaN (silent) included. Where a neuron always or never
-  fires, as with scale = 0, polarity * theta is -inf or +inf.
+  The formula holds for real numbers. In float32 it is off by a few units in
+  the last place, so the threshold is found by bisection over the very predicate
+  that the unfolded network evaluates (`norm.separating_threshold`): both
+  networks decide alike for every u, including infinities and NaN (silent). For
+  a neuron that always or never fires, as with scale = 0, polarity * theta is
+  -inf or +inf.
 
   The folded network has the gradient of the unfolded one with respect to its
-  input, up to rounding: gain * (u - theta) is the distance from firing,
-  MPBN(u) - v_th, that the surrogate gradient is taken at.
+  input, up to rounding: the surrogate gradient is evaluated at
+  gain * (u - theta), which is MPBN(u) - v_th.
 
-  A pure function, and jit-able. The result is an ordinary set of variables of
-  the same model, with a `threshold` collection beside the others; they are
-  kept (`strip` drops what is no longer read).
+  The function is pure and can be jitted. It returns ordinary variables of the
+  same model, with an additional `threshold` collection (`strip` drops variables
+  that are no longer read).
 
   Args:
-    variables: {'params', 'batch_stats', ...} of a network, as from
-      `model.init` or a checkpoint. They hold v_th and eps.
+    variables: {'params', 'batch_stats', ...} of a network, from `model.init` or
+      a checkpoint. They include v_th and eps.
 
   Returns:
     `variables` and {'threshold': {<layer>: {'threshold', 'polarity', 'gain',
     'v_th'}}}, [C] channel-wise or [H, W, C] element-wise. gain = scale /
     sqrt(var + eps), 0 where theta is infinite. v_th, a scalar, is what a soft
-    reset subtracts; a learned one stays where it is, in the params.
+    reset subtracts; a learned v_th stays in the params.
 
   Raises:
-    InputError: no membrane norm in the variables, or no running statistics.
+    InputError: the variables have no membrane norm or no running statistics.
 
   Example:
     >>> folded = fold(variables)
@@ -95,22 +95,23 @@ def fold_convolutions(variables: Mapping) -> Variables:
       kernel' = kernel * g, bias' = (bias - mean) * g + norm_bias,
       g = scale / sqrt(var + eps)
 
-  for bn and tdbn. BNTT folds into a kernel and a bias of each step, TEBN into a
-  kernel, a bias and a factor of each step.
+  for bn and tdbn. BNTT folds into one kernel and one bias per step, TEBN into
+  one kernel, one bias and one factor per step.
 
-  Other than `fold` this changes rounding: a spike may flip where its
-  potential is within rounding of the threshold. `evaluation.compare` counts.
+  Unlike `fold`, this changes rounding: a spike may flip if its membrane
+  potential is within rounding of the threshold. `evaluation.compare` counts
+  such spikes.
 
   Args:
-    variables: folded otherwise or not; the folds commute. What is folded
-      already stays as it is.
+    variables: with or without other folds; the folds commute. Layers that are
+      already folded are left unchanged.
 
   Returns:
     `variables` and {'folded': {<layer>: {'kernel', 'bias', 'factor'?}}}.
 
   Raises:
-    InputError: no convolution with a normalization that folds; an
-      `nn.WeightNorm` or `nn.SpectralNorm` around one.
+    InputError: no convolution has a normalization that folds, or one is wrapped
+      in `nn.WeightNorm` or `nn.SpectralNorm`.
   """
   _check_no_transform(variables)
   if not _has_norm(variables, 'conv'):
@@ -136,10 +137,10 @@ def fold_convolutions(variables: Mapping) -> Variables:
 
 
 def _check_no_transform(variables):
-  """Raises InputError where a wrapper changes kernels before they are used.
+  """Raises InputError if a wrapper changes kernels before they are used.
 
-  Flax's `nn.WeightNorm` and `nn.SpectralNorm` keep what they need under a name
-  as 'conv/kernel/scale'. A kernel would be folded without it.
+  Flax's `nn.WeightNorm` and `nn.SpectralNorm` keep their variables under names
+  such as 'conv/kernel/scale'. Folding would ignore them.
   """
   for tree in (variables.get('params', {}), variables.get('batch_stats', {})):
     for path in traverse_util.flatten_dict(tree):
@@ -154,30 +155,30 @@ def _check_no_transform(variables):
 def fold_spike_norms(
   variables: Mapping, *, readers: Wiring | None
 ) -> Variables:
-  """Returns the variables with every norm of spikes folded into its readers.
+  """Returns the variables with every spike norm folded into its readers.
 
       psp_bn(a) = gain * a, gain = scale / sqrt(moment + eps), so
       kernel' = gain * kernel along the input channels
 
-  of every convolution and linear layer that reads them; an identity shortcut
-  becomes a scale of each channel. With moments of each step there is a kernel
-  of each step. The network multiplies its kernels in evaluation anyway; the
-  fold keeps the products.
+  for every convolution and linear layer that reads the spikes; an identity
+  shortcut gets a scale per channel. Moments per time step yield a kernel per
+  time step. In evaluation, the network multiplies its kernels by the gain in
+  any case; the fold stores the products.
 
   Args:
-    variables: folded otherwise or not; the folds commute. What is folded
-      already stays as it is.
-    readers: the `readers_of_spikes` of their network.
+    variables: with or without other folds; the folds commute. Layers that are
+      already folded are left unchanged.
+    readers: the result of `readers_of_spikes` for the same network.
 
   Returns:
     `variables` and {'folded': {<norm's layer>: {'readers'}, <reader>:
-    {'kernel'} or {'scale'}, and 'reads'}}; `readers` counts them, `reads` says
-    whose spikes the layer may read from now on.
+    {'kernel'} or {'scale'}, and 'reads'}}; `readers` is their number, and
+    `reads` names the norm whose spikes the layer may read from now on.
 
   Raises:
-    InputError: no norm of the spikes; one that does not fold, with the reason
-      (neunorm, psp_ln); variables of another network.
-    TypeError: other readers than those of `readers_of_spikes`.
+    InputError: there is no spike norm; a spike norm does not fold, with the
+      reason (neunorm, psp_ln); the variables are those of another network.
+    TypeError: `readers` does not come from `readers_of_spikes`.
   """
   if not isinstance(readers, Wiring):
     raise TypeError(
@@ -200,18 +201,18 @@ def fold_all(
   *,
   readers: Wiring | None = None,
 ) -> Variables:
-  """Returns the variables with every normalization folded that they have.
+  """Returns the variables with all of their normalizations folded.
 
-  `fold`, `fold_convolutions` and `fold_spike_norms`, where there is anything
-  for them to fold.
+  Applies those of `fold`, `fold_convolutions` and `fold_spike_norms` that have
+  something to fold.
 
   Args:
-    variables: of a network.
-    readers: the `readers_of_spikes` of their network; only norms of the spikes
-      need them.
+    variables: variables of a network.
+    readers: the result of `readers_of_spikes` for the same network; needed for
+      spike norms only.
 
   Raises:
-    InputError: a norm that does not fold, with the reason; none at all.
+    InputError: a norm does not fold, with the reason, or there is none.
   """
   places = [place for place in norms.PLACES if _has_norm(variables, place)]
   if not places:
@@ -230,12 +231,12 @@ def fold_all(
 
 
 def strip(variables: Mapping) -> Variables:
-  """Returns folded variables without what the fold made useless.
+  """Returns folded variables without those that the fold made obsolete.
 
-  Drops the params and statistics of norms that were folded, and the kernels
-  and biases that folded ones replace. That the stripped network runs is the
-  proof that the normalization is gone. Keep the unstripped checkpoint: it can
-  be trained further.
+  Drops the params and statistics of folded norms, and the kernels and biases
+  that folded ones replace. The stripped network still runs, which proves that
+  the normalization is gone. Keep the unstripped checkpoint for further
+  training.
 
   Raises:
     InputError: the variables are not folded.
@@ -247,7 +248,7 @@ def strip(variables: Mapping) -> Variables:
     )
 
   folded = variables.get('folded', {})
-  # What says, at a layer's path, that its norm was folded.
+  # Leaves at a layer's path that show that its norm was folded.
   signs = {
     'membrane': (variables.get('threshold', {}), 'threshold'),
     'conv': (folded, 'bias'),
@@ -279,7 +280,7 @@ def _has_norm(variables, place):
 def _collect(variables, place, function: Callable, *, done='') -> dict:
   """Returns {layer path: function(path, name, params, stats, layer params)}.
 
-  Without the layers for which `folded` has the leaf `done`.
+  Skips the layers for which `folded` has the leaf `done`.
   """
   result: dict = {}
   for path, name in norms_at(variables, place):
@@ -326,7 +327,7 @@ def _foldable(name):
 
 
 def _kernel(variables, layer):
-  """Returns the kernel of a layer, the folded one where there is one."""
+  """Returns the kernel of a layer, the folded one if it exists."""
   kernel = _at(variables.get('folded', {}), (*layer, 'kernel'))
   if kernel is None:
     kernel = _at(variables.get('params', {}), (*layer, 'kernel'))
@@ -340,7 +341,7 @@ def _nested(path, leaves):
 
 
 def _merged(tree, other):
-  """Returns a tree with the leaves of both, the other's where both have one."""
+  """Returns the merged trees; leaves of `other` take precedence."""
   if not (isinstance(tree, Mapping) and isinstance(other, Mapping)):
     return other
   common = {k: _merged(tree[k], other[k]) for k in tree.keys() & other.keys()}

@@ -14,7 +14,7 @@ def help_text(introduction: str, argv: list[str]) -> str:
 
   Args:
     introduction: what the program does, with examples.
-    argv: a --config in it says whose values are shown.
+    argv: its --config, if any, selects the file whose values are shown.
   """
   given = [a.partition('=')[2] for a in argv if a.startswith('--config=')]
   default = config_files.DEFAULT
@@ -43,8 +43,8 @@ def _indented(text, *, by=6):
 def _comments(file: pathlib.Path) -> Iterator[tuple[str | None, str]]:
   """Yields (key, comment), and (None, heading) above a group of keys.
 
-  A comment stands behind its key, or above it where it is longer. What stands
-  above a key that has its comment behind it is the heading of several keys.
+  A key's comment is on its line or, if longer, directly above it. A comment
+  above a key that also has one on its line is the heading of a group of keys.
   """
   known = configs.flatten(config_files.load(file))
   above = []

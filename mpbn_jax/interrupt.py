@@ -1,4 +1,4 @@
-"""Signals that stop a run without losing anything."""
+"""Signal handling that stops a run without losing its state."""
 
 import contextlib
 import signal
@@ -9,7 +9,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-  """Training was stopped by a signal, after its state was saved.
+  """A signal stopped training, and the state was saved.
 
   Attributes:
     signum: the signal.
@@ -23,7 +23,7 @@ class Interrupted(Exception):
 
 
 class _Noted:
-  """The first signal that came inside `raise_on_signals`; None before."""
+  """The first signal received inside `raise_on_signals`; None before."""
 
   signum: int | None = None
 
@@ -32,14 +32,14 @@ class _Noted:
 def raise_on_signals() -> Iterator[None]:
   """Makes SIGTERM and SIGINT raise KeyboardInterrupt in its body.
 
-  The signal is noted as well: where the exception is lost (Python drops those
-  that are raised inside a callback of compiled code), `SignalCatcher`, `check`
-  and the end of the body find it. Outside the main thread, where Python allows
-  no handlers, nothing is caught.
+  The signal is also recorded: if the exception is lost (Python drops those
+  raised inside a callback of compiled code), `SignalCatcher`, `check` and the
+  end of the body find it. Outside the main thread, where Python allows no
+  handlers, nothing is caught.
 
   Raises:
-    KeyboardInterrupt: with the signal as its argument; in place of whatever
-      else the body may raise once a signal came.
+    KeyboardInterrupt: with the signal as its argument, in place of any other
+      exception that the body raises after a signal.
   """
 
   def stop(signum, frame):
@@ -49,7 +49,7 @@ def raise_on_signals() -> Iterator[None]:
     raise KeyboardInterrupt(signum)
 
   def quiet(unraisable):
-    # It is noted; 'Exception ignored in ...' would only say it twice.
+    # Already recorded; 'Exception ignored in ...' would only repeat it.
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
       hook(unraisable)
 
@@ -75,20 +75,20 @@ def raise_on_signals() -> Iterator[None]:
 
 
 def check() -> None:
-  """Raises KeyboardInterrupt if a signal came, and its exception was lost."""
+  """Raises KeyboardInterrupt if a signal came and its exception was lost."""
   if _Noted.signum is not None:
     raise KeyboardInterrupt(_Noted.signum)
 
 
 class SignalCatcher:
-  """Notes SIGTERM and SIGINT in place of dying of them.
+  """Records SIGTERM and SIGINT instead of ending the process.
 
   A second Ctrl-C stops at once. A second SIGTERM does not: schedulers send
   several, and the state is being saved. Outside the main thread, where Python
   allows no handlers, nothing is caught.
 
   Attributes:
-    received: the first signal that came, before this too; None: none did.
+    received: the first signal, including one from before; None if none came.
   """
 
   def __init__(self):
@@ -112,7 +112,7 @@ class SignalCatcher:
 
 @contextlib.contextmanager
 def _handlers(handler):
-  """Sets the handler in its body; yields whether it could."""
+  """Sets the handler in its body; yields whether this was possible."""
   previous = {}
   with contextlib.suppress(ValueError):  # not the main thread
     for signum in _SIGNALS:
@@ -125,5 +125,5 @@ def _handlers(handler):
 
 
 def signal_of(stop: KeyboardInterrupt) -> int:
-  """Returns the signal that raised it."""
+  """Returns the signal that raised the exception."""
   return stop.args[0] if stop.args else signal.SIGINT

@@ -1,4 +1,4 @@
-"""A lock on a directory that ends with its process, and says whose it is."""
+"""A directory lock that ends with its process and names its owner."""
 
 import contextlib
 import datetime
@@ -19,7 +19,7 @@ _LOCK = '.lock'
 
 
 class Lock:
-  """One process's exclusive use of a directory; `hold` makes one."""
+  """One process's exclusive use of a directory, created by `hold`."""
 
   def __init__(self, path: pathlib.Path, descriptor: int):
     self._path, self._descriptor = path, descriptor
@@ -27,7 +27,7 @@ class Lock:
   def check(self) -> None:
     """Raises NotWrittenError if the directory was removed or replaced.
 
-    Another process may use it then, and must not find our files in it.
+    Another process may then use it and must not find our files in it.
     """
     if not _is_at(self._descriptor, self._path):
       raise NotWrittenError(
@@ -38,17 +38,17 @@ class Lock:
 
 @contextlib.contextmanager
 def hold(directory: pathlib.Path) -> Iterator[Lock]:
-  """Gives its body the exclusive use of a directory.
+  """Gives its body exclusive use of a directory.
 
-  The kernel frees the lock when the process ends, however it ends. The file
-  stays: removing it would let two processes lock two files of one name.
+  The kernel releases the lock when the process ends, however it ends. The file
+  is kept: removing it would let two processes lock two files of one name.
 
   Args:
-    directory: exists.
+    directory: an existing directory.
 
   Raises:
-    InputError: another process uses it (names host, process and since when),
-      or it cannot be written.
+    InputError: another process uses it (names host, process and start time), or
+      it cannot be written.
   """
   path = directory / _LOCK
   descriptor = _acquire(path)
@@ -64,7 +64,7 @@ def _acquire(path):
       descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
       _lock(descriptor, path)
-      # Whoever removed the directory in between left us another file.
+      # If the directory was removed in between, this is another file.
       if _is_at(descriptor, path):
         _sign(descriptor)
         return descriptor
@@ -103,7 +103,7 @@ def _sign(descriptor):
     'process': os.getpid(),
     'since': datetime.datetime.now().astimezone().isoformat(' ', 'seconds'),
   }
-  # For people only: without room for it, the lock holds all the same.
+  # For people only: the lock holds even if there is no space for this.
   with contextlib.suppress(OSError):
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, (json.dumps(holder) + '\n').encode(), 0)
@@ -116,5 +116,5 @@ def _holder(path):
       f'process {holder["process"]} on {holder["host"]}, which uses it since '
       f'{holder["since"]}'
     )
-  except (OSError, ValueError, KeyError, TypeError):  # it is just signing
+  except (OSError, ValueError, KeyError, TypeError):  # being written
     return 'another process'

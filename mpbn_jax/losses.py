@@ -1,4 +1,4 @@
-"""Losses of the logits of every time step."""
+"""Losses on the logits of every time step."""
 
 from collections.abc import Callable, Mapping
 
@@ -17,7 +17,7 @@ def cross_entropy(
   Args:
     logits: [..., K].
     labels: [...] integers.
-    label_smoothing: share of the target spread evenly over all classes.
+    label_smoothing: fraction of the target spread evenly over all classes.
   """
   targets = jax.nn.one_hot(labels, logits.shape[-1])
   targets = optax.smooth_labels(targets, label_smoothing)
@@ -29,11 +29,11 @@ def of_labels(
 ) -> jax.Array:
   """Returns `per_example` of the labels of a batch, [B].
 
-  Of images that mixup made: the sum over both labels, each with its weight.
+  With mixup, returns the weighted sum over both labels.
 
   Args:
-    per_example: labels [B] -> [B], a loss for example.
-    batch: 'label' and, of mixed images, 'mix_label' and 'mix_weight'.
+    per_example: labels [B] -> [B], for example a loss.
+    batch: 'label' and, for mixed images, 'mix_label' and 'mix_weight'.
   """
   value = per_example(batch['label'])
   if 'mix_label' not in batch:
@@ -49,10 +49,10 @@ def of_mean(step_logits, labels, *, label_smoothing=0.0):
 
 
 def tet(step_logits, labels, *, label_smoothing=0.0):
-  """Returns the mean over T of every step's cross-entropy, [B].
+  """Returns the mean over T of each step's cross-entropy, [B].
 
-  Temporal Efficient Training (Deng et al. 2022, 2202.11946), without its
-  regularizing second term.
+  Temporal Efficient Training (Deng et al. 2022, 2202.11946) without its
+  second, regularizing term.
   """
   labels = jnp.broadcast_to(labels[:, None], step_logits.shape[:2])
   losses = cross_entropy(step_logits, labels, label_smoothing=label_smoothing)
@@ -70,7 +70,7 @@ def get_loss(name: str) -> Callable[..., jax.Array]:
   """Returns a loss by name.
 
   Raises:
-    InputError: unknown name (lists the known ones).
+    InputError: the name is unknown (lists the known ones).
   """
   if name not in LOSSES:
     raise unknown('loss', name, LOSSES)

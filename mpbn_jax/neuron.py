@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire dynamics: one step, and T steps."""
+"""Leaky integrate-and-fire dynamics: a single step, and T time steps."""
 
 import functools
 import numbers
@@ -14,8 +14,8 @@ from mpbn_jax.surrogate import spike
 
 # (state, u) -> (state, spikes): the predicate that turns a membrane potential
 # into a spike. Plain LIF, MPBN in training, MPBN in evaluation and the folded
-# network differ in it and in nothing else. `state` is whatever a
-# normalization carries from step to step (running statistics).
+# network differ only in it. `state` holds what a normalization carries from
+# step to step (running statistics).
 Fire = Callable[[Any, jax.Array], tuple[Any, jax.Array]]
 
 
@@ -39,11 +39,11 @@ def check_reset(reset: str) -> None:
 
 def check_tau(tau: jax.Array | float) -> None:
   """Raises InputError unless tau is a kept fraction in [0, 1)."""
-  if isinstance(tau, jax.core.Tracer):  # not known while it is compiled
+  if isinstance(tau, jax.core.Tracer):  # unknown during tracing
     return
   if not isinstance(tau, (numbers.Real, np.ndarray, jax.Array)):
     raise TypeError(f'tau must be a number, got {tau!r}')
-  # A learned one is a sigmoid, which may round to 1.
+  # A learned tau is a sigmoid, which may round to 1.
   below = np.less_equal if isinstance(tau, jax.Array) else np.less
   if not (np.all(np.less_equal(0, tau)) and np.all(below(tau, 1))):
     raise InputError(
@@ -59,7 +59,7 @@ def fire_at(
   surrogate: str = 'rect',
   parameter: float | None = None,
 ) -> Fire:
-  """Returns the plain neuron's predicate: fire where u > v_th (Eq. 2)."""
+  """Returns the predicate of plain neurons: fire if u > v_th (Eq. 2)."""
 
   def fire(state, u):
     return state, spike(u, v_th, surrogate=surrogate, parameter=parameter)
@@ -69,19 +69,19 @@ def fire_at(
 
 @jax.custom_jvp
 def kept(tau: jax.Array | float, u_res: jax.Array) -> jax.Array:
-  """Returns tau * u_res, the potential that a step starts with.
+  """Returns tau * u_res, the membrane potential at the start of a step.
 
-  Rounded by itself: a compiler may contract a product and the sum after it to
-  a fused multiply-add, and whether it does differs from program to program
-  (jitted, op by op, constants inside). It does not contract through a
-  selection, which costs nothing that could be measured in a network.
+  The product is rounded separately: a compiler may contract a product and the
+  following sum into a fused multiply-add, and does so in some programs but not
+  in others (jitted, op by op, with constants inside). It does not contract
+  through a select, which has no measurable cost in a network.
   """
   return jnp.where(u_res == 0, 0.0, tau * u_res)
 
 
 @kept.defjvp
 def _kept_jvp(primals, tangents):
-  # The derivative of the product: at 0 too, where neurons were reset.
+  # The derivative of the product, also at 0, where neurons were reset.
   (tau, u_res), (tau_dot, u_res_dot) = primals, tangents
   return kept(tau, u_res), tau * u_res_dot + tau_dot * u_res
 
@@ -103,22 +103,22 @@ def lif_step(
       u_res = u * (1 - s)                    hard reset of the RAW potential
               u - v_th * s                   soft reset
 
-  The only definition of the recurrence in this package. What is carried is
-  the raw potential, never the normalized one: the network that carries the
-  normalized one is a different network, and its fold is not exact.
+  The only definition of the recurrence in this package. It carries the raw
+  membrane potential, never the normalized one: a network that carries the
+  normalized potential is a different network, and its fold is not exact.
 
   Args:
-    carry: (u_res [...], state), the potential kept from the last step and
-      what `fire` carries.
+    carry: (u_res [...], state): the potential kept from the last step, and the
+      state of `fire`.
     current: [...] input current of this step.
     tau: kept fraction of the membrane potential, in [0, 1).
     fire: (state, u) -> (state, spikes).
     reset: 'hard' (to zero) or 'soft' (by subtraction).
     detach_reset: whether the gradient ignores the spikes in the reset.
-    v_th: what a soft reset subtracts from the raw potential.
+    v_th: subtracted from the raw potential by a soft reset.
 
   Returns:
-    ((u_res, state), spikes): a body for `jax.lax.scan`.
+    ((u_res, state), spikes), as `jax.lax.scan` expects.
   """
   u_res, state = carry
   u = kept(tau, u_res) + current
@@ -140,16 +140,16 @@ def lif_scan(
 ) -> tuple[jax.Array, Any]:
   """Returns the spikes of a neuron layer over T steps, and the last state.
 
-  `lif_step` under `jax.lax.scan`, from u_res[0] = 0.
+  Scans `lif_step` with `jax.lax.scan`, starting from u_res[0] = 0.
 
   Args:
     currents: [T, ...] input currents, time first.
     tau: kept fraction of the membrane potential, in [0, 1).
-    fire: (state, u) -> (state, spikes); None fires where u > v_th.
-    state: what `fire` carries; None where it carries nothing.
+    fire: (state, u) -> (state, spikes); None fires if u > v_th.
+    state: initial state of `fire`; None if it has none.
     reset: 'hard' or 'soft'.
     detach_reset: whether the gradient ignores the spikes in the reset.
-    v_th: firing threshold of the default `fire` (0.5 where None) and of the
+    v_th: firing threshold of the default `fire` (None means 0.5) and of the
       soft reset.
     unroll: as in `jax.lax.scan`; True unrolls all T steps.
 
@@ -157,9 +157,9 @@ def lif_scan(
     (spikes [T, ...], state).
 
   Raises:
-    InputError: tau outside [0, 1), unknown reset, a soft reset without v_th,
-      currents without a step.
-    TypeError: currents that are not floating.
+    InputError: tau is outside [0, 1), the reset is unknown, a soft reset has no
+      v_th, or the currents have no time step.
+    TypeError: the currents are not floating.
 
   Example:
     >>> spikes, _ = lif_scan(jnp.array([0.4, 0.4, 0.5, 0.4]), tau=0.5)

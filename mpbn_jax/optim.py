@@ -8,7 +8,7 @@ import optax
 
 from mpbn_jax.errors import unknown
 
-# When the cosine moves on. The paper's code moves once an epoch.
+# When the cosine decays; in the paper's code, once per epoch.
 DECAY_EVERY = ('step', 'epoch')
 
 
@@ -19,17 +19,17 @@ def learning_rate(
 
       rate = peak / 2 * (1 + cos(pi * t / num_epochs)), t in epochs,
 
-  t moving on with every step, or, as in the paper's code, with every epoch.
-  A warm-up of w epochs rises with every step; the cosine then spans the rest.
+  where t advances with every step or, as in the paper's code, every epoch. A
+  warm-up of w epochs rises with every step; the cosine then spans the rest.
 
   Args:
-    config: `config.optimizer`; learning_rate, warmup_epochs and decay_every
-      count.
-    steps_per_epoch: batches in an epoch.
-    num_epochs: after which the rate is 0.
+    config: `config.optimizer`; uses learning_rate, warmup_epochs and
+      decay_every.
+    steps_per_epoch: batches per epoch.
+    num_epochs: number of epochs after which the rate is 0.
 
   Raises:
-    InputError: unknown decay_every.
+    InputError: decay_every is unknown.
   """
   every = config['decay_every']
   if every not in DECAY_EVERY:
@@ -54,13 +54,13 @@ def learning_rate(
 def optimizer(config: Mapping) -> optax.GradientTransformation:
   """Returns gradients -> directions; the step is -learning rate * direction.
 
-  Clipping by the global norm (if asked), then weight decay on the kernels
-  alone, then momentum in PyTorch's sense: v = momentum * v + g. The learning
-  rate is left to the caller, whose `state.step` is the only counter.
+  Applies clipping by the global norm (optional), weight decay on kernels only,
+  and momentum in PyTorch's sense: v = momentum * v + g. The caller applies the
+  learning rate; its `state.step` is the only counter.
 
   Args:
-    config: `config.optimizer`; momentum, nesterov, weight_decay and
-      gradient_clip (0: none) count.
+    config: `config.optimizer`; uses momentum, nesterov, weight_decay and
+      gradient_clip (0 disables clipping).
   """
   parts = []
   if config['gradient_clip']:
@@ -71,7 +71,7 @@ def optimizer(config: Mapping) -> optax.GradientTransformation:
 
 
 def is_kernel(params: Mapping) -> Mapping:
-  """Returns True at the leaves that decay: convolution and linear kernels."""
+  """Returns True for leaves with weight decay: convolution, linear kernels."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key == 'kernel', params
   )

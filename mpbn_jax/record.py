@@ -1,7 +1,7 @@
-"""The record of a run: its configuration, its metrics, its progress.
+"""The record of a run: its configuration, metrics and progress.
 
-In the work directory: config.json, metrics.jsonl, TensorBoard event files,
-summary.json. On the terminal: a progress bar; elsewhere: plain lines.
+The work directory has config.json, metrics.jsonl, TensorBoard event files and
+summary.json. A terminal shows a progress bar, other outputs plain lines.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ CHECKPOINTS = 'checkpoints'
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-  """A work directory that this process alone uses.
+  """A work directory used exclusively by this process.
 
   Attributes:
-    path: where.
-    stored: the configuration that was there before; None in a new one.
-    lock: `check()` raises when the directory was removed or replaced.
+    path: path of the directory.
+    stored: the previously stored configuration; None in a new directory.
+    lock: its `check()` raises if the directory was removed or replaced.
   """
 
   path: pathlib.Path
@@ -48,19 +48,19 @@ class Workdir:
 def hold_workdir(
   workdir: str | os.PathLike, config: Mapping
 ) -> Iterator[Workdir]:
-  """Gives its body a work directory, made if need be, with config.json in it.
+  """Gives its body a work directory with config.json, created if needed.
 
-  A stored configuration stays as it is; `write_config` replaces it once the
-  run goes on.
+  A stored configuration is left unchanged; `write_config` replaces it once the
+  run continues.
 
   Raises:
-    InputError: it cannot be written, another process uses it, or it holds a
-      run with another configuration (names the keys).
+    InputError: the directory cannot be written, another process uses it, or it
+      holds a run with another configuration (names the keys).
   """
   if not os.fspath(workdir):
     raise InputError("expected a work directory, got '': give a --workdir")
   path = pathlib.Path(workdir)
-  check_config_of(path, config)  # before anything is made
+  check_config_of(path, config)  # before anything is created
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -72,21 +72,22 @@ def hold_workdir(
     stored = check_config_of(path, config)
     for name in (CONFIG, METRICS):
       files.remove_leftovers(path, of=name)
-    # Written even if it is there already: proof that it can be.
+    # Written even if it exists, to check that it can be.
     files.write_whole(path / CONFIG, configs.to_json(stored or config))
     yield Workdir(path, stored, lock)
 
 
 def write_config(workdir: pathlib.Path, config: Mapping) -> None:
-  """Writes config.json: the run goes on with this configuration."""
+  """Writes config.json: the run continues with this configuration."""
   files.write_whole(workdir / CONFIG, configs.to_json(config))
 
 
 def check_config_of(path: pathlib.Path, config: Mapping) -> dict | None:
-  """Returns the configuration of the run in `path`, None where there is none.
+  """Returns the configuration of the run in `path`, or None if there is none.
 
   Raises:
-    InputError: it differs in a key that may not (names them), or is damaged.
+    InputError: it differs in keys that must not differ (names them), or is
+      damaged.
   """
   file = path / CONFIG
   try:
@@ -114,10 +115,10 @@ def check_config_of(path: pathlib.Path, config: Mapping) -> dict | None:
 
 
 def write_json(path: pathlib.Path, values: Mapping) -> None:
-  """Writes values as a JSON file, whole or not at all.
+  """Writes values to a JSON file atomically.
 
   Raises:
-    NotWrittenError: it cannot be written.
+    NotWrittenError: the file cannot be written.
   """
   files.write_whole(path, json.dumps(values, indent=2) + '\n')
 
@@ -125,18 +126,19 @@ def write_json(path: pathlib.Path, values: Mapping) -> None:
 class Metrics(contextlib.AbstractContextManager):
   """Appends metrics to metrics.jsonl and to TensorBoard event files.
 
-  What metrics.jsonl has and the event files have not (a process was killed, or
-  wrote none) is added to them.
+  Entries of metrics.jsonl that the event files lack (because a process was
+  killed or wrote none) are added to them.
 
   Args:
-    workdir: where.
-    step: the step that training starts from. Lines after it (a process was
-      killed between a checkpoint and its end) are dropped: they come again.
-    tensorboard: whether event files are written.
-    lock: of the work directory; another process's lines are not written to.
+    workdir: the work directory.
+    step: the step from which training starts. Later lines (from a process that
+      was killed after its last checkpoint) are dropped, since training repeats
+      them.
+    tensorboard: whether to write event files.
+    lock: lock of the work directory, which protects another process's files.
 
   Raises:
-    NotWrittenError: it cannot be written; from every method.
+    NotWrittenError: a file cannot be written; raised by every method.
   """
 
   def __init__(
@@ -166,7 +168,7 @@ class Metrics(contextlib.AbstractContextManager):
   def __exit__(self, kind, error, trace):
     if self._events is None:
       return
-    # What failed first is what is told.
+    # Only the first error is reported.
     quiet = (NotWrittenError,) if error is not None else ()
     with contextlib.suppress(*quiet):
       self._events.close()
@@ -182,7 +184,7 @@ class Metrics(contextlib.AbstractContextManager):
       self._events.add(step, values)
 
   def flush(self) -> None:
-    """Sends everything to the disk: a checkpoint of this step may follow."""
+    """Flushes everything to disk, before a checkpoint of this step."""
     self._check()
     with files.writing(self._path), _existing(self._path) as file:
       os.fsync(file.fileno())
@@ -191,14 +193,14 @@ class Metrics(contextlib.AbstractContextManager):
 
 
 def _existing(path):
-  """Opens a file to append to it, and makes none."""
+  """Opens an existing file for appending."""
   return open(
     path, 'ab', opener=lambda p, flags: os.open(p, flags & ~os.O_CREAT)
   )
 
 
 def _lines(path):
-  """Yields the lines of metrics.jsonl, without what cannot be read."""
+  """Yields the readable lines of metrics.jsonl."""
   try:
     texts = path.read_bytes().splitlines()
   except FileNotFoundError:
@@ -216,17 +218,17 @@ def _lines(path):
       values = {k: float(v) for k, v in line.items() if k != 'step'}
       yield {'step': line['step'], **values}
     except (ValueError, TypeError, KeyError, AttributeError):
-      # The last line of a killed process may be half written: it comes again.
+      # A killed process may leave a partial last line; training repeats it.
       if number < len(texts):
         _log.warning('%s, line %s is damaged: it is dropped', path, number)
 
 
 class Progress:
-  """A bar with the time left on a terminal, plain lines elsewhere."""
+  """A progress bar with the time left on a terminal, plain lines elsewhere."""
 
   def __init__(self, *, total: int, done: int):
     self._terminal = sys.stderr.isatty() and (
-      # 0 where nobody looks, under `script` for example.
+      # 0 if nobody is watching, for example under `script`.
       os.get_terminal_size(sys.stderr.fileno()).columns > 0
     )
     self._bar = tqdm.tqdm(
@@ -247,7 +249,7 @@ class Progress:
     self._bar.update()
 
   def say(self, step: int, text: str) -> None:
-    """Prints a line about a step; where there is no bar, with the time left."""
+    """Prints a line about a step, with the time left if there is no bar."""
     if self._terminal:
       self._bar.write(f'step {step}  {text}', file=sys.stdout)
       return

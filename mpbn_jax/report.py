@@ -1,4 +1,4 @@
-"""The result of a run: test accuracy, the fold and its proof."""
+"""The result of a run: test accuracy, the fold and its verification."""
 
 import datetime
 import json
@@ -29,12 +29,12 @@ def restore(
 ) -> tuple[Experiment, TrainState]:
   """Returns (experiment, state) of a checkpoint in `workdir`.
 
-  Which one says `evaluation.checkpoint`. Nothing in the directory changes. The
-  experiment has the number of epochs that the run has, whatever `config` says.
+  `evaluation.checkpoint` selects the checkpoint. The directory is not changed.
+  The experiment has the run's number of epochs, whatever `config` says.
 
   Raises:
-    InputError: no run there, another configuration, a checkpoint that cannot
-      be read.
+    InputError: there is no run, it has another configuration, or the checkpoint
+      cannot be read.
   """
   experiment = build(config)
   stored = record.check_config_of(workdir, config)
@@ -71,7 +71,7 @@ def _no_best(experiment, directory):
 
 
 def _abstract_state(experiment):
-  """Returns the shapes and devices of `init_state`, which compiles nothing."""
+  """Returns the shapes and shardings of `init_state` without compiling."""
   replicated = sharding.replicated(experiment.mesh)
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
@@ -80,9 +80,9 @@ def _abstract_state(experiment):
 
 
 def fold_network(experiment: Experiment, variables: Mapping) -> dict:
-  """Returns the variables folded and stripped, as the configuration asks.
+  """Returns the variables folded and stripped, as the configuration says.
 
-  Into thresholds; with `evaluation.fold` 'all' into kernels as well.
+  Folds into thresholds and, with `evaluation.fold` 'all', also into kernels.
   """
   config = experiment.config
   if config.evaluation.fold == 'thresholds':
@@ -97,7 +97,7 @@ def fold_network(experiment: Experiment, variables: Mapping) -> dict:
 def write_folded(
   experiment: Experiment, state: TrainState, *, workdir: pathlib.Path
 ) -> dict:
-  """Returns the folded variables, written beside the checkpoint, read back."""
+  """Writes the folded variables beside the checkpoint and reads them back."""
   config, step = experiment.config, int(state.step)
   kernels = config.evaluation.fold == 'all'
   path = folded_path(workdir, step=step, kernels=kernels)
@@ -114,7 +114,7 @@ def write_folded(
 
 
 def summary_file(mode: str, config: ml_collections.ConfigDict) -> str:
-  """Returns the summary's name: one of the best does not replace the last's."""
+  """Returns the name of the summary, which differs for the best checkpoint."""
   of_best = mode != 'train' and config.evaluation.checkpoint == 'best'
   return 'summary_best.json' if of_best else SUMMARY
 
@@ -128,19 +128,19 @@ def summarize(
   folded: Mapping | None = None,
   file: str = SUMMARY,
 ) -> dict:
-  """Returns the summary; prints it as a table and writes it as JSON.
+  """Returns the summary, prints it as a table and writes it as JSON.
 
-  Evaluates the test set, folds, and compares every spike of the folded
-  network with the unfolded one's. Where nothing folds, what the comparison
-  would say is None.
+  Evaluates the test set, folds the network, and compares every spike of the
+  folded network with the unfolded one. If nothing folds, the results of the
+  comparison are None.
 
   Args:
-    experiment: as from `experiment.build`.
-    state: trained.
-    workdir: where the file goes.
+    experiment: from `experiment.build`.
+    state: the trained state.
+    workdir: where to write the file.
     start: `time.monotonic()` when the command started.
-    folded: what to compare with; folded here where None.
-    file: its name.
+    folded: folded variables to compare with; None folds them here.
+    file: name of the file.
   """
   config, splits = experiment.config, experiment.dataset.splits
   why_not = _why_not_folded(config)
@@ -159,7 +159,7 @@ def summarize(
     'train_size': len(splits['train']),
     'test_size': len(splits['test']),
     'test_accuracy': result.accuracy,
-    # Nothing to compare random images with.
+    # The paper's accuracy does not apply to random images.
     'paper_accuracy': None if config.data.fake else config.paper.accuracy,
     'folded_test_accuracy': None if why_not else result.other_accuracy,
     'spikes_compared': None if why_not else result.spikes_compared,
@@ -190,7 +190,7 @@ def summarize(
 
 
 def _why_not_folded(config):
-  if config.evaluation.fold == 'all':  # `check_config` knows that it can
+  if config.evaluation.fold == 'all':  # checked by `check_config`
     return None
   name = config.model.membrane_norm
   if name == norm.NONE:
@@ -202,7 +202,7 @@ def _why_not_folded(config):
 
 
 def _thresholds(tree):
-  """Returns {layer: range of its thresholds, how many are special}."""
+  """Returns {layer: range of its thresholds and number of special ones}."""
   leaves = traverse_util.flatten_dict(tree)
   return {
     '/'.join(path): tables.span(

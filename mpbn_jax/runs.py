@@ -1,4 +1,4 @@
-"""Runs on the disk: their networks for use, and as the start of other runs."""
+"""Runs on disk: loading their networks, and starting other runs from them."""
 
 import dataclasses
 import pathlib
@@ -27,12 +27,12 @@ _HEAD = 'head'  # the layer that depends on the number of classes
 
 
 class Run(NamedTuple):
-  """A network that was trained.
+  """A trained network.
 
   Attributes:
     model: the network.
     variables: its variables, trained or folded.
-    spec: of its data: classes, and how images are normalized.
+    spec: specification of its data: classes and normalization of images.
   """
 
   model: nn.Module
@@ -49,13 +49,13 @@ def load_run(
   """Returns the network of a run; reads no data and changes nothing.
 
   Args:
-    workdir: of the run.
+    workdir: work directory of the run.
     checkpoint: 'latest', or 'best' on validation.
-    folded: None for the trained variables; 'thresholds' or 'all' for what
-      --mode=fold wrote of that checkpoint, with this `evaluation.fold`.
+    folded: None for the trained variables; 'thresholds' or 'all' for the
+      variables that --mode=fold wrote with this `evaluation.fold`.
 
   Raises:
-    InputError: no run there, no such checkpoint, or it cannot be read.
+    InputError: the run or checkpoint does not exist or cannot be read.
 
   Example:
     >>> run = load_run(workdir)
@@ -123,19 +123,19 @@ def with_weights_of(
 ) -> tuple[TrainState, list[str]]:
   """Returns a new run's state with the weights of another run.
 
-  Parameters and running statistics come from the newest checkpoint. The head
-  stays as it is if the numbers of classes differ. The optimizer starts afresh.
+  Copies the parameters and running statistics of the newest checkpoint. The
+  head is kept if the numbers of classes differ. The optimizer starts afresh.
 
   Args:
-    state: before the first step.
-    workdir: of the other run.
+    state: state before the first step.
+    workdir: work directory of the other run.
 
   Returns:
-    (the state, names of the leaves that stay as they were).
+    (the new state, names of the leaves that were kept).
 
   Raises:
-    InputError: no run there; leaves that do not fit, all by name; constants
-      (v_th, eps) that differ.
+    InputError: there is no run, leaves mismatch (lists them by name), or
+      constants (v_th, eps) differ.
   """
   theirs = load_run(workdir).variables
   ours = traverse_util.flatten_dict(state.variables, sep='/')
@@ -165,7 +165,7 @@ def with_weights_of(
       f'(config.init_from), got others: {configs.listed(problems)}: set '
       "config.model as that run's config.json has it"
     )
-  # A head of which one leaf is new is new as a whole.
+  # If one leaf of the head is kept, the whole head is.
   if kept:
     kept = [name for name in ours if name.startswith(f'params/{_HEAD}/')]
     new |= {name: ours[name] for name in kept}

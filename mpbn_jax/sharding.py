@@ -1,4 +1,4 @@
-"""Batches spread over hosts and their devices."""
+"""Sharding of batches over hosts and their devices."""
 
 from collections.abc import Sequence
 
@@ -12,22 +12,22 @@ from mpbn_jax.errors import InputError
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Returns a mesh of all devices (or the given ones) along 'data'."""
   devices = jax.devices() if devices is None else list(devices)
-  # `jax.make_mesh` would default to Explicit axes, which refuse `x[index]`.
+  # `jax.make_mesh` defaults to Explicit axes, which reject `x[index]`.
   return Mesh(np.array(devices), ('data',), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of what every device holds whole."""
+  """Returns the sharding of arrays replicated on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def along_batch(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of arrays [B, ...] that are split along B."""
+  """Returns the sharding of arrays [B, ...] split along B."""
   return NamedSharding(mesh, PartitionSpec('data'))
 
 
 def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
-  """Raises InputError unless every device gets the same share of a batch."""
+  """Raises InputError unless the devices divide the batch size."""
   devices = mesh.size
   if batch_size % devices:
     near = max(devices, round(batch_size / devices) * devices)
@@ -38,7 +38,7 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
 
 
 def host() -> tuple[int, int]:
-  """Returns (index, count): this host's number, and how many there are."""
+  """Returns (index of this host, number of hosts)."""
   return jax.process_index(), jax.process_count()
 
 
@@ -46,8 +46,8 @@ def shard_batch(batch, mesh: Mesh):
   """Returns the batch on the devices, split along its first axis.
 
   Args:
-    batch: pytree of arrays [B, ...]; of several hosts, this one's part.
-    mesh: of the devices of all hosts.
+    batch: pytree of arrays [B, ...]; with several hosts, this host's part.
+    mesh: mesh of the devices of all hosts.
   """
   sharding = along_batch(mesh)
   if jax.process_count() == 1:

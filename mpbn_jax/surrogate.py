@@ -1,4 +1,4 @@
-"""Spikes: Heaviside forward, a surrogate gradient backward."""
+"""Spikes: Heaviside step forward, surrogate gradient backward."""
 
 import dataclasses
 import functools
@@ -15,12 +15,12 @@ class Surrogate:
   """A smooth stand-in for the Heaviside step.
 
   Attributes:
-    derivative: (x, parameter) -> the gradient that the backward pass uses at
-      x = n - v_th, n being the (normalized) membrane potential.
+    derivative: (x, parameter) -> the gradient used in the backward pass at
+      x = n - v_th, where n is the (normalized) membrane potential.
     primitive: (x, parameter) -> a function whose derivative is `derivative`
       wherever it is smooth. The library never evaluates it; it documents the
       shape, and tests differentiate it.
-    parameter: default of the parameter.
+    parameter: default value of the parameter.
     meaning: what the parameter is, 'width' or 'slope'.
   """
 
@@ -31,7 +31,7 @@ class Surrogate:
 
 
 def _rect(x, width):
-  # Eq. 12 has both ends of the window inside: 1 on 0 <= n <= 1 for v_th = 0.5.
+  # Eq. 12 includes both ends of the window: 1 on 0 <= n <= 1 for v_th = 0.5.
   return jnp.where(jnp.abs(x) <= width / 2, 1 / width, 0.0)
 
 
@@ -41,7 +41,7 @@ def _rect_primitive(x, width):
 
 def _tanh(x, slope):
   peak = slope / (2 * jnp.tanh(slope / 2))
-  # 1 - tanh^2 in place of sech^2: no overflow for far x.
+  # 1 - tanh^2 instead of sech^2 avoids overflow for large x.
   inside = peak * (1 - jnp.square(jnp.tanh(slope * x)))
   return jnp.where(jnp.abs(x) <= 0.5, inside, 0.0)
 
@@ -92,8 +92,8 @@ SURROGATES: dict[str, Surrogate] = {
   # What the paper's reference implementation runs (k = 3): unit area on
   # [v_th - 1/2, v_th + 1/2], zero outside.
   'tanh': Surrogate(_tanh, _tanh_primitive, 3.0, 'slope'),
-  # Bellec et al. 2018 (1803.09574) with dampening 1: unit PEAK whatever the
-  # width, which is half the base.
+  # Bellec et al. 2018 (1803.09574) with dampening 1: unit PEAK for every width,
+  # which is half the base.
   'triangle': Surrogate(_triangle, _triangle_primitive, 1.0, 'width'),
   # The next three have unit AREA; defaults as in SpikingJelly.
   'sigmoid': Surrogate(_sigmoid, _sigmoid_primitive, 4.0, 'slope'),
@@ -107,10 +107,11 @@ SURROGATES: dict[str, Surrogate] = {
 def get_surrogate(
   name: str, *, parameter: float | None = None
 ) -> tuple[Surrogate, float]:
-  """Returns the surrogate and its width or slope (default where None).
+  """Returns the surrogate and its width or slope (the default if None).
 
   Raises:
-    InputError: unknown name (lists the known ones), parameter not positive.
+    InputError: the name is unknown (lists the known ones), or the parameter is
+      not positive.
   """
   if name not in SURROGATES:
     raise unknown('surrogate', name, SURROGATES)
@@ -150,7 +151,7 @@ def emit(
   surrogate: str = 'rect',
   parameter: float | None = None,
 ) -> jax.Array:
-  """Returns spikes that were decided elsewhere, with a surrogate gradient.
+  """Returns spikes for a given decision, with a surrogate gradient.
 
       forward:  s = 1 if fired else 0
       backward: ds/d(distance) = surrogate'(distance)
@@ -161,9 +162,9 @@ def emit(
 
   Args:
     fired: bool [...], the decision.
-    distance: float [...], n - v_th. Not evaluated unless a gradient is asked.
+    distance: float [...], n - v_th. Only evaluated if a gradient is needed.
     surrogate: a name in `SURROGATES`.
-    parameter: width or slope; None takes the surrogate's default.
+    parameter: width or slope; None uses the surrogate's default.
 
   Returns:
     [...] of 0 and 1 in `distance.dtype`.
@@ -179,7 +180,7 @@ def spike(
   surrogate: str = 'rect',
   parameter: float | None = None,
 ) -> jax.Array:
-  """Returns spikes of potentials (paper, Eq. 2 and 12).
+  """Returns the spikes of membrane potentials (paper, Eq. 2 and 12).
 
       forward:  s = 1 if n > v_th else 0          (strict)
       backward: ds/dn = surrogate'(n - v_th), ds/dv_th = -surrogate'(n - v_th)
@@ -188,13 +189,13 @@ def spike(
     n: [...] membrane potential, normalized or not.
     v_th: firing threshold, a scalar or broadcastable to n.
     surrogate: a name in `SURROGATES`.
-    parameter: width or slope of the surrogate; None takes its default.
+    parameter: width or slope of the surrogate; None uses its default.
 
   Returns:
     [...] of 0 and 1 in n's dtype.
 
   Raises:
-    InputError: unknown surrogate, parameter not positive.
+    InputError: the surrogate is unknown, or the parameter is not positive.
 
   Example:
     >>> spike(jnp.array([0.2, 0.5, 0.7]))

@@ -1,4 +1,4 @@
-"""Tables and lines for a terminal: the summary, the parameters, the metrics."""
+"""Text for the terminal: tables of summary and parameters, lines of metrics."""
 
 import math
 import re
@@ -13,14 +13,14 @@ LEAST = 80  # columns of the narrowest terminal
 
 
 def columns() -> int:
-  """Returns how wide a table may be: the terminal's columns, at least 80."""
+  """Returns the maximum table width: the terminal's columns, at least 80."""
   return max(LEAST, shutil.get_terminal_size().columns)
 
 
 def pairs(rows: Sequence[tuple[str, str]], *, width: int) -> list[str]:
-  """Returns lines 'name  value', the values below each other.
+  """Returns lines 'name  value' with aligned values.
 
-  A value that does not fit goes on in the next line; nothing is cut off.
+  A value that does not fit continues on the next line; nothing is cut off.
   """
   indent = 2 + max(len(name) for name, _ in rows)
   lines = []
@@ -38,13 +38,12 @@ def pairs(rows: Sequence[tuple[str, str]], *, width: int) -> list[str]:
 def grid(
   rows: Sequence[Sequence[str]], *, width: int, left: int = 1
 ) -> list[str]:
-  """Returns lines of cells below each other; columns without text are left out.
+  """Returns the lines of a table with aligned columns, omitting empty ones.
 
   Args:
-    rows: the first one has the headings.
-    width: of the longest line; what does not fit goes on in the next line.
-    left: so many columns begin at their left edge, the others end at their
-      right one.
+    rows: rows of cells; the first row has the headings.
+    width: maximum length of a line; longer rows continue on the next line.
+    left: number of left-aligned columns; the others are right-aligned.
   """
   by_column = [cells for cells in zip(*rows, strict=True) if any(cells[1:])]
   shown = []
@@ -72,7 +71,7 @@ def summary(values: Mapping[str, Any], *, width: int | None = None) -> str:
 
   Args:
     values: as in summary.json.
-    width: columns; the terminal's where None.
+    width: number of columns; None uses the terminal's.
   """
   width = columns() if width is None else width
   lines = pairs(_results(values), width=width)
@@ -138,7 +137,7 @@ def _comparison(values):
 
 
 def _layers(values):
-  """Returns rows of cells; blocks that are one in the program are one row."""
+  """Returns rows of cells, with one row for blocks that are scanned over."""
   rates: dict[str, list[float]] = {}
   for name, rate in values['firing_rate'].items():
     rates.setdefault(name.split('[')[0], []).append(rate)
@@ -164,8 +163,8 @@ def parameters(params: Mapping, *, width: int | None = None) -> str:
   """Returns names, shapes and sizes of parameters as a table.
 
   Args:
-    params: nested, of arrays.
-    width: columns; the terminal's where None.
+    params: nested mapping of arrays.
+    width: number of columns; None uses the terminal's.
   """
   width = columns() if width is None else width
   rows = [('parameter', 'shape', 'size')]
@@ -188,11 +187,11 @@ def _leaves(tree, path=''):
 
 
 def _natural(item):
-  """Returns what sorts conv10 after conv9."""
+  """Returns a key that sorts conv10 after conv9."""
   return [int(p) if p.isdigit() else p for p in re.split(r'(\d+)', item[0])]
 
 
-# Name in metrics.jsonl to how a line of the log says it.
+# {name in metrics.jsonl: its format in a log line}
 _METRICS = {
   'loss': 'loss {:.4g}',
   'accuracy': 'acc {:.2%}',
@@ -207,8 +206,8 @@ _METRICS = {
 def metrics(values: Mapping[str, float]) -> str:
   """Returns metrics as a short line; metrics.jsonl has their full names.
 
-  The rate is the learning rate, then come steps a second, and the share of
-  the time that training waited for data.
+  The rate is the learning rate; it is followed by steps per second and the
+  fraction of time spent waiting for data.
   """
   return '  '.join(
     _METRICS.get(name, name + ' {:.4g}').format(value)
@@ -217,10 +216,10 @@ def metrics(values: Mapping[str, float]) -> str:
 
 
 def span(threshold: np.ndarray, polarity: np.ndarray) -> dict[str, Any]:
-  """Returns the range of a layer's thresholds, and how many are special.
+  """Returns the range of a layer's thresholds and the number of special ones.
 
-  A threshold that no finite potential exceeds, or that every one does, is
-  constant, and not in the range; a negative polarity is turned round.
+  Thresholds that no finite membrane potential exceeds, or that all exceed,
+  count as 'constant' and are excluded from the range.
   """
   largest = np.finfo(np.float32).max
   ordinary = threshold[np.abs(threshold) < largest]

@@ -1,6 +1,6 @@
-"""Scalars in TensorBoard's event files, written and read.
+"""Writing and reading scalars in TensorBoard event files.
 
-Without threads, so that what fails is known where it is written. The records
+Writing uses no threads, so that errors are raised where they occur. The records
 and their checksums are tensorboardX's.
 """
 
@@ -21,11 +21,11 @@ class EventFile:
   """A new event file.
 
   Args:
-    directory: where; made if need be.
-    step: TensorBoard forgets what older files say of later steps.
+    directory: where to write; created if needed.
+    step: first step; TensorBoard discards later steps of older files.
 
   Raises:
-    NotWrittenError: it cannot be written; from every method.
+    NotWrittenError: the file cannot be written; raised by every method.
   """
 
   def __init__(self, directory: pathlib.Path, *, step: int):
@@ -57,7 +57,7 @@ class EventFile:
         self._file.write(part + _CHECKSUM.pack(masked_crc32c(part)))
 
   def flush(self) -> None:
-    """Hands what was added to the system: a killed process does not lose it."""
+    """Hands added values to the system: they survive a killed process."""
     with writing(self._path):
       self._file.flush()
 
@@ -80,7 +80,7 @@ def _files(directory):
 
 
 def _next_name(directory):
-  """Returns a name that comes last, also after the clock was set back."""
+  """Returns a name that sorts last, even if the clock was set back."""
   stamps = [
     int(stamp)
     for path in _files(directory)
@@ -91,9 +91,9 @@ def _next_name(directory):
 
 
 def scalars_in(directory: pathlib.Path) -> set[tuple[str, int]]:
-  """Returns the (name, step) that TensorBoard would show of a directory.
+  """Returns the (name, step) pairs that TensorBoard would show of a directory.
 
-  Of a damaged file, what comes before the damage: TensorBoard stops there too.
+  A damaged file counts up to the damage, where TensorBoard stops too.
   """
   event_pb2, _ = _formats()
   found: set[tuple[str, int]] = set()
@@ -107,7 +107,7 @@ def scalars_in(directory: pathlib.Path) -> set[tuple[str, int]]:
 
 
 def _records(path) -> Iterator[bytes]:
-  """Yields the records of a file up to the first that is damaged."""
+  """Yields the records of a file up to the first damaged one."""
   try:
     content = memoryview(path.read_bytes())
   except OSError:  # TensorBoard cannot read it either
@@ -123,7 +123,7 @@ def _records(path) -> Iterator[bytes]:
 
 
 def _take(content, size):
-  """Returns (the next bytes, None if they are damaged; what follows)."""
+  """Returns (the next bytes or None if they are damaged, the rest)."""
   _, masked_crc32c = _formats()
   part, after = bytes(content[:size]), size + _CHECKSUM.size
   if content[size:after] != _CHECKSUM.pack(masked_crc32c(part)):

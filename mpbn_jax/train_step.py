@@ -20,10 +20,10 @@ from mpbn_jax.wiring import readers_of_spikes
 class TrainMetrics(clu_metrics.Collection):
   """Averages since the last line of the log.
 
-  A prediction for a mixed image is correct to the weight of its label.
+  A prediction for a mixed image counts as correct with the weight of its label.
   """
 
-  # How clu declares metrics is no type to a checker.
+  # Type checkers do not understand how clu declares metrics.
   loss: clu_metrics.Average.from_output('loss')  # type: ignore[valid-type]
   accuracy: clu_metrics.Average.from_output('correct')  # type: ignore[valid-type]
 
@@ -33,11 +33,11 @@ class TrainState:
   """Everything that training carries from step to step.
 
   Attributes:
-    step: how many updates were made; the only counter.
-    params: of the network.
+    step: number of updates; the only counter.
+    params: parameters of the network.
     batch_stats: running statistics.
-    opt_state: of the optimizer.
-    metrics: since the last line of the log.
+    opt_state: state of the optimizer.
+    metrics: averages since the last line of the log.
   """
 
   step: jax.Array
@@ -48,7 +48,7 @@ class TrainState:
 
   @property
   def variables(self) -> dict:
-    """The variables that the model is applied to."""
+    """The variables of the model."""
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
@@ -82,9 +82,9 @@ def init_state(experiment: Experiment) -> TrainState:
 def make_train_step(experiment: Experiment) -> Callable:
   """Returns the compiled (state, batch) -> (state, loss).
 
-  The state is replicated and donated, the batch is split along 'data'. Under
-  `jit` over the mesh every mean is over the whole batch: statistics and loss
-  are those of one device.
+  The state is replicated and donated, and the batch is split along 'data'.
+  Under `jit` over the mesh every mean is over the whole batch: statistics and
+  loss are the same as on one device.
   """
   config, model = experiment.config, experiment.model
   loss_function = losses.get_loss(config.loss.name)
@@ -144,10 +144,10 @@ def make_train_step(experiment: Experiment) -> Callable:
 
 
 def check_trainable(experiment: Experiment, step: Callable) -> None:
-  """Raises what training would raise, without compiling or running.
+  """Raises the errors that training would raise, without compiling or running.
 
-  The last thing that it does is to fold, if the configuration says so: a norm
-  that nothing can take in is better named before.
+  Training ends with a fold if the configuration says so: a norm that cannot be
+  folded is better reported before training.
   """
   state = jax.eval_shape(lambda: init_state(experiment))
   for size in experiment.batches.sizes:

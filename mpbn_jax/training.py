@@ -1,4 +1,4 @@
-"""The training loop: resuming, the log, checkpoints and the end."""
+"""The training loop: resuming, logging, checkpoints and completion."""
 
 import contextlib
 import math
@@ -34,36 +34,36 @@ def train(
   workdir: str | pathlib.Path,
   mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Experiment, TrainState]:
-  """Trains, or goes on with what `workdir` holds; returns the last state.
+  """Trains a network, or resumes the run in `workdir`; returns the last state.
 
-  A run that is stopped at any moment and started again ends with the same
-  bits as one that is not: batches are a function of seed and step, and the
-  state holds everything else.
+  A run that is interrupted at any moment and resumed ends with the same bits as
+  an uninterrupted one: batches are a function of seed and step, and the state
+  holds everything else.
 
   Args:
-    config: as from `configs/default.py`.
-    workdir: for checkpoints, metrics and events; made if need be.
-    mesh: devices; all of them where None.
+    config: as in `configs/default.py`.
+    workdir: directory for checkpoints, metrics and events; created if needed.
+    mesh: devices; None uses all of them.
 
   Returns:
-    (what was built, the state after the last step).
+    (the experiment, the state after the last step).
 
   Raises:
-    InputError: an unusable configuration or work directory, or one that
-      another process uses; data that cannot be read on the way: the state is
-      saved.
-    NotWrittenError: an InputError; the disk is full, say. The last checkpoint
-      stays.
-    Interrupted: SIGTERM or Ctrl-C came; the state is saved.
-    FloatingPointError: a metric or a variable is not finite (names it and
-      the step); the last checkpoint before it stays.
+    InputError: the configuration or work directory is invalid, or another
+      process uses the directory; or data cannot be read during training, after
+      the state is saved.
+    NotWrittenError: a file cannot be written (an InputError), for example
+      because the disk is full. The last checkpoint is kept.
+    Interrupted: SIGTERM or Ctrl-C was received; the state is saved.
+    FloatingPointError: a metric or a variable is not finite (names it and the
+      step); the last checkpoint before it is kept.
   """
   experiment = build(config, mesh=mesh)
   train_step = make_train_step(experiment)
   check_trainable(experiment, train_step)
   state = None
   if config.init_from and not steps_in(pathlib.Path(workdir) / CHECKPOINTS):
-    state = _started(experiment)  # or refused, before anything is written
+    state = _started(experiment)  # may raise, so before anything is written
   with (
     record.hold_workdir(workdir, config) as held,
     SignalCatcher() as signals,
@@ -83,12 +83,12 @@ def train(
       state, bad_input = _loop(
         experiment, train_step, state, held, checkpoints, signals
       )
-    # Does nothing after the last step: that is saved.
+    # Does nothing after the last step, which is already saved.
     step = int(state.step)
     where = checkpoints.save(step, state)
   if bad_input is not None:
     raise bad_input
-  # Now that the handlers are gone: a signal that came last is seen too.
+  # Checked once the handlers are gone, so that no late signal is missed.
   if signals.received is not None:
     raise Interrupted(
       signals.received,
@@ -108,11 +108,11 @@ def _started(experiment):
 
 
 def _going_on(experiment, step, stored, workdir):
-  """Says where a run goes on; returns (experiment, whether to train on).
+  """Prints where a run resumes; returns (experiment, whether to train on).
 
-  The learning rate depends on num_epochs, so a change of it is said. A run that
-  was trained for longer than is asked for stays what it is, and the experiment
-  that is returned has its number of epochs.
+  The learning rate depends on num_epochs, so a change of it is printed. A run
+  that was already trained for longer is left unchanged, and the returned
+  experiment has its number of epochs.
   """
   asked, before = experiment.config.num_epochs, stored['num_epochs']
   if before > asked and step >= experiment.total_steps:
@@ -141,9 +141,9 @@ def _going_on(experiment, step, stored, workdir):
 
 
 def _loop(experiment, train_step, state, held, checkpoints, signals):
-  """Returns (the state, None or what was wrong with the data).
+  """Returns (the state, None or the error in the data).
 
-  After the last step, or the one at which a signal or a bad image came.
+  Stops after the last step, or after a signal or a bad image.
   """
   config, batches = experiment.config, experiment.batches
   total = experiment.total_steps
@@ -168,8 +168,8 @@ def _loop(experiment, train_step, state, held, checkpoints, signals):
     with writer, _NotedInputError() as bad_input, ready:
       while step < total and signals.received is None:
         state, loss = train_step(state, next(ready))
-        # One step runs while the next batch is asked for. Those of more steps
-        # under way would only fill the memory.
+        # One step runs while the next batch is loaded. Queueing batches for
+        # more steps would only use more memory.
         jax.block_until_ready(log.losses[-1:])
         step += 1
         log.losses.append(loss)
@@ -198,20 +198,20 @@ def _loop(experiment, train_step, state, held, checkpoints, signals):
 
 
 class _NotedInputError(contextlib.AbstractContextManager):
-  """Ends its body where the data are bad, and keeps what was, in `error`."""
+  """Ends its body at bad data and stores the exception in `error`."""
 
   error: InputError | None = None
 
   def __exit__(self, kind, error, trace):
-    # Where a file could not be written, the last checkpoint stays the last:
-    # a later one would hide what the log lacks.
+    # If a file could not be written, no later checkpoint is saved: it would
+    # hide the gap in the log.
     if isinstance(error, InputError) and not isinstance(error, NotWrittenError):
       self.error = error
     return self.error is not None
 
 
 def _validate(experiment, state, step, writer, progress):
-  """Returns the accuracy on the validation split; None where there is none."""
+  """Returns the accuracy on the validation split, or None without one."""
   if 'validation' not in experiment.dataset.splits:
     return None
   scores = evaluate(experiment, state.variables, split='validation')
@@ -236,8 +236,8 @@ def _all_finite(variables):
 
 
 def _check_variables(variables, step):
-  # A NaN potential exceeds no threshold: the loss of a network whose first
-  # layers are NaN can be finite.
+  # A NaN membrane potential exceeds no threshold, so the loss can be finite
+  # although the first layers are NaN.
   finite = jax.device_get(_all_finite(variables))
   for path, ok in jax.tree_util.tree_leaves_with_path(finite):
     if not ok:
@@ -249,7 +249,7 @@ def _check_variables(variables, step):
 
 
 class _Log:
-  """Training metrics between two lines; loss of each step, to find a NaN."""
+  """Training metrics since the last line, and every loss, to find a NaN."""
 
   def __init__(self, experiment, writer, progress):
     self._writer, self._progress = writer, progress
@@ -269,21 +269,21 @@ class _Log:
       _check_finite({'loss': value}, at)
 
   def flush(self, step, metrics, *, waited):
-    """Writes a line; returns the metrics of the next one, empty.
+    """Writes a line; returns empty metrics for the next one.
 
     Args:
-      step: the last one.
-      metrics: since the last line.
-      waited: seconds for data since the first step.
+      step: the last step.
+      metrics: metrics since the last line.
+      waited: seconds spent waiting for data since the first step.
     """
     self.check_finite(step)
     values = {k: float(v) for k, v in metrics.compute().items()}
     values['learning_rate'] = float(self._rate(step - 1))
     seconds = time.monotonic() - self._time
     values['steps_per_second'] = len(self.losses) / seconds
-    values['data_wait'] = (waited - self._waited) / seconds  # share of the time
+    values['data_wait'] = (waited - self._waited) / seconds  # fraction of time
     self._writer.write(step, values)
     self._progress.say(step, tables.metrics(values))
     self._start(waited=waited)
-    # Made anew: the next step is given these buffers for good.
+    # New buffers, because the next step donates them.
     return jax.device_put(TrainMetrics.empty(), self._replicated)

@@ -1,4 +1,4 @@
-"""Normalizations in a tree of variables: which there are, and where."""
+"""Finding the normalizations in a tree of variables."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -21,27 +21,26 @@ def _leaves(norm):
 
 
 def _is_ours(name, params, stats, layer):
-  """Returns whether it is a norm of this package.
+  """Returns whether a module is a norm of this package.
 
-  A network may hold a module of another package with the name of one of ours,
-  as flax's BatchNorm named 'bn'. Ours stores its constants.
+  A network may contain a module of another package with the same name, such as
+  flax's BatchNorm named 'bn'. Our norms store their constants.
 
   Args:
     name: key in the params.
-    params: what stands there.
-    stats: what stands there in the batch_stats, {} for nothing.
-    layer: the params of the layer that it belongs to.
+    params: its params.
+    stats: its batch_stats, {} if it has none.
+    layer: params of the layer to which it belongs.
   """
   if name not in norms.NORMS or not isinstance(params, Mapping):
     return False
   own_params, own_stats = leaves_of(name)
   if set(params) != own_params:
     return False
-  if own_stats <= set(stats) | {'v_th'}:  # it may be learned
+  if own_stats <= set(stats) | {'v_th'}:  # v_th may be learned
     return True
-  # Ours, but incomplete: the folds say what is missing. Only the names of
-  # norms after convolutions are common enough for a foreign module to have
-  # them too.
+  # Ours but incomplete: the folds report what is missing. Only the names of
+  # norms after convolutions are common enough to be those of foreign modules.
   lost = not stats and 'kernel' in layer
   return lost or norms.NORMS[name].place != 'conv'
 
@@ -49,7 +48,7 @@ def _is_ours(name, params, stats, layer):
 def norms_at(
   variables: Mapping, place: str
 ) -> Iterator[tuple[tuple[str, ...], str]]:
-  """Yields (path of the layer, name of its norm) of every norm at a place."""
+  """Yields (path of the layer, name of its norm) for every norm at a place."""
 
   def walk(layer, stats, path):
     for key, child in layer.items():

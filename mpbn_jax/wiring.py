@@ -1,4 +1,4 @@
-"""Which layers read whose spikes, as the network says when it folds."""
+"""Wiring of a network: which layers read which normed spikes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,10 +15,11 @@ from mpbn_jax.norm import NORMS
 
 
 class Wiring(Mapping):
-  """{path of a norm of spikes: paths of the layers that read it} of a network.
+  """{path of a spike norm: paths of the layers that read it} of a network.
 
-  From `readers_of_spikes`, for `folding.fold_spike_norms`. To look at: the fold
-  asks the network again, so that nothing can be left out of it.
+  `readers_of_spikes` returns it and `folding.fold_spike_norms` takes it. The
+  mapping is for inspection only: the fold runs the network again, so that no
+  reader can be left out.
   """
 
   __slots__ = ('_model', '_readers', '_variables', '_x')
@@ -47,20 +48,20 @@ class Wiring(Mapping):
     return f'Wiring({self._readers!r})'
 
   def folded(self, variables: Mapping) -> dict:
-    """Returns the `folded` collection with every norm of spikes in kernels.
+    """Returns the `folded` collection with every spike norm in kernels.
 
     Raises:
-      InputError: not the variables of this network.
+      InputError: the variables are not those of this network.
     """
     readers = self._readers
-    if _abstract(variables) != self._variables:  # other ones: folded, say
+    if _abstract(variables) != self._variables:  # for example, already folded
       readers = _readers(self._model, _abstract(variables), self._x)
     if readers != self._readers:
       raise InputError(
         'expected the readers_of_spikes of the network that the variables are '
         f'of, which are {readers}, got {self._readers}'
       )
-    # The activations are dead code in it, and not compiled.
+    # The activations are dead code here and are not compiled.
     function = jax.jit(lambda v: _pass(self._model, v, self._x))
     try:
       folded = function(variables)
@@ -74,11 +75,11 @@ class Wiring(Mapping):
 
 
 def readers_of_spikes(model: nn.Module, variables: Mapping, x: Any) -> Wiring:
-  """Returns which layers read which norm of the spikes, {norm: layers}.
+  """Returns which layers read which spike norm, {norm: layers}.
 
-  Traced from the network, without computing anything: normed spikes
-  (`layers.Spikes`) are a type that nothing else can read, and the layers that
-  read them say whose they were.
+  Traces the network without computing anything: normed spikes (`layers.Spikes`)
+  have a type that only certain layers can read, and these layers record the
+  norm.
 
   Args:
     model: the network.
@@ -86,10 +87,10 @@ def readers_of_spikes(model: nn.Module, variables: Mapping, x: Any) -> Wiring:
     x: an input, or its shape (`jax.ShapeDtypeStruct`).
 
   Returns:
-    Paths are 'stage1_block1_conv1', or 'stage2_blocks/conv1' in a block.
+    Paths such as 'stage1_block1_conv1', or 'stage2_blocks/conv1' in a block.
 
   Raises:
-    InputError: the norm of some spikes cannot be folded; the message names it.
+    InputError: a spike norm cannot be folded; the message names it.
 
   Example:
     >>> import functools
@@ -108,12 +109,12 @@ def readers_of_spikes(model: nn.Module, variables: Mapping, x: Any) -> Wiring:
 
 
 def _abstract(variables):
-  """Returns the shapes and types of variables, comparable."""
+  """Returns the shapes and dtypes of variables in comparable form."""
   return jax.eval_shape(lambda: variables)
 
 
 def _pass(model, variables, x):
-  """Returns the `folded` collection that the pass that folds leaves."""
+  """Returns the `folded` collection after the folding pass."""
   x = jnp.zeros(x.shape, x.dtype)
   y, updates = model.apply(variables, x, train=False, mutable=['folded'])
   for leaf in jax.tree.leaves(y):
@@ -131,10 +132,10 @@ def _run(model, variables, x):
 
 
 def _readers(model, variables, x):
-  """Returns {norm: layers}; raises where the norms cannot be folded."""
+  """Returns {norm: layers}; raises if a norm cannot be folded."""
   try:
     folded = jax.eval_shape(lambda v: _pass(model, v, x), variables)
-    # Every layer refuses other spikes than those of the norm that it took in.
+    # Every layer rejects spikes of norms other than the one that it absorbed.
     jax.eval_shape(lambda v: _run(model, v, x), {**variables, 'folded': folded})
   except InputError:
     raise
@@ -153,7 +154,7 @@ def _readers(model, variables, x):
 
 
 def _check_runs(model, variables, x):
-  """Raises what the network raises by itself."""
+  """Raises the network's own errors."""
   try:
     jax.eval_shape(lambda v: _run(model, v, x), variables)
   except flax.errors.FlaxError as error:
@@ -164,7 +165,7 @@ def _check_runs(model, variables, x):
 
 
 def _norms_of_spikes(params):
-  """Returns the paths of the norms of spikes that fold."""
+  """Returns the paths of the spike norms that fold."""
   norms = {name: n for name, n in NORMS.items() if n.place == 'spike'}
   leaves = traverse_util.flatten_dict(params)
   return {
@@ -189,7 +190,7 @@ def _why_not_read(norm, folded):
 
 
 def _counted(folded, readers):
-  """Returns the collection with, at every norm, how many layers read it."""
+  """Returns the collection with the number of readers of every norm."""
   leaves = traverse_util.flatten_dict(folded)
   for norm, layers in readers.items():
     count = (*norm.split('/'), 'readers')

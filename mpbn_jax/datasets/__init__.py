@@ -1,4 +1,4 @@
-"""Data sets, loaded and prepared as a configuration says."""
+"""Data sets, loaded and prepared according to a configuration."""
 
 import contextlib
 import pathlib
@@ -28,12 +28,12 @@ ON_BAD_IMAGE = ('stop', 'skip')
 def augmentations(
   config: Mapping, *, spec: Spec
 ) -> tuple[augment.Augmentation, ...]:
-  """Returns the augmentations that `config.data` asks for, in order.
+  """Returns the augmentations of `config.data`, in order.
 
-  Mixup is not among them: it mixes what they return.
+  Mixup is not included: it mixes images that are already augmented.
 
   Raises:
-    InputError: one of them, or mixup, does not fit the images of `spec`.
+    InputError: an augmentation, or mixup, does not suit the images of `spec`.
   """
   augment.check(config, spec=spec)
   asked = []
@@ -81,7 +81,7 @@ def _random_erasing(probability, spec):
   return augment.random_erasing(
     probability,
     image_shape=spec.image_shape,
-    # The mean of the training images: 0 after normalization.
+    # The mean of the training images, which is 0 after normalization.
     fill=tuple(round(mean * spec.max_value) for mean in spec.mean),
   )
 
@@ -121,7 +121,7 @@ def _checked_spec(config):
 
 
 def _read(spec, config, num_steps):
-  """Returns the splits before any is divided."""
+  """Returns the splits before validation is held out."""
   if config['fake']:
     return base.fake(spec, num_steps=num_steps, count=config['fake'])
   loader, _ = find(spec.name)
@@ -143,7 +143,7 @@ def _in_home(config):
 
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
-  """Turns an error of the system while reading a file into one line."""
+  """Turns a system error while reading a file into a one-line error."""
   try:
     yield
   except OSError as error:
@@ -156,9 +156,9 @@ def _readable() -> Iterator[None]:
 
 
 def prepare_dataset(config: Mapping, *, num_steps: int) -> None:
-  """Prepares the files that `load_dataset` reads, unless they are there.
+  """Prepares the files that `load_dataset` reads, unless they exist.
 
-  Prints where they are.
+  Prints their location.
 
   Args:
     config: `config.data`.

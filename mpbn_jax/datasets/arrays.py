@@ -23,7 +23,7 @@ class _Registered:
   splits: Mapping[str, Split]
 
   def load(self, spec: Spec, config: Mapping, *, num_steps: int):
-    del spec, config, num_steps  # the splits are what they are
+    del spec, config, num_steps  # the splits are fixed
     return self.splits
 
 
@@ -41,10 +41,10 @@ def from_arrays(
 ) -> Spec:
   """Registers a data set made of NumPy arrays; returns its description.
 
-  After that, `--config.data.name=<name>` and `load_dataset` know the data set
-  as long as the process lives. To use it on the command line, call this
+  The data set is then available to `--config.data.name=<name>` and
+  `load_dataset` in this process. To use it on the command line, call this
   function in the configuration file. A second call with the same name replaces
-  the first one. The arrays are not copied; they may be memory maps.
+  the first. The arrays are not copied and may be memory maps.
 
   >>> import numpy as np
   >>> from mpbn_jax import datasets
@@ -66,22 +66,23 @@ def from_arrays(
   True
 
   Args:
-    name: of the data set; not one that the package has.
-    train: (images, labels) to train on. Images: uint8 [N, H, W, C], or
-      [N, T, H, W, C] with `frames`. Labels: integers [N], counted from 0.
-    test: likewise, to test on.
-    class_names: one per label.
-    validation: likewise; None: hold out `data.validation_size` examples.
-    max_value: the pixel value that stands for 1.0. None: 255, or 1 with
-      `frames`, so that counts of events stay counts.
-    mean: per channel, of images scaled to [0, 1]. None: of the training images,
-      or 0 with `frames`.
-    std: likewise. None: of the training images, or 1 with `frames`.
+    name: name of the data set; must not be one of the package's own.
+    train: training (images, labels). Images are uint8 [N, H, W, C], or
+      [N, T, H, W, C] with `frames`. Labels are integers [N], starting at 0.
+    test: test (images, labels).
+    class_names: one name per label.
+    validation: validation (images, labels); None holds out
+      `data.validation_size` training examples.
+    max_value: the pixel value that represents 1.0. None uses 255, or 1 with
+      `frames`, so that event counts are not rescaled.
+    mean: mean per channel of images scaled to [0, 1]. None computes it from the
+      training images, or uses 0 with `frames`.
+    std: likewise for the standard deviation, or 1 with `frames`.
     frames: whether an example is T frames, one per step, rather than one image.
 
   Raises:
     TypeError: images or labels are not NumPy arrays.
-    InputError: the name is taken; shapes, types or values do not fit.
+    InputError: the name is taken, or shapes, types or values are invalid.
   """
   if not isinstance(name, str) or not name:
     raise InputError(f'expected a name for the data set, got {name!r}')
@@ -143,12 +144,12 @@ def _split(pair: Any, *, name, split, frames):
 
 
 def _statistics(images, *, max_value):
-  """Returns (mean, std) of each channel, of images scaled to [0, 1]."""
+  """Returns the (mean, std) per channel of images scaled to [0, 1]."""
   total = np.zeros(images.shape[-1], np.int64)
   squares = np.zeros(images.shape[-1], np.int64)
   for chunk in chunks(images):
     pixels = chunk.reshape(-1, images.shape[-1])
-    # Sums of integers: exact, whatever the order.
+    # Sums of integers are exact in any order.
     total += pixels.sum(0, dtype=np.int64)
     squares += np.square(pixels, dtype=np.int64).sum(0)
   count = images.size // images.shape[-1]

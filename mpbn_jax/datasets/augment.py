@@ -1,9 +1,9 @@
 """Augmentations: random changes of training images.
 
-Each draws parameters for all examples of an epoch in one vectorized call and
-applies those of a batch, so that the sizes of batches and the number of hosts
-do not change the result. Pure NumPy; images are uint8 [B, H, W, C] or frames
-[B, T, H, W, C], before normalization.
+Each augmentation draws parameters for all examples of an epoch in one
+vectorized call and applies those of a batch, so that batch size and number of
+hosts do not change the result. Pure NumPy; images are uint8 [B, H, W, C] or
+frames [B, T, H, W, C], before normalization.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Augmentation:
     draw: (rng, count) -> parameters [count, ...], one row per example.
     apply: (images, their rows of parameters) -> images.
     at_read: whether `Examples.read` applies it, while images still have their
-      own sizes.
+      original sizes.
   """
 
   name: str
@@ -37,14 +37,14 @@ class Augmentation:
 
 
 def check(config: Mapping, *, spec: Any) -> None:
-  """Refuses augmentations that would leave next to nothing of the images.
+  """Rejects augmentations that would destroy the images.
 
   Args:
     config: `config.data`; reads shift, roll, cutout and mixup.
     spec: `base.Spec` of the images.
 
   Raises:
-    InputError: a value is too large, or mixup would mix counts of events.
+    InputError: a value is too large, or mixup would mix event counts.
   """
   side = min(spec.image_shape[:2])
   for key, most in (('shift', side - 1), ('roll', side - 1), ('cutout', side)):
@@ -55,7 +55,7 @@ def check(config: Mapping, *, spec: Any) -> None:
         f'{config[key]}: set --config.data.{key} to a smaller number'
       )
   if config['mixup'] and spec.frames:
-    # A single event with a weight below 1/2 would be rounded to none.
+    # A single event with a weight below 1/2 would be rounded to 0.
     raise InputError(
       f'data.mixup mixes images, got {config["mixup"]} for the counts of '
       f'events of {spec.name!r}: set --config.data.mixup=0'
@@ -71,7 +71,7 @@ def check(config: Mapping, *, spec: Any) -> None:
 def random_shift(pixels: int) -> Augmentation:
   """Moves images by up to `pixels` along both axes and fills with zeros.
 
-  It is the usual random crop after padding by `pixels`.
+  Equivalent to the usual random crop after padding by `pixels`.
   """
   return Augmentation(
     name='shift',
@@ -81,7 +81,7 @@ def random_shift(pixels: int) -> Augmentation:
 
 
 def shift(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-  """Returns images moved by shifts [B, 2] in pixels (down, right)."""
+  """Returns images shifted by shifts [B, 2] in pixels (down, right)."""
   height, width = images.shape[-3:-1]
   pixels = int(np.abs(shifts).max(initial=0))
   sides = [(0, 0)] * (images.ndim - 3) + [(pixels, pixels)] * 2 + [(0, 0)]
@@ -95,7 +95,7 @@ def shift(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
 
 
 def random_flip() -> Augmentation:
-  """Mirrors an image, left to right, with probability 1/2."""
+  """Mirrors each image horizontally with probability 1/2."""
   return Augmentation(
     name='flip',
     draw=lambda rng, count: rng.random(count) < 0.5,
@@ -112,9 +112,9 @@ def _flip(images, flips):
 
 
 def random_roll(pixels: int) -> Augmentation:
-  """Rolls images by up to `pixels` along both axes, as `numpy.roll`.
+  """Rolls images by up to `pixels` along both axes, like `numpy.roll`.
 
-  The MPBN paper's code does so on CIFAR10-DVS.
+  The MPBN paper's code does this on CIFAR10-DVS.
   """
   return Augmentation(
     name='roll',
@@ -136,8 +136,8 @@ def roll(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
 def random_cutout(side: int) -> Augmentation:
   """Blackens one square of each image (DeVries and Taylor, 1708.04552).
 
-  The centre may be anywhere in the image, so the square may reach beyond it.
-  Normalization comes later: a cut pixel is black, not the mean.
+  The centre may be anywhere in the image, so the square may extend beyond it.
+  Normalization comes later: cut pixels are black, not the mean.
   """
   return Augmentation(
     name='cutout',
@@ -151,8 +151,8 @@ def cutout(images: np.ndarray, centres: np.ndarray, *, side: int) -> np.ndarray:
 
   Args:
     images: [B, ..., H, W, C].
-    centres: [B, 2] in [0, 1), shares of the height and width.
-    side: of the square, in pixels.
+    centres: [B, 2] in [0, 1), relative to the height and width.
+    side: side of the square in pixels.
   """
   height, width = images.shape[-3:-1]
   result = images.copy()
@@ -164,8 +164,8 @@ def cutout(images: np.ndarray, centres: np.ndarray, *, side: int) -> np.ndarray:
   return result
 
 
-# How often random erasing and the random resized crop try to find a rectangle
-# that fits into the image.
+# Number of attempts of random erasing and the random resized crop to find a
+# rectangle that fits into the image.
 _TRIES = 10
 
 
@@ -180,16 +180,16 @@ def rectangles(
 ) -> np.ndarray:
   """Returns int32 [count, 4]: top, left, height and width of rectangles.
 
-  Each is the first of ten tries that fits into the image, at a random place;
-  all zeros if none fits.
+  Each is the first of ten attempts that fits into the image, at a random
+  position, or all zeros if none fits.
 
   Args:
     rng: source of randomness.
     count: number of rectangles.
-    height: of the images, in pixels.
-    width: of the images.
-    area: range of the share of the image, drawn uniformly.
-    aspect: range of width / height, drawn uniformly in its logarithm.
+    height: image height in pixels.
+    width: image width in pixels.
+    area: range of the relative area, drawn uniformly.
+    aspect: range of width / height, drawn log-uniformly.
   """
   place = rng.random((count, 2))
   sides = np.zeros((count, 2), np.int32)
@@ -215,13 +215,14 @@ def random_erasing(
 ) -> Augmentation:
   """Erases a random rectangle (Zhong et al., 1708.04896).
 
-  The rectangle is 2 to 33 % of the image, 0.3 to 3.3 times as wide as high.
+  The rectangle covers 2 to 33 % of the image and is 0.3 to 3.3 times as wide as
+  high.
 
   Args:
-    probability: of erasing part of an image at all.
+    probability: probability of erasing a part of an image.
     image_shape: (H, W, C).
     fill: the new value of each channel. Random values work best in the paper;
-      one colour suits counts of events as well.
+      a single colour also suits event counts.
   """
   height, width, _ = image_shape
 
@@ -246,7 +247,7 @@ def random_erasing(
 def erase(
   images: np.ndarray, boxes: np.ndarray, *, fill: tuple[int, ...]
 ) -> np.ndarray:
-  """Returns images with rectangles of one colour.
+  """Returns images with rectangles filled with one colour.
 
   Args:
     images: [B, ..., H, W, C].
@@ -265,17 +266,17 @@ def draw_mixup(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the partner of each example, and the example's own weight.
 
-  Zhang et al. (1710.09412) mix the examples of a batch, with one weight; here
-  partners come from the whole epoch and every example has its own weight, so
-  that neither depends on the batch.
+  Zhang et al. (1710.09412) mix the examples of a batch with a single weight;
+  here partners come from the whole epoch and every example has its own weight,
+  so that neither depends on the batch.
 
   Args:
     rng: source of randomness.
-    count: of training examples.
-    alpha: of the Beta(alpha, alpha) distribution of the weights.
+    count: number of training examples.
+    alpha: parameter of the Beta(alpha, alpha) distribution of the weights.
 
   Returns:
-    (partners int64 [count], each example once; weights float32 [count]).
+    (partners int64 [count], a permutation; weights float32 [count]).
   """
   partners = rng.permutation(count)
   return partners, rng.beta(alpha, alpha, count).astype(np.float32)

@@ -1,14 +1,14 @@
 """AutoAugment with the policy for CIFAR-10 (Cubuk et al., 1805.09501).
 
-Pure NumPy, on whole batches: 33 to 45 us an image of 32x32 pixels on one core,
-where Pillow takes 225 to 240. Every operation equals Pillow's on 8-bit RGB bit
-for bit. Table, magnitudes, signs and nearest-neighbour sampling are those of
+Pure NumPy on whole batches: 33 to 45 us per image of 32x32 pixels on one core,
+whereas Pillow takes 225 to 240. On 8-bit RGB, every operation equals Pillow's
+bit for bit. Table, magnitudes, signs and nearest-neighbour sampling are from
 torchvision's AutoAugment. Two other implementations differ from it:
 
 * The MPBN paper's code, a copy of DeepVoltaire/AutoAugment, shears with bicubic
-  interpolation, turns only counterclockwise, moves by 14.5 pixels (we by 14),
-  solarizes from 256 downwards, and has 0.8 where row 16 has 0.6 (corrected
-  upstream since).
+  interpolation, rotates only counterclockwise, translates by 14.5 pixels (we by
+  14), solarizes from 256 downwards, and has 0.8 instead of 0.6 in row 16 (since
+  corrected upstream).
 * The authors' code (tensorflow/models) enhances by 0.1 + 1.8 level / 10 without
   a sign, and posterizes to 4 - 4 level / 10 bits.
 """
@@ -22,8 +22,8 @@ import numpy as np
 
 from mpbn_jax.errors import InputError
 
-# Table 7: (operation, probability, level). The levels of AutoContrast,
-# Equalize and Invert mean nothing.
+# Table 7: (operation, probability, level). AutoContrast, Equalize and Invert
+# ignore their levels.
 POLICY = (
   (('Invert', 0.1, 7), ('Contrast', 0.2, 6)),
   (('Rotate', 0.7, 2), ('TranslateX', 0.3, 9)),
@@ -53,8 +53,8 @@ POLICY = (
 )
 
 # The colour of pixels from outside the image, as in the MPBN paper's code. The
-# authors' code has the mean of CIFAR-10, (125, 123, 114); torchvision's default
-# is 0.
+# AutoAugment authors' code uses the mean of CIFAR-10, (125, 123, 114);
+# torchvision's default is 0.
 FILL = (128, 128, 128)
 
 
@@ -62,7 +62,7 @@ def _levels(first, last):
   return tuple(np.linspace(first, last, 10).tolist())
 
 
-# Of the levels 0..9: slope, share of the side, degrees, factor - 1, ...
+# For the levels 0..9: slope, fraction of the side, degrees, factor - 1, ...
 MAGNITUDES = {
   **dict.fromkeys(('ShearX', 'ShearY'), _levels(0, 0.3)),
   **dict.fromkeys(('TranslateX', 'TranslateY'), _levels(0, 150 / 331)),
@@ -80,18 +80,19 @@ SIGNED = (*_MOVING, 'Contrast', 'Color', 'Brightness', 'Sharpness')
 
 @functools.lru_cache(maxsize=256)
 def _source(matrix, height, width):
-  """Returns where each byte of an image comes from, and which from outside.
+  """Returns the source index of each byte of an image, and a mask.
 
-  In the fixed point of Pillow's `affine_fixed` (Geometry.c).
+  Uses the fixed-point arithmetic of Pillow's `affine_fixed` (Geometry.c).
 
   Args:
-    matrix: (a, b, c, d, e, f): what is put at the pixel centre (x, y) is read
-      at (a x + b y + c, d x + e y + f).
-    height: of the image.
-    width: of the image.
+    matrix: (a, b, c, d, e, f): the value at the pixel centre (x, y) is read at
+      (a x + b y + c, d x + e y + f).
+    height: height of the image.
+    width: width of the image.
 
   Returns:
-    Indices [H * W * 3], 0 where outside; outside [H * W * 3].
+    Indices [H * W * 3], 0 for sources outside the image; the mask of those
+    outside [H * W * 3].
   """
   a, b, c, d, e, f = matrix
   c, f = c + a * 0.5 + b * 0.5, f + d * 0.5 + e * 0.5
@@ -123,7 +124,7 @@ def _moving(matrix):
 
 
 def _rotation(degrees, height, width):
-  """Counterclockwise about the centre, rounded as Pillow's `Image.rotate`."""
+  """Counterclockwise about the centre, rounded like Pillow's `Image.rotate`."""
   angle = -math.radians(degrees % 360.0)
   cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
   x, y = width / 2, height / 2
@@ -156,7 +157,7 @@ def _equalize(images, magnitude=0):
   del magnitude
   planes = _planes(images)
   batch, channels, pixels = planes.shape
-  # Each plane has 256 bins of its own.
+  # Each plane has its own 256 bins.
   starts = np.arange(0, batch * channels * 256, 256)
   bins = planes.reshape(-1, pixels) + starts[:, None]
   counts = np.bincount(bins.reshape(-1), minlength=len(starts) * 256)
@@ -183,7 +184,7 @@ def _luma(images):
 def _blend(degenerate, images, magnitude):
   """Returns degenerate + (1 + magnitude) * (images - degenerate).
 
-  In float32 and cut to whole numbers, as Pillow's Blend.c.
+  Computed in float32 and truncated to integers, as in Pillow's Blend.c.
   """
   start = degenerate.astype(np.float32)
   change = (images - start) * np.float32(1 + magnitude)
@@ -202,9 +203,9 @@ def _color(images, magnitude):
 
 
 def _sharpness(images, magnitude):
-  # Pillow's SMOOTH, the mean of 3x3 pixels with a centre that counts 5 times;
-  # it leaves the border as it is. No sum of 13ths ends in exactly .5, so that
-  # whole numbers round as its float32 does.
+  # Pillow's SMOOTH: the mean of 3x3 pixels with weight 5 for the centre; it
+  # leaves the border unchanged. No sum of 13ths ends in exactly .5, so integers
+  # round like its float32.
   wide = images.astype(np.uint16)
   rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
   box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
@@ -219,7 +220,7 @@ def _sharpness(images, magnitude):
 OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
   'ShearX': _moving(lambda m, h, w: (1, m, 0, 0, 1, 0)),
   'ShearY': _moving(lambda m, h, w: (1, 0, 0, m, 1, 0)),
-  # To the right and down, cut to whole pixels.
+  # To the right and down, truncated to whole pixels.
   'TranslateX': _moving(lambda m, h, w: (1, 0, -int(m * w), 0, 1, 0)),
   'TranslateY': _moving(lambda m, h, w: (1, 0, 0, 0, 1, -int(m * h))),
   'Rotate': _moving(_rotation),
@@ -256,7 +257,7 @@ def apply(
   *,
   fill: tuple[int, int, int] = FILL,
 ) -> np.ndarray:
-  """Returns the images with their sub-policies applied, each on its own.
+  """Returns the images, each with its own sub-policy applied.
 
   Args:
     images: uint8 [B, H, W, 3].
@@ -264,7 +265,7 @@ def apply(
     fill: the colour of pixels from outside the image.
 
   Raises:
-    InputError: a type, shape or value does not fit.
+    InputError: a type, shape or value is invalid.
   """
   _check(images, drawn)
   result = images.copy()

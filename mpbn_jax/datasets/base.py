@@ -1,4 +1,4 @@
-"""Data sets, their splits, and where the examples of a split are stored."""
+"""Data sets, their splits, and the storage of their examples."""
 
 import dataclasses
 import functools
@@ -19,8 +19,8 @@ class Examples(Protocol):
 
   Attributes:
     labels: int32 [N]. May take long to compute; `read` does not need it.
-    shape: of an example, (H, W, C) or (T, H, W, C).
-    unreadable: names of the images that this host has failed to decode.
+    shape: shape of an example, (H, W, C) or (T, H, W, C).
+    unreadable: names of the images that this host could not decode.
   """
 
   @property
@@ -43,8 +43,8 @@ class Examples(Protocol):
 
     Args:
       indices: [B].
-      crops: [B], as drawn by `resized_crop.random_resized_crop`; None takes
-        the whole image, or its centre if images have different sizes.
+      crops: [B], drawn by `resized_crop.random_resized_crop`; None uses the
+        whole image, or its centre if images have different sizes.
     """
 
 
@@ -68,7 +68,7 @@ class Source(Protocol):
 
 
 def fetch(source: Source, index: int) -> tuple[Any, int]:
-  """Returns `source.read(index)`, with any failure as one line.
+  """Returns `source.read(index)`; any failure becomes a one-line error.
 
   Raises:
     InputError: the example cannot be read, or its label is unknown.
@@ -77,11 +77,11 @@ def fetch(source: Source, index: int) -> tuple[Any, int]:
     content, label = source.read(index)
   except (KeyboardInterrupt, SystemExit):
     raise
-  # Files and their readers may raise anything: a panic of `aedat`, which is
-  # written in Rust, is not an `Exception`.
+  # Readers may raise anything: a panic in `aedat`, which is written in Rust, is
+  # not an `Exception`.
   except BaseException as error:
     raise not_read(source.name(index), error) from error
-  if label < 0:  # tensorflow_datasets' mark of a label that is not public
+  if label < 0:  # tensorflow_datasets' marker for labels that are not public
     raise InputError(
       f'expected the label of {source.name(index)}, got {label}: take a split '
       'whose labels are known'
@@ -134,8 +134,8 @@ class Subset:
   """A selection of other `Examples`.
 
   Attributes:
-    examples: the whole they are taken from.
-    indices: [N], of the selected ones.
+    examples: the examples to select from.
+    indices: [N], indices of the selected examples.
   """
 
   examples: Examples
@@ -163,20 +163,20 @@ class Subset:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """The description of a data set: all that is known before it is read.
+  """The description of a data set, known before any data are read.
 
   Attributes:
-    name: as in the configuration.
+    name: name in the configuration.
     image_shape: (H, W, C).
     class_names: one per label.
-    max_value: the pixel value that stands for 1.0.
-    mean: per channel, of the training images scaled to [0, 1].
-    std: likewise.
+    max_value: the pixel value that represents 1.0.
+    mean: mean per channel of the training images scaled to [0, 1].
+    std: likewise for the standard deviation.
     frames: whether an example is T frames [T, H, W, C], one per step, rather
       than one image [H, W, C].
 
   Raises:
-    InputError: the values describe no possible images.
+    InputError: the values do not describe valid images.
   """
 
   name: str
@@ -201,7 +201,7 @@ class Spec:
   def normalize(self, images: jax.Array) -> jax.Array:
     """Returns (images / max_value - mean) / std as float32.
 
-    It runs on the device: images travel there as uint8, a quarter of the bytes.
+    Runs on the device: images are transferred as uint8, a quarter of the bytes.
     """
     mean = jnp.asarray(self.mean, jnp.float32)
     std = jnp.asarray(self.std, jnp.float32)
@@ -214,12 +214,12 @@ class Dataset:
 
   Attributes:
     spec: its description.
-    splits: 'train', 'test', and perhaps 'validation'.
-    augmentations: of the training images, in this order.
-    mixup: alpha of the mixup that follows them; 0 turns it off.
+    splits: 'train', 'test', and optionally 'validation'.
+    augmentations: augmentations of the training images, in this order.
+    mixup: alpha of the mixup that follows them; 0 disables it.
 
   Raises:
-    InputError: the arrays do not fit `Split`, or the examples `spec`.
+    InputError: the arrays do not match `Split`, or the examples `spec`.
   """
 
   spec: Spec
@@ -251,7 +251,7 @@ class Dataset:
 
   @property
   def unreadable(self) -> set[str]:
-    """Names of the images that this host has failed to decode."""
+    """Names of the images that this host could not decode."""
     return set().union(*(s.unreadable for s in self.splits.values()))
 
 
@@ -259,9 +259,9 @@ def fake(spec: Spec, *, num_steps: int, count: int) -> dict[str, Split]:
   """Returns random examples of the right shape and type, for dry runs.
 
   Args:
-    spec: of the data set that they stand for.
+    spec: specification of the data set that they replace.
     num_steps: T, for frames.
-    count: of training examples, and of test examples.
+    count: number of training examples, and of test examples.
   """
   rng = np.random.default_rng(0)  # the same data for every training seed
 

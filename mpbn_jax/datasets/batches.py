@@ -15,7 +15,7 @@ from mpbn_jax.datasets.checks import check_batch
 from mpbn_jax.errors import InputError, unknown
 
 Batch = dict[str, np.ndarray]
-# What happens to the last examples of an epoch if they fill no whole batch.
+# What to do with the last examples of an epoch if they do not fill a batch.
 LAST_BATCHES = ('keep', 'drop')
 # (index of this host, number of hosts).
 Host = tuple[int, int]
@@ -24,27 +24,28 @@ Host = tuple[int, int]
 class TrainingBatches:
   """Shuffled, augmented training batches.
 
-  `batch(step)` is a pure function of the seed and the step, so training resumes
-  from the step alone. An epoch visits every example once; if the last examples
-  fill no whole batch, they make a smaller one or are dropped. Every host reads
-  an equal part of each batch; put together in the order of the hosts, the parts
-  are the batch that a single host would read.
+  `batch(step)` is a pure function of the seed and the step, so training can
+  resume from the step alone. An epoch visits every example once; if the last
+  examples do not fill a batch, they form a smaller one or are dropped. Every
+  host reads an equal part of each batch; concatenated in the order of the
+  hosts, the parts equal the batch that a single host would read.
 
   Args:
-    dataset: whose training split is read.
-    batch_size: of all hosts together.
-    seed: of the order and the augmentations.
+    dataset: data set whose training split is read.
+    batch_size: batch size of all hosts together.
+    seed: seed of the order and the augmentations.
     host: which part to read.
-    last: 'keep' or 'drop' the examples that fill no whole batch.
-    devices: of all hosts together; each gets the same share of every batch.
+    last: 'keep' or 'drop' the last examples if they do not fill a batch.
+    devices: number of devices of all hosts; each gets the same share of every
+      batch.
 
   Attributes:
-    steps_per_epoch: batches in an epoch.
-    sizes: of all hosts' batches together: one, or two if the last is smaller.
+    steps_per_epoch: batches per epoch.
+    sizes: global batch sizes: one, or two if the last batch is smaller.
 
   Raises:
     InputError: the split, the hosts or the devices do not allow the batch
-      size; `last` is unknown.
+      size, or `last` is unknown.
   """
 
   def __init__(
@@ -85,7 +86,7 @@ class TrainingBatches:
         )
       self.steps_per_epoch += 1
       self.sizes += (rest,)
-    # A cached pure function: all steps of an epoch share what it draws.
+    # A cached pure function: all steps of an epoch share its random draws.
     self._epoch = functools.lru_cache(maxsize=1)(self._draw_epoch)
 
   def _draw_epoch(self, epoch):
@@ -106,8 +107,8 @@ class TrainingBatches:
   def batch(self, step: int) -> Batch:
     """Returns {'image' uint8 [B, ...], 'label' int32 [B]} of a step.
 
-    Mixup adds 'mix_label' int32 [B], the label of the image that was mixed in,
-    and 'mix_weight' float32 [B], the weight of 'label'. B is the size of this
+    Mixup adds 'mix_label' int32 [B], the label of the partner image, and
+    'mix_weight' float32 [B], the weight of 'label'. B is the size of this
     host's part.
     """
     epoch, index = divmod(step, self.steps_per_epoch)
@@ -141,7 +142,7 @@ class TrainingBatches:
     return images, labels
 
   def abstract(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and types of all hosts' batch; reads nothing.
+    """Returns the shapes and dtypes of a global batch without reading data.
 
     Args:
       batch_size: one of `sizes`.
@@ -172,7 +173,7 @@ def _part(key, batch_size, host):
 
 
 def _checked(dataset, split, indices, crops=None):
-  """Returns (images, labels) that the split reads, checked."""
+  """Returns checked (images, labels) of a split."""
   examples = dataset.splits[split]
   images, labels = examples.read(indices, crops)
   check_batch(
@@ -182,7 +183,7 @@ def _checked(dataset, split, indices, crops=None):
 
 
 def _generator(seed, epoch, name):
-  # A generator per augmentation: leaving one out changes no other.
+  # One generator per augmentation: removing one does not change the others.
   return np.random.default_rng([seed, epoch, zlib.crc32(name.encode())])
 
 
@@ -195,13 +196,13 @@ def evaluation_batches(
   each batch as in training.
 
   Args:
-    dataset: to read.
-    split: its name.
-    batch_size: of all hosts together.
+    dataset: data set to read.
+    split: name of the split.
+    batch_size: batch size of all hosts together.
     host: which part to read.
 
   Raises:
-    InputError: no such split (lists those that are there).
+    InputError: the split does not exist (lists the existing ones).
   """
   if split not in dataset.splits:
     raise unknown(f'split of {dataset.spec.name!r}', split, dataset.splits)

@@ -1,7 +1,7 @@
-"""Checks of data that a network would otherwise silently train on.
+"""Checks for bad data, on which a network would otherwise silently train.
 
-Arrays are checked once, when they are loaded; images that are decoded when they
-are read are checked in every batch.
+Arrays are checked once when they are loaded; images that are decoded on reading
+are checked in every batch.
 """
 
 import math
@@ -12,16 +12,16 @@ import numpy as np
 
 from mpbn_jax.errors import InputError
 
-_CHUNK = 2**24  # bytes of images that are checked at a time
+_CHUNK = 2**24  # bytes of images checked at a time
 
 
 def check_spec(spec: Any) -> None:
-  """Refuses a `Spec` that does not describe images.
+  """Rejects a `Spec` that does not describe images.
 
   Raises:
-    InputError: a side is no positive integer, the number of constants is not
-      that of the channels, there are no classes, or the constants cannot
-      normalize.
+    InputError: a side is not a positive integer, the number of constants
+      differs from that of channels, there are no classes, or the constants
+      cannot normalize.
   """
   shape = spec.image_shape
   sides = [isinstance(side, int) and side > 0 for side in shape]
@@ -55,7 +55,7 @@ def check_spec(spec: Any) -> None:
 
 
 def check_shapes(shapes: dict[str, tuple[int, ...]], *, spec: Any) -> None:
-  """Refuses splits whose examples do not have the shape of the `Spec`.
+  """Rejects splits whose examples do not have the shape of the `Spec`.
 
   Args:
     shapes: {split: shape of an example}.
@@ -86,20 +86,20 @@ def check_shapes(shapes: dict[str, tuple[int, ...]], *, spec: Any) -> None:
 def check_arrays(
   images: np.ndarray, labels: np.ndarray, *, split: str, spec: Any
 ) -> None:
-  """Refuses images and labels that do not fit `Split` and the spec.
+  """Rejects images and labels that do not match `Split` and the spec.
 
-  It reads only as many images as needed: uint8 cannot exceed 255, and counts
-  of events may have any value.
+  Reads no more images than needed: uint8 cannot exceed 255, and event counts
+  may have any value.
 
   Args:
-    images: uint8 [N, ...], perhaps a memory map.
+    images: uint8 [N, ...], possibly a memory map.
     labels: integers [N].
     split: its name.
     spec: `base.Spec`.
 
   Raises:
     TypeError: images or labels are not NumPy arrays.
-    InputError: a type, length or value does not fit.
+    InputError: a type, length or value is invalid.
   """
   of = f'the split {split!r} of {spec.name!r}'
   for what, array in (('images', images), ('labels', labels)):
@@ -131,7 +131,7 @@ def check_arrays(
       f'expected labels 0 to {spec.num_classes - 1} in {of}, got {low} to '
       f'{high}: ' + ('subtract 1' if counted else 'count the classes from 0')
     )
-  if images.size and not spec.frames:  # a side of 0: `check_shapes`
+  if images.size and not spec.frames:  # `check_shapes` rejects a side of 0
     _check_range(images, of, spec)
 
 
@@ -176,7 +176,7 @@ def _check_range(images, of, spec):
 
 
 def chunks(images: np.ndarray) -> Iterator[np.ndarray]:
-  """Yields all images, some megabytes at a time."""
+  """Yields all images, a few megabytes at a time."""
   step = max(1, _CHUNK // max(1, images[:1].nbytes))
   for start in range(0, len(images), step):
     yield images[start : start + step]
@@ -190,17 +190,17 @@ def check_batch(
   split: str,
   spec: Any,
 ) -> None:
-  """Refuses batches that `Examples.read` must not return.
+  """Rejects batches that `Examples.read` must not return.
 
   Args:
-    images: of a batch.
-    labels: of a batch; -1 of images that could not be decoded.
-    shape: of an example.
+    images: images of a batch.
+    labels: labels of a batch; -1 for images that could not be decoded.
+    shape: shape of an example.
     split: its name.
     spec: `base.Spec`.
 
   Raises:
-    InputError: a type, shape or value does not fit.
+    InputError: a type, shape or value is invalid.
   """
   count = len(labels)
   of = f'a batch of the split {split!r} of {spec.name!r}'

@@ -1,4 +1,4 @@
-"""Archives: downloaded whole or not at all, and compared with a checksum."""
+"""Archives, downloaded atomically and verified by checksum."""
 
 import contextlib
 import dataclasses
@@ -19,10 +19,10 @@ class Archive:
   """A published file.
 
   Attributes:
-    name: of the file.
-    url: that it is downloaded from.
+    name: name of the file.
+    url: where it is downloaded from.
     checksum: algorithm and hexadecimal digest, 'sha256:...' or 'md5:...'.
-    size: in bytes; None if unknown.
+    size: size in bytes; None if unknown.
   """
 
   name: str
@@ -37,13 +37,13 @@ def obtain(
   """Returns the path of an archive in `folder`, downloaded if necessary.
 
   Args:
-    archive: to obtain.
-    folder: may hold the archive already; made if missing.
-    mend: what to do if the archive cannot be downloaded.
+    archive: archive to obtain.
+    folder: may already hold the archive; created if missing.
+    mend: advice to the user if the archive cannot be downloaded.
 
   Raises:
-    InputError: the file in `folder` or at the URL is another one; there is no
-      connection; the disk is full or `folder` cannot be written.
+    InputError: the file in `folder` or at the URL is a different one, there is
+      no connection, the disk is full, or `folder` cannot be written.
   """
   path = folder / archive.name
   if path.exists():
@@ -72,7 +72,7 @@ def obtain(
 
 
 def _difference(path, archive):
-  """Returns what was expected and got; None if the file is the archive."""
+  """Returns 'expected ..., got ...'; None if the file is the archive."""
   algorithm, _, expected = archive.checksum.partition(':')
   with path.open('rb') as file:
     size = os.fstat(file.fileno()).st_size
@@ -90,14 +90,14 @@ def _difference(path, archive):
 
 
 def download(url: str, path: pathlib.Path) -> str | None:
-  """Writes a file to `path`; returns None, or the reason of a failure.
+  """Downloads a file to `path`; returns None, or the reason for a failure.
 
-  Waiting is limited, so that a machine without internet says so at once. The
-  file is not checked.
+  Timeouts are short, so that a machine without internet fails quickly. The file
+  is not checked.
   """
-  # Not pooch: where a server declares a Content-Encoding, as some do for a
-  # .gz, it stores the decoded file, which has another checksum; and what it
-  # downloads only its owner may read.
+  # Not pooch: if a server declares a Content-Encoding, as some do for a .gz, it
+  # stores the decoded file, which has another checksum; and only the owner can
+  # read its downloads.
   import requests
   from tqdm import tqdm
 
@@ -126,7 +126,7 @@ def download(url: str, path: pathlib.Path) -> str | None:
           file.write(block)
           bar.update(len(block))
   except requests.HTTPError as error:
-    answer: Any = error.response  # there is one, or no HTTP error
+    answer: Any = error.response  # every HTTP error has one
     return f'{answer.status_code} {answer.reason}'
   except requests.Timeout:
     return 'no answer'

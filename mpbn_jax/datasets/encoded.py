@@ -1,7 +1,7 @@
-"""Images that do not fit into memory, decoded in parallel when they are read.
+"""Images that do not fit into memory, decoded in parallel on reading.
 
-Memory holds only their number and where they are stored. Pillow decodes
-outside Python's global lock, so threads suffice.
+Memory holds only their number and location. Pillow decodes outside Python's
+global lock, so threads suffice.
 """
 
 import concurrent.futures
@@ -20,7 +20,7 @@ from mpbn_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
 
-# Equal to no class: such an image counts as wrong whatever is predicted.
+# Not a class: such an image counts as wrong for any prediction.
 BAD_LABEL = -1
 
 # If the longer side exceeds this many times the shorter one, only the centre
@@ -40,8 +40,8 @@ class EncodedImages:
   always stop the program.
 
   Args:
-    source: of the encoded images.
-    shape: (H, W, 3) that images are brought to.
+    source: source of the encoded images.
+    shape: (H, W, 3) of the returned images.
     pool: threads that decode.
     on_bad_image: 'stop' or 'skip'.
   """
@@ -60,7 +60,7 @@ class EncodedImages:
     self._on_bad_image = on_bad_image
     self._unreadable: dict[str, None] = {}
     self._lock = threading.Lock()
-    # About damaged EXIF tags, which are not used; some of ImageNet's are.
+    # Warnings about damaged EXIF tags, which are not used; ImageNet has some.
     warnings.filterwarnings('ignore', module=r'PIL\.')
 
   def __len__(self) -> int:
@@ -132,7 +132,7 @@ class EncodedImages:
 
 def decode(encoded: bytes) -> Image.Image:
   """Returns the RGB image of a JPEG or PNG of any colour mode."""
-  # ImageNet has 22 CMYK images and a PNG that is named .JPEG.
+  # ImageNet has 22 CMYK images and one PNG that is named .JPEG.
   with Image.open(io.BytesIO(encoded), formats=('JPEG', 'PNG')) as image:
     return image.convert('RGB')
 
@@ -140,8 +140,8 @@ def decode(encoded: bytes) -> Image.Image:
 def centre(image: Image.Image, *, size: tuple[int, int]) -> Image.Image:
   """Returns the centre of the resized image, size (height, width).
 
-  The shorter side is resized to 256 pixels for a size of 224, and in that
-  proportion for others, as by torchvision's Resize and CenterCrop.
+  The shorter side is resized to 256 pixels for a size of 224, and in the same
+  proportion for other sizes, like torchvision's Resize and CenterCrop.
   """
   short = max(size) * 256 // 224
   width, height = image.size
@@ -154,7 +154,7 @@ def centre(image: Image.Image, *, size: tuple[int, int]) -> Image.Image:
   box = (left, top, left + size[1], top + size[0])
   if longer <= _LONG * short:
     return image.resize(shape, Image.Resampling.BILINEAR).crop(box)
-  # The same up to rounding; resizing the whole might take gigabytes.
+  # Equal up to rounding; resizing the whole image might take gigabytes.
   scale = (width / shape[0], height / shape[1]) * 2
   x0, y0, x1, y1 = (edge * by for edge, by in zip(box, scale, strict=True))
   return image.resize(

@@ -1,4 +1,4 @@
-"""Batches prepared by a thread while the devices compute."""
+"""Prefetching: a thread prepares batches while the devices compute."""
 
 import queue
 import threading
@@ -16,11 +16,11 @@ class Prefetch(Iterator[T]):
   manager: leaving the context stops the thread after its current item.
 
   Args:
-    items: iterated in the thread.
+    items: iterable to consume in the thread.
     ahead: how many items may be ready at once, at least 1.
 
   Attributes:
-    waited: seconds that the consumer has waited for items.
+    waited: seconds that the consumer has spent waiting for items.
   """
 
   def __init__(self, items: Iterable[T], *, ahead: int):

@@ -1,4 +1,4 @@
-"""Data sets prepared on disk: once, by one process, whole or not at all."""
+"""Preparing data sets on disk: once, by one process, atomically."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from mpbn_jax.errors import InputError
 
 _log = logging.getLogger('mpbn_jax')
 
-# The disk is full, a quota is used up, or a file may not be that large.
+# The disk is full, a quota is exhausted, or the file would be too large.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # This place cannot be written.
 _FORBIDDEN = (
@@ -30,9 +30,9 @@ def command(name: str, directory: str | os.PathLike, **settings: object) -> str:
   """Returns the command that prepares a data set in a directory.
 
   Args:
-    name: of the data set.
+    name: name of the data set.
     directory: `data.dir`.
-    **settings: more keys of the configuration, with `__` for the dot.
+    **settings: further configuration keys, with `__` for the dot.
   """
   keys = {'data.name': name, 'data.dir': os.fspath(directory)}
   keys |= {key.replace('__', '.'): value for key, value in settings.items()}
@@ -51,11 +51,11 @@ def not_prepared(name: str, directory: pathlib.Path) -> InputError:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-  """Turns an error of the system while its body writes `path` into one line.
+  """Turns a system error while its body writes `path` into a one-line error.
 
   Raises:
-    InputError: the disk is full, or the place may not be written; other errors
-      pass unchanged.
+    InputError: the disk is full, or the directory is not writable; other errors
+      are unchanged.
   """
   try:
     yield
@@ -106,16 +106,16 @@ def room_for(path: pathlib.Path, *, needed: int) -> Iterator[None]:
 def exclusive(path: pathlib.Path, *, what: str) -> Iterator[None]:
   """Lets one process at a time run its body; others log a warning and wait.
 
-  The lock is on a hidden file beside `path`, which stays there. The lock ends
-  with its process, however that ends. (`mpbn_jax.lock` refuses a second
-  process, rather than let it wait.)
+  The lock is on a hidden file beside `path`, which is kept. The lock ends with
+  its process, however that ends. (`mpbn_jax.lock` rejects a second process
+  instead of letting it wait.)
 
   Args:
-    path: that the body writes; need not exist. Its parents are made.
-    what: names `path` in the warning.
+    path: path that the body writes; need not exist. Its parents are created.
+    what: name of `path` in the warning.
 
   Raises:
-    InputError: nothing can be written beside `path`.
+    InputError: the parent of `path` is not writable.
   """
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,15 +140,14 @@ def exclusive(path: pathlib.Path, *, what: str) -> Iterator[None]:
 def atomic_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields a new directory that becomes `path` if its body succeeds.
 
-  If not, it is removed; after a killed process, the next one removes it. Use
-  inside `exclusive(path)`.
+  Otherwise it is removed; if the process is killed, the next one removes it.
+  Use inside `exclusive(path)`.
 
   Args:
-    path: its parents are made.
+    path: the final directory; its parents are created.
 
   Raises:
-    InputError: `path` exists, the disk is full, or the place may not be
-      written.
+    InputError: `path` exists, the disk is full, or the parent is not writable.
   """
   if path.exists():
     raise InputError(

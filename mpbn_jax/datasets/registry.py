@@ -6,10 +6,10 @@ from typing import Any
 from mpbn_jax.datasets.base import Spec
 from mpbn_jax.errors import unknown
 
-# Name to (module, name of its `Spec`); the module is imported when it is
-# needed. `load(spec, config, *, num_steps)` of the module returns the splits;
-# `prepare(spec, config, *, num_steps)`, if there is one, downloads and converts
-# what `load` reads. `arrays.from_arrays` registers an object in place of both.
+# {name: (module, name of its `Spec`)}; modules are imported when needed. A
+# module's `load(spec, config, *, num_steps)` returns the splits; the optional
+# `prepare(spec, config, *, num_steps)` downloads and converts the files that
+# `load` reads. `arrays.from_arrays` registers an object in place of both.
 DATASETS: dict[str, Any] = {
   'cifar10': ('mpbn_jax.datasets.cifar', 'CIFAR10'),
   'cifar100': ('mpbn_jax.datasets.cifar', 'CIFAR100'),
@@ -24,10 +24,10 @@ DATASETS: dict[str, Any] = {
 
 
 def find(name: str) -> tuple[Any, Spec]:
-  """Returns (what has `load`, and perhaps `prepare`; the `Spec`).
+  """Returns (object with `load` and optionally `prepare`, the `Spec`).
 
   Raises:
-    InputError: unknown name (lists the known ones).
+    InputError: the name is unknown (lists the known ones).
   """
   if name not in DATASETS:
     raise unknown('dataset', name, DATASETS)
@@ -40,9 +40,9 @@ def find(name: str) -> tuple[Any, Spec]:
 
 
 def get_spec(name: str) -> Spec:
-  """Returns the description of a data set; reads no data.
+  """Returns the description of a data set without reading data.
 
   Raises:
-    InputError: unknown name (lists the known ones).
+    InputError: the name is unknown (lists the known ones).
   """
   return find(name)[1]

@@ -1,8 +1,8 @@
 """Random resized crops, the augmentation of Inception.
 
-As torchvision's RandomResizedCrop: a rectangle of 8 to 100 % of the image, 3/4
-to 4/3 times as wide as high, or after ten failed tries the largest centre with
-such an aspect; resized bilinearly, with Pillow's antialiasing.
+Like torchvision's RandomResizedCrop: a rectangle of 8 to 100 % of the image,
+3/4 to 4/3 times as wide as high, or after ten failed attempts the largest
+central one with such an aspect; resized bilinearly with Pillow's antialiasing.
 """
 
 import numpy as np
@@ -17,8 +17,8 @@ ASPECT = (3 / 4, 4 / 3)
 def random_resized_crop() -> Augmentation:
   """Crops a random part of an image and resizes it to the whole image's size.
 
-  It draws a key for each image; `rectangle` derives the part from the key once
-  the size of the image is known.
+  Draws a key for each image; `rectangle` derives the part from the key once the
+  size of the image is known.
   """
   return Augmentation(
     name='resized_crop',
@@ -29,9 +29,9 @@ def random_resized_crop() -> Augmentation:
 
 
 def rectangle(key: int, *, height: int, width: int) -> tuple[int, ...]:
-  """Returns (top, left, height, width) of the part of an image.
+  """Returns (top, left, height, width) of the part of an image to crop.
 
-  It is a pure function of the key and the size.
+  A pure function of the key and the size.
   """
   rng = np.random.default_rng(key)
   found = rectangles(
@@ -51,9 +51,9 @@ def crop(
   """Returns a part of an image, resized to size (height, width).
 
   Args:
-    image: of any mode.
+    image: image of any mode.
     box: top, left, height and width of the part.
-    size: of the result.
+    size: size of the result.
   """
   top, left, height, width = box
   part = image.crop((left, top, left + width, top + height))
@@ -61,7 +61,7 @@ def crop(
 
 
 def apply(images: np.ndarray, keys: np.ndarray) -> np.ndarray:
-  """Returns the parts that belong to the keys, resized to the images' size.
+  """Returns the parts given by the keys, resized to the images' size.
 
   All frames and channels of an example are cropped alike.
 

@@ -1,4 +1,4 @@
-"""Splits of a data set, the same ones for every training run."""
+"""Splits of a data set, identical for every training run."""
 
 from collections.abc import Mapping
 
@@ -18,20 +18,20 @@ def divide(
   validation_size: int,
   train_size: int,
 ) -> dict[str, Examples]:
-  """Returns the splits with validation held out, and fewer to train on.
+  """Returns the splits with validation held out and training reduced.
 
-  Both choices are stratified. Validation examples are taken from the training
-  examples first; `train_size` then chooses from the rest.
+  Both selections are stratified. Validation examples are taken from the
+  training examples first; `train_size` then selects from the rest.
 
   Args:
-    splits: as the data set has them.
-    name: of the data set.
+    splits: splits of the data set.
+    name: name of the data set.
     validation_size: how many examples to hold out; 0 holds out none.
-    train_size: how many examples to train on; 0 takes all.
+    train_size: how many examples to train on; 0 uses all.
 
   Raises:
-    InputError: a size exceeds the number of examples, or the data set has a
-      validation split of its own.
+    InputError: a size exceeds the number of examples, or the data set has its
+      own validation split.
   """
   splits = dict(splits)
   if validation_size:
@@ -67,9 +67,9 @@ def _check_size(key, size, available, name):
 def sample_stratified(
   labels: np.ndarray, *, size: int, seed: int
 ) -> np.ndarray:
-  """Returns `size` sorted indices, the same share of each class.
+  """Returns `size` sorted indices, with the same fraction of each class.
 
-  Shares are equal up to one example: the largest fractions are rounded up.
+  Fractions are equal up to one example: the largest remainders are rounded up.
 
   Args:
     labels: [N].
@@ -95,8 +95,8 @@ def split_stratified(
 
   Args:
     labels: [N].
-    shares: of the parts, summing to 1. Within each class the parts end at the
-      rounded cumulative shares.
+    shares: fractions of the parts, summing to 1. Within each class the parts
+      end at the rounded cumulative fractions.
     seed: fixed by the data set, not by the training run.
   """
   rng = np.random.default_rng(seed)

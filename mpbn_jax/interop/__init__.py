@@ -1,1 +1,1 @@
-"""Exchange of networks with other programs."""
+"""Exchanging networks with other programs."""

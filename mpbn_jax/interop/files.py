@@ -1,4 +1,4 @@
-"""Files of weights from elsewhere: as arrays, and as the start of a run."""
+"""Weight files of other programs: as arrays, and as the start of a run."""
 
 import hashlib
 import pathlib
@@ -24,20 +24,20 @@ from mpbn_jax.train_step import start_state
 
 
 def read_state(path: pathlib.Path | str) -> dict[str, np.ndarray]:
-  """Returns {name: array} of a file of weights.
+  """Returns {name: array} of a weight file.
 
   Args:
     path: as for `readers.entries`.
 
   Returns:
-    Names and axes as in the file, numbers as float32.
+    Arrays with the names and axes of the file, as float32.
 
   Raises:
-    InputError: no such file, unknown kind, damaged, code in it, no weights,
-      other numbers than floating-point ones.
+    InputError: the file does not exist, is of an unknown kind, is damaged,
+      contains code, or has no weights or other than floating-point numbers.
   """
   found = _weights(path)
-  with np.errstate(over='ignore'):  # `import_checkpoint` refuses infinity
+  with np.errstate(over='ignore'):  # `import_checkpoint` rejects infinity
     state = {
       name: entry.read().astype(np.float32) for name, entry in found.items()
     }
@@ -46,7 +46,7 @@ def read_state(path: pathlib.Path | str) -> dict[str, np.ndarray]:
 
 
 def _weights(path):
-  """Returns the entries of a file, none of which has been read."""
+  """Returns the entries of a file without reading them."""
   found = entries(path)
   for name, entry in found.items():
     counts = entry.shape == () and entry.dtype.lower() in _COUNTS
@@ -58,12 +58,12 @@ def _weights(path):
   return found
 
 
-# Of one number, such as PyTorch's num_batches_tracked.
+# Integer dtypes of scalars, such as PyTorch's num_batches_tracked.
 _COUNTS = {'i32', 'i64', 'u32', 'u64', 'int32', 'int64', 'uint32', 'uint64'}
 
 
 def sha256(path: pathlib.Path | str) -> str:
-  """Returns the checksum of a file, hexadecimal."""
+  """Returns the hexadecimal checksum of a file."""
   with pathlib.Path(path).open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
@@ -77,19 +77,20 @@ def import_checkpoint(
   *,
   workdir: pathlib.Path,
 ) -> pathlib.Path:
-  """Writes weights as the checkpoint of step 0 of a new run; returns where.
+  """Writes weights as the checkpoint of step 0 of a new run; returns its path.
 
-  The optimizer starts afresh. No data are read. Nothing is written before
-  the file is known to fit, and no array is read that has another shape.
+  The optimizer starts afresh. No data are read. Nothing is written before the
+  whole file is checked, and arrays with mismatched shapes are not read.
 
   Args:
     file: as for `read_state`, with the reference's names.
-    config: of the run; `config.model` is the network in the file.
-    workdir: made if need be; it must hold no run.
+    config: configuration of the run; `config.model` describes the network in
+      the file.
+    workdir: created if needed; must not hold a run.
 
   Raises:
-    InputError: an unusable configuration, work directory or file; entries
-      that do not fit, all by name at once.
+    InputError: the configuration, work directory or file is invalid;
+      mismatched entries are listed by name.
   """
   model, spec, mesh = build_network(config)
   _check_no_run(workdir, config)
@@ -105,7 +106,7 @@ def import_checkpoint(
   state = start_state(variables, optimizer=optimizer)
   state = jax.device_put(state, sharding.replicated(mesh))
   with record.hold_workdir(workdir, config) as held:
-    _check_no_run(workdir, config)  # none was begun meanwhile
+    _check_no_run(workdir, config)  # none was started meanwhile
     checkpoints = Checkpoints(held.path / record.CHECKPOINTS, config=config)
     return checkpoints.save(0, state)
 
@@ -121,7 +122,7 @@ def _check_no_run(workdir, config):
 
 
 def _check_variables(variables, expected, *, file, spec):
-  """Raises what does not fit the network on the images of its data set."""
+  """Raises InputError if variables do not match the network and its images."""
   wanted = dict(jax.tree_util.tree_leaves_with_path(expected))
   problems = []
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables):

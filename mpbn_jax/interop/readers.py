@@ -1,7 +1,7 @@
-"""Readers of files of weights: what is in one first, its numbers when asked.
+"""Readers of weight files, which list the contents first and read on demand.
 
-No code that a file may hold is run, and nothing is allocated because a header
-says so: the shapes are known before any array is made.
+Code in a file is never run, and headers alone do not cause allocations: the
+shapes are known before any array is created.
 """
 
 import contextlib
@@ -22,28 +22,28 @@ from mpbn_jax.errors import InputError, unknown
 
 _log = logging.getLogger('mpbn_jax')
 
-# Whole checkpoints hold the weights under one of these.
+# Whole checkpoints hold the weights under one of these keys.
 _NESTED = ('state_dict', 'model', 'net')
-# Archives that hold more than weights, as tests/golden does, have it on these.
+# Prefix of the weights in archives that hold more, such as tests/golden.
 _PREFIX = 'state/'
 
 
 def is_floating(dtype: Any) -> bool:
-  """Returns whether a dtype of any library, or its name, has a point."""
+  """Returns whether a dtype of any library, or its name, is floating-point."""
   name = str(dtype).removeprefix('torch.').lower()
   return re.fullmatch(r'[<>=]?(bf|f|bfloat|float)\d+\w*', name) is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """An array in a file, which `read` reads.
+  """An array in a file, loaded by `read`.
 
   Attributes:
-    shape: of it.
-    dtype: as the file calls it.
-    load: reads it, as float32 or in the numbers of the file.
-    path: of the file, for messages.
-    name: in the file.
+    shape: shape of the array.
+    dtype: its dtype, as named in the file.
+    load: reads it, as float32 or in the dtype of the file.
+    path: path of the file, for messages.
+    name: name in the file.
   """
 
   shape: tuple[int, ...]
@@ -57,10 +57,10 @@ class Entry:
     return len(self.shape)
 
   def read(self) -> np.ndarray:
-    """Returns the array; its numbers are the file's, or float32.
+    """Returns the array in the dtype of the file, or as float32.
 
     Raises:
-      InputError: it is damaged.
+      InputError: the array is damaged.
     """
     with readable(self.path):
       array = self.load()
@@ -70,16 +70,17 @@ class Entry:
 
 
 def entries(path: pathlib.Path | str) -> dict[str, Entry]:
-  """Returns {name: entry} of a file of weights; reads no numbers yet.
+  """Returns {name: entry} of a weight file without reading the arrays.
 
   Args:
-    path: its suffix says how it is read. .npz: NumPy, the entries 'state/...'
-      without that prefix where there are any. .safetensors. .pth, .pt, .tar:
-      PyTorch, which must be installed; a `state_dict`, bare or under
+    path: its suffix selects the reader. .npz: NumPy; if there are entries
+      'state/...', only these, without the prefix. .safetensors. .pth, .pt,
+      .tar: PyTorch, which must be installed; a `state_dict`, bare or under
       'state_dict', 'model' or 'net'.
 
   Raises:
-    InputError: no such file, unknown kind, damaged, code in it, no weights.
+    InputError: the file does not exist, is of an unknown kind, is damaged,
+      contains code or has no weights.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -102,12 +103,12 @@ def entries(path: pathlib.Path | str) -> dict[str, Entry]:
 
 @contextlib.contextmanager
 def readable(path: pathlib.Path) -> Iterator[None]:
-  """Makes one line of whatever a damaged file may raise in its body."""
+  """Turns any error that a damaged file causes in its body into one line."""
   try:
     yield
   except InputError:
     raise
-  except Exception as error:  # there is no list of what it may be
+  except Exception as error:  # damaged files may raise anything
     raise InputError(
       f'expected weights in {path}, which cannot be read as '
       f'{path.suffix.lower()} ({_reason(error)}): restore a copy'
@@ -121,7 +122,7 @@ def _reason(error):
 
 
 def say_what_is_unchecked(path: pathlib.Path) -> None:
-  """Warns where damage to numbers cannot be seen, for want of checksums."""
+  """Warns if damage cannot be detected because the file has no checksums."""
   kind = '.safetensors'
   if path.suffix.lower() != kind:
     if zipfile.is_zipfile(path):
@@ -156,7 +157,7 @@ def _npz(path):
 
 
 def _npy(path, name, archive, member):
-  """Returns the entry of an .npy in an archive, whose header alone is read."""
+  """Returns the entry of an .npy in an archive, reading only its header."""
   with archive.open(member) as file:
     version = np.lib.format.read_magic(file)
     read = {
@@ -175,7 +176,7 @@ def _npy(path, name, archive, member):
 
   def load():
     with zipfile.ZipFile(path) as archive:
-      content = archive.read(member)  # all of it: then the checksum is checked
+      content = archive.read(member)  # reading all of it verifies the checksum
     array = np.frombuffer(content, dtype, offset=start)
     return array.reshape(shape, order='F' if fortran else 'C')
 
@@ -195,17 +196,17 @@ _SAFETENSORS = {
   'I64': '<i8',
   'U64': '<u8',
   'F16': '<f2',
-  'BF16': '<u2',  # NumPy has none: the upper half of a float32
+  'BF16': '<u2',  # unknown to NumPy: the upper half of a float32
   'F32': '<f4',
   'F64': '<f8',
 }
 
 
 def _safetensors(path):
-  """Reads the whole format, which is too small to depend on a package for.
+  """Reads a .safetensors file; the format is too simple to need a package.
 
   Eight bytes N, N bytes of JSON {name: dtype, shape, data_offsets}, the data.
-  It has no checksum; but every byte of the data belongs to one array.
+  It has no checksum, but every byte of the data belongs to one array.
   """
   total = path.stat().st_size
   with path.open('rb') as file:
@@ -264,7 +265,7 @@ def _slice(path, start, dtype, shape, kind):
 
 def _torch(path):
   try:
-    import torch  # large, and needed for nothing else
+    import torch  # large, and only needed here
   except ImportError as error:
     raise InputError(
       f'expected PyTorch, to read {path}, which cannot be imported '
@@ -292,7 +293,7 @@ def _torch(path):
 
 
 def _check_archive(path):
-  """PyTorch itself compares no checksums."""
+  """Verifies the checksums, which PyTorch itself does not."""
   with zipfile.ZipFile(path) as archive:
     for member in archive.infolist():
       if member.compress_type != zipfile.ZIP_STORED:
@@ -305,7 +306,7 @@ def _check_archive(path):
 
 
 def _tensors_in(content: Any, path, torch) -> Mapping[str, Any]:
-  """Returns the tensors by name of a state dict, bare or nested."""
+  """Returns {name: tensor} of a bare or nested state dict."""
   if not isinstance(content, Mapping):
     return {}
   nested = {
@@ -339,7 +340,7 @@ def _of_tensor(path, name, tensor):
 
 
 def _code_in(message):
-  """Returns what `weights_only` refused, None if the file is just damaged."""
+  """Returns what `weights_only` rejected, or None if the file is damaged."""
   match = re.search(r'GLOBAL ([\w.]+)', message)
   if match:
     return f'the Python object {match[1]}'

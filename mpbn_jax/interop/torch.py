@@ -1,9 +1,8 @@
 """Checkpoints of the paper's PyTorch implementation, mapped onto ours.
 
 Its arrays are channels-first: kernels OIHW, the linear layer [out, in],
-element-wise normalizations [C, H, W]. Names are those of its `state_dict`.
-Which leaves there are is read off the model; here stands only what the
-reference calls them.
+element-wise normalizations [C, H, W]. Names are those of its `state_dict`. The
+model defines which leaves exist; this module only has their reference names.
 """
 
 import re
@@ -18,7 +17,7 @@ from mpbn_jax.interop.readers import Entry, is_floating
 from mpbn_jax.models import build_model
 from mpbn_jax.norm import CONSTANTS
 
-# What the reference calls our layers: (convolution or linear layer, norm).
+# Reference names of our layers: (convolution or linear layer, norm).
 Prefixes = tuple[str | None, str | None]
 
 
@@ -57,7 +56,7 @@ def _stem(layer, *, triple):
 def _vgg16(layer):
   if layer == 'head':
     return 'model.classifier.conv', None
-  # Three entries a layer, and one for each average pool before it.
+  # Three entries per layer, and one for each average pool before it.
   number = int(re.search(r'\d+', layer)[0])
   pools = sum(number > last for last in (2, 4, 7, 10))
   index = 3 * (number - 1) + pools
@@ -85,7 +84,7 @@ _LEAVES = {
 
 
 def _their_name(architecture, path):
-  """Returns their name of our leaf (collection, layer, [norm,] leaf)."""
+  """Returns the reference name of a leaf (collection, layer, [norm,] leaf)."""
   _, layer, *norm, leaf = path
   convolution, normalization = ARCHITECTURES[architecture](layer)
   prefix = normalization if norm else convolution
@@ -93,7 +92,7 @@ def _their_name(architecture, path):
 
 
 def _their_axes(ndim):
-  """Returns the axes of ours in their order: theirs = ours.transpose(axes)."""
+  """Returns axes such that reference = ours.transpose(axes)."""
   return {4: (3, 2, 0, 1), 3: (2, 0, 1), 2: (1, 0), 1: (0,)}[ndim]
 
 
@@ -121,7 +120,7 @@ def _check(config):
 
 
 def _expected(config, channels, side):
-  """Returns ({path: (their name, our shape)}, {path: constant}) of a model."""
+  """Returns ({path: (reference name, our shape)}, {path: constant})."""
   model = build_model(config)
   shapes = {}
 
@@ -132,7 +131,7 @@ def _expected(config, channels, side):
     )
     leaves = _by_path(variables)
     shapes.update({path: leaf.shape for path, leaf in leaves.items()})
-    # All else is dead code, and not compiled.
+    # Everything else is dead code and is not compiled.
     return [leaves[path] for path in leaves if path[-1] in CONSTANTS]
 
   values = constants()
@@ -153,7 +152,7 @@ def _by_path(variables):
 
 
 def _side(config, state, first):
-  """Returns the side of the images that element-wise norms were made for."""
+  """Returns the side of the images for which element-wise norms were built."""
   _, norm = ARCHITECTURES[config['name']](first.replace('conv', 'lif'))
   weight = state.get(f'{norm}.weight')
   if config.get('membrane_norm') != 'mpbn_element' or np.ndim(weight) != 3:
@@ -163,7 +162,7 @@ def _side(config, state, first):
 
 
 def _by_name(state):
-  """Returns the arrays that count, named as from one device."""
+  """Returns the relevant arrays, named as in single-device training."""
   ours = {}
   for name, value in state.items():
     if not isinstance(name, str):
@@ -184,7 +183,7 @@ def _by_name(state):
 
 
 def _numbers(name, value):
-  """Returns (float32 array, what is wrong with its numbers or '')."""
+  """Returns (float32 array, the problem with its numbers or '')."""
   if not is_floating(value.dtype):
     return (
       None,
@@ -201,22 +200,22 @@ def _numbers(name, value):
 
 
 def from_reference(state: Mapping, config: Mapping) -> dict:
-  """Returns our variables of a reference checkpoint.
+  """Returns our variables for a reference checkpoint.
 
   Args:
-    state: names to arrays, tensors or `readers.Entry`, as in the reference's
+    state: {name: array, tensor or `readers.Entry`}, as in the reference's
       `state_dict`, with or without a leading `module.`; `num_batches_tracked`
       is ignored.
-    config: `config.model` of the network that it holds.
+    config: `config.model` of its network.
 
   Returns:
     {'params', 'batch_stats'} of float32 arrays. The constants v_th and eps,
     which the reference keeps in its code, are those of `config`.
 
   Raises:
-    InputError: an architecture that the reference has not; missing, extra and
-      wrongly shaped entries, other numbers than finite floating-point ones and
-      negative variances, all by name at once.
+    InputError: the reference does not have the architecture; or entries are
+      missing, unexpected, wrongly shaped, not finite floating-point numbers or
+      negative variances (lists all of them by name).
 
   Example:
     >>> config = {'name': 'resnet20', 'width': 4, 'num_steps': 2}
@@ -270,18 +269,18 @@ def from_reference(state: Mapping, config: Mapping) -> dict:
 
 
 def to_reference(variables: Mapping, config: Mapping) -> dict[str, np.ndarray]:
-  """Returns the reference's `state_dict` of our variables, as NumPy arrays.
+  """Returns the reference's `state_dict` for our variables, as NumPy arrays.
 
-  The inverse of `from_reference`; without `num_batches_tracked`, which the
-  reference does not read, and without v_th and eps, which it keeps in its code.
+  The inverse of `from_reference`. Omits `num_batches_tracked`, which the
+  reference does not read, and v_th and eps, which it keeps in its code.
 
   Args:
     variables: {'params', 'batch_stats'}, unfolded.
     config: `config.model`.
 
   Raises:
-    InputError: an architecture or a norm that the reference has not; folded
-      variables.
+    InputError: the reference does not have the architecture or norm, or the
+      variables are folded.
   """
   _check(config)
   if not {'params', 'batch_stats'} >= set(variables):

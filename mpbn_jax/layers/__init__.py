@@ -1,7 +1,7 @@
 """Flax modules that own the variables of a spiking network.
 
 Activations are batch-major, [B, T, H, W, C]: (B, T) merges for free and stays
-sharded along B. The mathematics is elsewhere: `neuron.py`, `norm/`, `ops/`.
+sharded along B. The mathematics is in `neuron.py`, `norm/` and `ops/`.
 """
 
 from mpbn_jax.layers.attributes import Factory

@@ -1,4 +1,4 @@
-"""Attributes of modules: checks when one is made, and factories."""
+"""Module attributes: checks on construction, and factories."""
 
 import dataclasses
 import functools
@@ -13,10 +13,10 @@ from mpbn_jax.errors import InputError
 
 
 class Factory(functools.partial):
-  """A `functools.partial` of a module that equals another one by content.
+  """A `functools.partial` of a module, compared by content.
 
-  Flax's `ModuleDef`: a network gets it as an attribute and makes its layers
-  with it, so that the settings of the layers are not the network's.
+  Flax's `ModuleDef`: a network receives it as an attribute and makes its layers
+  with it, so that the network does not repeat the settings of its layers.
 
   Example:
     >>> from mpbn_jax import LIF
@@ -40,9 +40,9 @@ class Factory(functools.partial):
 
 
 def check_types(module: nn.Module) -> None:
-  """Raises InputError for attributes that are not what they are declared as.
+  """Raises InputError for attributes that do not match their declared types.
 
-  An integer is at least 0, a number finite, and arrays may stand for numbers.
+  Integers must be at least 0 and numbers finite; arrays may replace numbers.
   """
   for field in dataclasses.fields(module):
     value = getattr(module, field.name)
@@ -57,7 +57,7 @@ def check_types(module: nn.Module) -> None:
 
 
 def check_positive(module: nn.Module, *names: str) -> None:
-  """Raises InputError unless these attributes are integers of at least 1."""
+  """Raises InputError unless these attributes are positive integers."""
   for name in names:
     value = getattr(module, name)
     if not _is_integer(value, least=1):
@@ -70,7 +70,7 @@ def _is_integer(value, *, least):
 
 
 def _finite(value):
-  if isinstance(value, (jax.Array, np.ndarray)):  # not known while compiling
+  if isinstance(value, (jax.Array, np.ndarray)):  # unknown during tracing
     return True
   real = isinstance(value, numbers.Real) and not isinstance(value, bool)
   return real and math.isfinite(value)

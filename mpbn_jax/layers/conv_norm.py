@@ -1,4 +1,4 @@
-"""Layers with a kernel, and the norm of their currents."""
+"""Convolution and linear layers with a norm of their output currents."""
 
 import functools
 from collections.abc import Callable
@@ -17,36 +17,38 @@ from mpbn_jax.ops.convolution import convolution
 
 
 class ConvNorm(nn.Module):
-  """A convolution over every time step, and the norm of its currents.
+  """A convolution at every time step, followed by a norm of its currents.
 
       c = norm(conv(x))
 
-  Variables: params/{kernel, bias?, <norm>/...}, batch_stats/<norm>/.... At
-  this path of a `folded` collection, a kernel takes the kernel's place (with
-  the norm of the spikes that it reads, `folding.fold_spike_norms`), a bias
-  that of the bias and the norm (`folding.fold_convolutions`). Where a norm
-  told the steps apart, the kernel is [T, k, k, C_in, C_out], the bias
-  [T, C_out], or there is a factor [T] beside them (TEBN).
+  Variables: params/{kernel, bias?, <norm>/...}, batch_stats/<norm>/.... A
+  `folded` collection may have, at the same path, a kernel that replaces the
+  kernel (and absorbs the norm of the spikes that it reads,
+  `folding.fold_spike_norms`) and a bias that replaces the bias and the norm
+  (`folding.fold_convolutions`). If the folded norm was per time step, the
+  kernel is [T, k, k, C_in, C_out] and the bias [T, C_out], or there is also a
+  factor [T] (TEBN).
 
   Attributes:
-    features: output channels.
+    features: number of output channels.
     kernel_size: side of the square kernel.
-    stride: of both axes.
+    stride: stride along both axes.
     padding: zeros on every side.
-    groups: that the channels are split into; as many as there are input
-      channels make the convolution a depthwise one.
-    norm: of the currents, a key of `norm.NORMS`, or 'none'.
-    use_bias: whether the convolution has a bias of its own.
-    scale_init: what the norm's scale starts at.
-    v_th: of the neurons that get the currents. `tdbn` scales by it.
-    joins: whether a sum joins these currents with those of another `ConvNorm`.
-      Then `tdbn` scales by v_th / sqrt(2), so that the sum has the variance of
-      one of them.
+    groups: number of channel groups; equal to the number of input channels, it
+      makes the convolution depthwise.
+    norm: norm of the currents, a key of `norm.NORMS`, or 'none'.
+    use_bias: whether the convolution has its own bias.
+    scale_init: initial value of the norm's scale.
+    v_th: threshold of the neurons that receive the currents. `tdbn` scales by
+      it.
+    joins: whether these currents are added to those of another `ConvNorm`.
+      `tdbn` then scales by v_th / sqrt(2), so that the sum has the variance of
+      a single branch.
     kernel_init: initializer of the kernel.
     momentum: weight of the new value in running statistics.
-    eps: added to variances. It and what `tdbn` scales by are what the layer
-      starts with; they are stored with the variables, and the stored values
-      count.
+    eps: added to variances. It and the factor by which `tdbn` scales are
+      initial values: they are stored with the variables, and the layer uses the
+      stored values.
   """
 
   features: int
@@ -78,16 +80,16 @@ class ConvNorm(nn.Module):
     """Returns currents [B, T, H', W', features] of x [B, T, H, W, C].
 
     Args:
-      x: spikes, or images.
-      train: whether batch statistics are used, and running ones advanced.
-      copies: how many equal time steps each step of x stands for. An image
-        that is the same at every step is convolved once, T = 1 with `copies`
-        of it; only the unbiased running variance needs to know. A norm that
-        tells the steps apart returns them all.
+      x: spikes or images.
+      train: whether to use batch statistics and update running statistics.
+      copies: how many equal time steps each step of x represents. An image
+        that is the same at every step is convolved once, as T = 1 with
+        `copies`; only the unbiased running variance depends on it. A norm with
+        parameters per time step returns all steps.
 
     Raises:
-      InputError: groups that do not divide the channels of x, or the features.
-      TypeError: x that is not floating.
+      InputError: groups do not divide the channels of x or the features.
+      TypeError: x is not floating.
     """
     channels, groups = x.shape[-1], self.groups
     if channels % groups or self.features % groups:
@@ -120,18 +122,18 @@ class ConvNorm(nn.Module):
 
 
 class DenseNorm(nn.Module):
-  """A linear layer on every time step, and the norm of its currents.
+  """A linear layer at every time step, followed by a norm of its currents.
 
       c = norm(x @ kernel)
 
-  Variables and fold: as of `ConvNorm`, with kernels [C_in, features].
+  Variables and fold are as in `ConvNorm`, with kernels [C_in, features].
 
   Attributes:
-    features: output channels.
-    flatten: whether all axes of x after T are taken as one, as of images.
-    norm: of the currents, a key of `norm.NORMS`, or 'none'.
-    use_bias: whether the layer has a bias of its own.
-    scale_init: what the norm's scale starts at.
+    features: number of output channels.
+    flatten: whether to flatten all axes of x after T, for example of images.
+    norm: norm of the currents, a key of `norm.NORMS`, or 'none'.
+    use_bias: whether the layer has its own bias.
+    scale_init: initial value of the norm's scale.
     v_th: as in `ConvNorm`.
     joins: as in `ConvNorm`.
     kernel_init: initializer of the kernel.
@@ -165,14 +167,14 @@ class DenseNorm(nn.Module):
     """Returns currents [B, T, ..., features] of x [B, T, ..., C].
 
     Args:
-      x: spikes, or images.
-      train: whether batch statistics are used, and running ones advanced.
+      x: spikes or images.
+      train: whether to use batch statistics and update running statistics.
       copies: as in `ConvNorm`.
 
     Raises:
-      InputError: x are normed spikes of maps that would be flattened: their
-        norm has a gain for each channel.
-      TypeError: x that is not floating.
+      InputError: x holds normed spikes of maps that would be flattened: their
+        norm has a gain per channel.
+      TypeError: x is not floating.
     """
     if self.flatten and x.ndim > 3:
       if isinstance(x, Spikes):

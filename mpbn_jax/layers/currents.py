@@ -1,6 +1,6 @@
 """The currents of a layer with a kernel: product, bias and norm, or their fold.
 
-`ConvNorm` and `DenseNorm` differ in the product alone.
+`ConvNorm` and `DenseNorm` differ only in the product.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from mpbn_jax.layers import normed, variables
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-# Functions: a subclass that had methods to replace could do to spikes what no
-# fold knows of.
+# Functions, not methods: a subclass could override methods and transform spikes
+# in a way that folding does not know of.
 def normed_currents(
   layer: Any,
   x: jax.Array | normed.Spikes,
@@ -35,19 +35,19 @@ def normed_currents(
   Declares the layer's variables.
 
   Args:
-    layer: with the attributes features, norm, use_bias, scale_init, v_th,
-      joins, kernel_init, momentum and eps.
-    x: what the layer is called with.
-    shape: of its kernel, [..., C_in / groups, features].
+    layer: module with the attributes features, norm, use_bias, scale_init,
+      v_th, joins, kernel_init, momentum and eps.
+    x: input of the layer.
+    shape: shape of its kernel, [..., C_in / groups, features].
     product: linear in both arguments.
-    train: whether batch statistics are used, and running ones advanced.
-    copies: how many equal time steps each step of x stands for.
-    groups: that the channels of x are split into.
+    train: whether to use batch statistics and update running statistics.
+    copies: how many equal time steps each step of x represents.
+    groups: number of channel groups of x.
   """
   variables.check_input('images or spikes', x)
   kernel = variables.weight(layer, 'kernel', layer.kernel_init, shape)
   x, kernel = normed.read_with(layer, x, kernel, groups=groups)
-  # A folded bias is the norm's too.
+  # A folded bias includes the norm.
   folded = layer.has_variable('folded', 'bias')
   if folded:
     _check_folded(layer)
@@ -55,7 +55,7 @@ def normed_currents(
   if layer.use_bias or folded:
     zeros = nn.initializers.zeros
     bias = variables.weight(layer, 'bias', zeros, (layer.features,))
-  if kernel.ndim > len(shape):  # one of each time step
+  if kernel.ndim > len(shape):  # one per time step
     x, copies = jnp.repeat(x, copies, axis=1), 1
     y = _of_each_step(layer, product, x, kernel, bias)
   else:
@@ -70,7 +70,7 @@ def normed_currents(
 
 
 def _check_folded(layer):
-  """Raises InputError where a part of what was folded is missing."""
+  """Raises InputError if a folded leaf is missing."""
   factor = variables.per_time_step(layer.norm) == 'factor'
   for name in ['kernel'] + ['factor'] * factor:
     if not layer.has_variable('folded', name):
@@ -118,7 +118,7 @@ def _product(product, x, kernel, bias):
 
 
 def _of_each_step(layer, product, x, kernel, bias):
-  """Returns the currents where there is a kernel (and bias) of each step."""
+  """Returns the currents for a kernel (and bias) per time step."""
   variables.check_steps_equal(layer, kernel.shape[0], x.shape[1])
   steps = range(x.shape[1])
   own_bias = bias is not None and bias.ndim == 2

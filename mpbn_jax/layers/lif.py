@@ -1,4 +1,4 @@
-"""A layer of leaky integrate-and-fire neurons, and the norm of its spikes."""
+"""A layer of leaky integrate-and-fire neurons, with norms of u and spikes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,43 +24,43 @@ class LIF(nn.Module):
 
   Variables: params/<norm>/{scale, bias} and batch_stats/<norm>/{mean, var},
   [C] channel-wise or [H, W, C] element-wise; params/tau_logit, a scalar, and
-  params/v_th [C], where they are learned. The constants eps and v_th (where it
-  is not learned) stand in batch_stats/<norm> too, scalars, and these stored
-  values are what the layer computes with.
+  params/v_th [C], if they are learned. The constants eps and v_th (unless
+  learned) are scalars in batch_stats/<norm>, and the layer computes with these
+  stored values.
 
-  With a norm of the spikes or a synaptic filter, the readers get what a
-  `SpikeNorm` named 'spike_norm' inside the layer makes of the spikes.
+  With a spike norm or a synaptic filter, a `SpikeNorm` named 'spike_norm'
+  inside the layer transforms the spikes before they are returned.
 
   A `threshold` collection with {threshold, polarity, gain, v_th} at this path
-  takes the norm's place (`fold`): then a neuron fires where
+  replaces the norm (`fold`): a neuron then fires if
   polarity * u > polarity * threshold, and the norm's variables are not read.
-  The variables say whether a network is folded; no flag can disagree with
-  them.
+  The variables determine whether a network is folded, so no flag can disagree
+  with them.
 
   Attributes:
     tau: kept fraction of the membrane potential, in [0, 1).
-    v_th: firing threshold, and what a soft reset subtracts. With a norm: what
-      the layer starts with; it is stored with the variables, and the stored
-      value is what counts.
-    learn_tau: whether tau is learned, one of the layer, through a sigmoid and
-      starting at `tau` (PLIF, Fang et al. 2021, 2007.05785; there the input
-      is scaled by the share that leaks, 1 - tau here, and here it is not).
-    learn_v_th: whether v_th is learned, one of each channel, starting at
-      `v_th` (the paper's Sec. 4.2 and the caption of its Table 6).
-    norm: of the membrane potential, a key of `norm.NORMS`, or 'none'.
-    spike_norm: of the spikes, a key of `norm.NORMS`, or 'none'.
-    spike_scale_init: what the scale of the norm of the spikes starts at.
+    v_th: firing threshold, also subtracted by a soft reset. With a norm, this
+      is the initial value: it is stored with the variables, and the layer uses
+      the stored value.
+    learn_tau: whether to learn one tau per layer, through a sigmoid, starting
+      at `tau` (PLIF, Fang et al. 2021, 2007.05785; unlike there, the input is
+      not scaled by the leaking fraction, here 1 - tau).
+    learn_v_th: whether to learn one v_th per channel, starting at `v_th` (the
+      paper's Sec. 4.2 and the caption of its Table 6).
+    norm: norm of the membrane potential, a key of `norm.NORMS`, or 'none'.
+    spike_norm: norm of the spikes, a key of `norm.NORMS`, or 'none'.
+    spike_scale_init: initial scale of the spike norm.
     tau_s: kept fraction of the synaptic filter between the spikes and their
-      norm, in [0, 1); 0: no filter.
+      norm, in [0, 1); 0 disables the filter.
     surrogate: a name in `surrogate.SURROGATES`.
-    surrogate_parameter: its width or slope; None takes its default.
+    surrogate_parameter: its width or slope; None uses its default.
     reset: 'hard' or 'soft'.
     detach_reset: whether the gradient ignores the spikes in the reset.
     momentum: weight of the new value in running statistics.
-    eps: added to variances: what the layer starts with; it is stored with the
-      variables, and the stored value is what counts.
-    unroll: whether the steps are unrolled in the compiled program (faster,
-      longer to compile) or looped over.
+    eps: added to variances. This is the initial value: it is stored with the
+      variables, and the layer uses the stored value.
+    unroll: whether to unroll the time steps in the compiled program (faster,
+      but slower to compile) or to loop over them.
   """
 
   tau: float = 0.25
@@ -96,13 +96,14 @@ class LIF(nn.Module):
 
     `mutable=['intermediates']` returns both, under 'currents' and 'spikes'.
     If a `given_spikes` collection has {spikes} at this path, they are returned
-    in place of the layer's own: so its readers can be fed another network's.
+    in place of the layer's own spikes. Its readers can thus receive another
+    network's spikes.
 
     Raises:
-      InputError: a stored constant is not the layer's setting, where it is
-        known; training of what is folded; a learned tau that starts
-        at 0; settings, or shapes, that no layer can have; normed spikes.
-      TypeError: currents that are not floating.
+      InputError: a stored constant differs from the layer's setting (if its
+        value is known); training of a folded layer; a learned tau that starts
+        at 0; invalid settings or shapes; normed spikes as input.
+      TypeError: the currents are not floating.
     """
     check_array(currents)
     variables.check_input('currents', currents)
@@ -168,7 +169,7 @@ class LIF(nn.Module):
   def _predicate(
     self, shape, v_th, train
   ) -> tuple[Fire, Any, Callable, jax.Array | float]:
-    """Returns (fire, its state, what to do with the last state, v_th)."""
+    """Returns (fire, its initial state, handler of its last state, v_th)."""
     surrogate: dict[str, Any] = dict(
       surrogate=self.surrogate, parameter=self.surrogate_parameter
     )
@@ -180,7 +181,7 @@ class LIF(nn.Module):
       variables.refuse_training(train)
       leaves = variables.folded_neurons(self, shape)
       threshold, polarity = leaves['threshold'], leaves['polarity']
-      if not self.learn_v_th:  # a soft reset subtracts what was folded
+      if not self.learn_v_th:  # a soft reset subtracts the folded v_th
         v_th = leaves['v_th']
 
       def fire_folded(state, u):
@@ -199,7 +200,7 @@ class LIF(nn.Module):
       self, shape, eps=self.eps, v_th=None if self.learn_v_th else self.v_th
     )
     params, stats = own.params, own.stats
-    # A learned one is a parameter of the layer, not a constant of the norm.
+    # A learned v_th is a parameter of the layer, not a constant of the norm.
     v_th = stats.get('v_th', v_th)
 
     def fire_train(state, u):

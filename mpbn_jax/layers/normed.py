@@ -1,16 +1,17 @@
-"""Normed spikes: what they carry, and how a layer reads them.
+"""Normed spikes: their contents, and how layers read them.
 
-A norm of the spikes that folds is a gain of each channel (and step). In
-evaluation the spikes carry it, and a layer that reads them multiplies its
-kernel by it. Folding keeps that product, so the network itself says which
-layer takes in which norm. `Spikes` can be read in no other way.
+A spike norm that folds is a gain per channel (and time step). In evaluation the
+spikes carry the gain, and a layer that reads them multiplies its kernel by it.
+Folding stores that product, so the network itself determines which layer
+absorbs which norm. `Spikes` cannot be read in any other way.
 
-A pass that may change the `folded` collection, and the parameters not, is the
-one that folds (`wiring.Wiring`). Afterwards `folded` has, at the path of
+The folding pass (`wiring.Wiring`) is the one in which the `folded` collection
+is mutable and the parameters are not. Afterwards `folded` has, at the path of
 
-* a norm: readers, into how many layers it was folded;
-* a reader: kernel (or scale), and under `reads` the way from the reader to the
-  norm, so that it takes spikes of this norm only, and nobody else takes them.
+* a norm: `readers`, the number of layers into which it was folded;
+* a reader: kernel (or scale), and under `reads` the relative path from the
+  reader to the norm, so that the reader only accepts spikes of this norm and no
+  other layer accepts them.
 """
 
 import enum
@@ -25,11 +26,11 @@ import numpy as np
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
 
-_UP = 'up'  # so many levels, then the names down to the norm
+_UP = 'up'  # number of levels up, followed by the names down to the norm
 
 
 class Fold(enum.Enum):
-  """Where the gain of some spikes is."""
+  """Where the gain of normed spikes is applied."""
 
   OPEN = 'with the spikes, or, in training, in them'
   NOW = 'on its way into the kernels of the readers'
@@ -37,21 +38,21 @@ class Fold(enum.Enum):
 
 
 class Spikes:
-  """Normed spikes [B, T, ..., C], opaque but for shape, ndim and dtype.
+  """Normed spikes [B, T, ..., C], opaque except for shape, ndim and dtype.
 
   `ConvNorm`, `DenseNorm`, `Readout` and `Identity` read them; `average_pool`,
-  `mean_over_space` and `over_time` (of functions that accept them) hand them
-  on. All else is an InputError. They are no pytree: a transformation cannot
-  open them either.
+  `mean_over_space` and `over_time` (of functions that accept them) pass them
+  on. Any other use raises an InputError. They are not a pytree, so
+  transformations cannot open them either.
 
   Attributes:
     source: path of their norm.
-    shape: of the array.
+    shape: shape of the array.
     ndim: its rank.
     dtype: its type.
-    array: the normed spikes as an array, for whatever else shall read them.
-      The norm of the spikes cannot be folded then: `Identity` makes an array
-      of spikes too, and takes the norm in.
+    array: the normed spikes as an array, for any other use. Their norm then
+      cannot be folded; `Identity` also returns an array and does absorb the
+      norm.
   """
 
   __slots__ = ('_array', '_fold', '_gain', '_merged', '_path')
@@ -65,13 +66,13 @@ class Spikes:
     fold: Fold = Fold.OPEN,
     merged: bool = False,
   ):
-    """Only `SpikeNorm` makes some.
+    """Only `SpikeNorm` creates instances.
 
     Args:
       array: [B, T, ..., C].
-      path: of the norm.
-      gain: [C] or [T, C], that every reader multiplies its kernel by.
-      fold: where the gain is.
+      path: path of the norm.
+      gain: [C] or [T, C], by which every reader multiplies its kernel.
+      fold: where the gain is applied.
       merged: whether the array is [B * T, ..., C], inside `over_time`.
     """
     self._array = array
@@ -115,22 +116,22 @@ class Spikes:
 
   def __repr__(self) -> str:
     shape = ', '.join(map(str, self.shape))
-    # Where JAX looks for no `__jax_array__`, all that it shows is this.
+    # Where JAX does not look for `__jax_array__`, it shows only this text.
     return (
       f'<normed spikes of {self.source!r}, {self.dtype}[{shape}], which only '
       'ConvNorm, DenseNorm, Readout and Identity read>'
     )
 
   def __getattr__(self, name: str) -> NoReturn:
-    # `hasattr` of what no array has is False, as ever.
+    # `hasattr` stays False for attributes that arrays do not have.
     if any(hasattr(kind, name) for kind in _ARRAYS) or name in _PROTOCOLS:
       self._refuse()
     raise AttributeError(f'normed spikes have no attribute {name!r}')
 
   def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
     del args, kwargs
-    # Not a TypeError: functions under `jit` replace one by their own, which
-    # does not say whose spikes these are.
+    # Not a TypeError: functions under `jit` replace it by their own, which does
+    # not name the norm.
     raise InputError(
       f'expected an array, got the normed spikes of {self.source!r}, which '
       'ConvNorm, DenseNorm, Readout and Identity read and average_pool, '
@@ -140,8 +141,8 @@ class Spikes:
     )
 
 
-# What JAX and NumPy look for, and all that Python's syntax calls. Identity and
-# hash are those of the object.
+# The protocols of JAX and NumPy, and every method that Python's syntax calls.
+# Identity and hash are those of the object.
 _ARRAYS = (jax.Array, np.ndarray)
 _PROTOCOLS = ('__jax_array__', '__array__', '__array_interface__')
 _OPERATORS = (
@@ -163,9 +164,10 @@ setattr(Spikes, '__hash__', object.__hash__)  # noqa: B010
 def on_array(
   spikes: Spikes, function: Callable, *, merged: bool | None = None
 ) -> Spikes:
-  """Returns spikes after a function of their array.
+  """Returns spikes with a function applied to their array.
 
-  The caller answers for it: a factor of a channel and step must pass through.
+  The function must commute with a factor per channel and step; it is not
+  checked.
   """
   return Spikes(
     function(spikes._array),
@@ -179,9 +181,9 @@ def on_array(
 def opened(
   x: 'jax.Array | Spikes',
 ) -> tuple[tuple[jax.Array, ...], dict | None]:
-  """Returns the arrays in x, and what `closed` needs to put them back.
+  """Returns the arrays in x, and the data that `closed` needs to restore x.
 
-  For transformations that only let arrays through.
+  For transformations that accept only arrays.
   """
   if not isinstance(x, Spikes):
     return (x,), None
@@ -192,7 +194,7 @@ def opened(
 def closed(
   arrays: tuple[jax.Array, ...], form: dict | None
 ) -> 'jax.Array | Spikes':
-  """Returns what was `opened`."""
+  """Returns the x that `opened` took apart."""
   if form is None:
     return arrays[0]
   array, *gain = arrays
@@ -200,13 +202,13 @@ def closed(
 
 
 def check_array(x: Any) -> None:
-  """Raises InputError for normed spikes where an array is due."""
+  """Raises InputError if x holds normed spikes in place of an array."""
   if isinstance(x, Spikes):
     x._refuse()
 
 
 def check_merged(spikes: Spikes, function: str, *, merged: bool) -> None:
-  """Raises InputError for spikes inside `over_time` where others are due."""
+  """Raises InputError unless the spikes are merged (or not) as expected."""
   if spikes._merged != merged:
     due, got = ('inside', 'outside') if merged else ('outside', 'inside')
     raise InputError(
@@ -217,7 +219,7 @@ def check_merged(spikes: Spikes, function: str, *, merged: bool) -> None:
 
 
 def may_fold(module: nn.Module) -> bool:
-  """Returns whether this pass is the one that folds."""
+  """Returns whether this is the folding pass."""
   mutable = module.is_mutable_collection
   return mutable('folded') and not mutable('params')
 
@@ -225,17 +227,17 @@ def may_fold(module: nn.Module) -> bool:
 def read(
   module: nn.Module, x: 'jax.Array | Spikes'
 ) -> tuple[jax.Array, jax.Array | None]:
-  """Returns (array, gain): a reader's input, and what its kernel must take in.
+  """Returns (array, gain): a reader's input, and the gain of its kernel.
 
   Args:
     module: the reader.
-    x: what it is called with.
+    x: its input.
 
   Returns:
-    The gain is None where there is none, or it is in the kernel already.
+    The gain is None if there is none or the kernel already includes it.
 
   Raises:
-    InputError: the reader's kernel took another norm in, or not this one.
+    InputError: the reader's kernel absorbed another norm, or not this one.
   """
   mark = None
   if module.has_variable('folded', 'reads'):
@@ -279,7 +281,7 @@ def read_with(
   *,
   groups: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns (array, kernel times the gain of the spikes), as `read`."""
+  """Returns (array, kernel times the gain of the spikes); see `read`."""
   array, gain = read(module, x)
   if gain is not None:
     kernel = times_gain(kernel, gain, groups=groups)
@@ -288,7 +290,7 @@ def read_with(
 
 
 def keep(module: nn.Module, x: Any, name: str, value: jax.Array) -> None:
-  """Stores what a reader made of a gain, in the pass that folds."""
+  """Stores a reader's product with a gain during the folding pass."""
   if isinstance(x, Spikes) and x._fold is Fold.NOW:
     module.put_variable('folded', name, value)
 
@@ -301,15 +303,15 @@ def times_gain(
   Args:
     kernel: [(T,) (k, k,) C_in / groups, C_out].
     gain: [(T,) C_in].
-    groups: that the channels are split into.
+    groups: number of channel groups.
   """
-  if kernel.shape[-2] * groups != gain.shape[-1]:  # broadcasting is silent
+  if kernel.shape[-2] * groups != gain.shape[-1]:  # would silently broadcast
     raise InputError(
       'expected a kernel with an input channel for each channel of the gain, '
       f'got {kernel.shape} in {groups} groups and {gain.shape}'
     )
   # An output channel reads the inputs of its group: [(T,) C_in / groups, C_out]
-  # or, where there is one group, [(T,) C_in, 1].
+  # or, with a single group, [(T,) C_in, 1].
   gain = gain.reshape((*gain.shape[:-1], groups, -1)).swapaxes(-1, -2)
   if groups > 1:
     gain = jnp.repeat(gain, kernel.shape[-1] // groups, axis=-1)
@@ -324,7 +326,7 @@ def times_gain(
 def readers(
   folded: Mapping, path: tuple[str, ...] = ()
 ) -> dict[str, list[str]]:
-  """Returns {path of a norm: paths of the layers that took it in}."""
+  """Returns {path of a norm: paths of the layers that absorbed it}."""
   found: dict[str, list[str]] = {}
   for key, child in folded.items():
     if key == 'reads':
@@ -338,7 +340,7 @@ def readers(
 
 
 def _way(start, end):
-  """Returns the names from one path to another: it holds wherever both are."""
+  """Returns the relative path between two paths, which moves with both."""
   common = 0
   for one, other in zip(start, end, strict=False):
     if one != other:
@@ -348,7 +350,7 @@ def _way(start, end):
 
 
 def _only_path(tree):
-  """Returns the keys down to the one leaf of a tree."""
+  """Returns the path to the only leaf of a tree."""
   path = ()
   while hasattr(tree, 'items'):
     ((key, tree),) = tree.items()

@@ -1,4 +1,4 @@
-"""Pooling, and functions of images applied to every time step."""
+"""Pooling, and functions of images applied at every time step."""
 
 import functools
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from mpbn_jax.layers.normed import Spikes
 
 
 def over_time(function: Callable, x: jax.Array | Spikes) -> jax.Array | Spikes:
-  """Returns function applied to every step of x: [B, T, ...] -> [B, T, ...].
+  """Returns a function applied to every step: [B, T, ...] -> [B, T, ...].
 
-  Batch-major merging: with B sharded, a time-major merge (T, B) makes XLA
-  all-gather and every device compute the whole batch, in silence.
+  Merges the axes batch-major: with B sharded, a time-major merge (T, B) makes
+  XLA silently all-gather, and every device computes the whole batch.
 
   Raises:
-    InputError: x are normed spikes and the function does not accept those.
+    InputError: x holds normed spikes, which the function does not accept.
   """
   steps = x.shape[:2]
 
@@ -41,7 +41,7 @@ def over_time(function: Callable, x: jax.Array | Spikes) -> jax.Array | Spikes:
 
 
 def mean_over_space(x: jax.Array | Spikes) -> jax.Array | Spikes:
-  """Returns the means of whole maps, float32: [B, T, ..., C] -> [B, T, C]."""
+  """Returns the float32 means of whole maps: [B, T, ..., C] -> [B, T, C]."""
   if isinstance(x, Spikes):
     normed.check_merged(x, 'mean_over_space', merged=False)
     return normed.on_array(x, mean_over_space)
@@ -58,22 +58,22 @@ def average_pool(
 ) -> jax.Array | Spikes:
   """Returns the means of square windows: [N, H, W, C] -> [N, H', W', C].
 
-  As PyTorch's AvgPool2d: incomplete windows are dropped, padding is counted.
-  With `ceil_mode`, windows that stick out of the far edges are kept, and their
-  means are over what lies in the map (PyTorch's `ceil_mode=True` with
+  Like PyTorch's AvgPool2d: incomplete windows are dropped, padding is counted.
+  With `ceil_mode`, windows that extend past the far edges are kept and averaged
+  over their part inside the map (PyTorch's `ceil_mode=True` with
   `count_include_pad=False`).
 
   Args:
     x: maps.
     window: side of a window.
-    stride: of both axes; the window where it is None.
+    stride: stride along both axes; None uses the window.
     padding: zeros on every side.
-    ceil_mode: whether incomplete windows are kept. The windows must then
-      touch without overlap or padding.
+    ceil_mode: whether to keep incomplete windows. The windows must then tile
+      the map, without overlap or padding.
 
   Raises:
-    InputError: the maps are smaller than the window; ceil_mode with a stride
-      or padding.
+    InputError: the maps are smaller than the window; ceil_mode with another
+      stride or padding.
   """
   if isinstance(x, Spikes):
     normed.check_merged(x, 'average_pool', merged=True)

@@ -1,4 +1,4 @@
-"""Layers that make or read normed spikes: norm, identity and readout."""
+"""Layers that produce or read normed spikes: norm, identity and readout."""
 
 import flax.linen as nn
 import jax
@@ -11,27 +11,27 @@ from mpbn_jax.layers.normed import Fold, Spikes
 
 
 class SpikeNorm(nn.Module):
-  """The synaptic filter, and the normalization of postsynaptic potentials.
+  """The synaptic filter and the normalization of postsynaptic potentials.
 
       a[t] = tau_s * a[t-1] + s[t];  y = norm(a)
 
-  Variables: params/<norm>/... and batch_stats/<norm>/.... Folded into its
-  readers (`folding.fold_spike_norms`), `folded/readers` says into how many;
-  then the filter alone is left.
+  Variables: params/<norm>/... and batch_stats/<norm>/.... After folding into
+  its readers (`folding.fold_spike_norms`), `folded/readers` is their number,
+  and only the filter is left.
 
-  A norm that folds returns `Spikes`, which nothing but the layers that it folds
-  into can read: whatever else gets them raises an InputError, and no fold is
-  wrong. In evaluation they carry the norm's gain into the kernels of these
-  layers, which is what the fold does once and for all.
+  A norm that folds returns `Spikes`, which only the layers that can absorb the
+  norm can read: any other use raises an InputError, so a fold is never wrong.
+  In evaluation the spikes carry the norm's gain into the kernels of these
+  layers; folding does the same once and for all.
 
   Attributes:
-    norm: a norm of the spikes of `norm.NORMS`, or 'none'.
-    tau_s: kept fraction of the filter, in [0, 1); 0: the spikes themselves.
-    scale_init: what the norm's scale starts at.
+    norm: a spike norm in `norm.NORMS`, or 'none'.
+    tau_s: kept fraction of the filter, in [0, 1); 0 disables the filter.
+    scale_init: initial value of the norm's scale.
     momentum: weight of the new value in running statistics.
-    eps: added to second moments: what the layer starts with; it is stored with
-      the variables, and the stored value is what counts.
-    unroll: whether the steps are unrolled in the compiled program.
+    eps: added to second moments. This is the initial value: it is stored with
+      the variables, and the layer uses the stored value.
+    unroll: whether to unroll the time steps in the compiled program.
   """
 
   norm: str = norms.NONE
@@ -84,15 +84,15 @@ class SpikeNorm(nn.Module):
 
 
 class Identity(nn.Module):
-  """A shortcut that hands its input on, as an array.
+  """A shortcut that returns its input as an array.
 
-  It reads spikes as a convolution does, so a norm of the spikes folds into it:
+  It reads spikes as a convolution does, so a spike norm folds into it:
   `folded/scale`, [C] or [T, C], then multiplies every channel.
   """
 
   @nn.compact
   def __call__(self, x: jax.Array | Spikes) -> jax.Array:
-    """Returns x [B, T, ..., C] times the gain of the norm that it reads."""
+    """Returns x [B, T, ..., C] times the gain of its norm."""
     variables.check_input('spikes', x)
     spikes = x
     x, scale = normed.read(self, spikes)
@@ -110,11 +110,11 @@ class Identity(nn.Module):
 class Readout(nn.Module):
   """The linear layer on the pooled spikes: x @ kernel + bias.
 
-  Variables: params/{kernel, bias}; `folded/kernel`, [C, K] or, where a norm of
-  the spikes told the steps apart, [T, C, K], takes the kernel's place.
+  Variables: params/{kernel, bias}; `folded/kernel` replaces the kernel: [C, K],
+  or [T, C, K] if the folded spike norm was per time step.
 
   Attributes:
-    features: K.
+    features: number of outputs K.
     kernel_init: initializer of the kernel.
   """
 

@@ -1,10 +1,10 @@
-"""The variables of a layer, folded or not: declared, found and checked.
+"""The variables of a layer, folded or not: declared, looked up and checked.
 
-The name in the tree says which normalization variables belong to: a pure
-function can fold them without the model, and the variables of one
-normalization are never taken for another's. What a fold made stands in a
-`folded` (or `threshold`) collection at the same path and is preferred: the
-variables say whether a network is folded, no flag can disagree with them.
+The name in the tree identifies the normalization to which variables belong: a
+pure function can fold them without the model, and the variables of one
+normalization are never mistaken for another's. Folded variables are in a
+`folded` (or `threshold`) collection at the same path and take precedence: the
+variables determine whether a network is folded, and no flag can disagree.
 """
 
 import functools
@@ -21,11 +21,11 @@ from mpbn_jax.errors import InputError
 
 
 def check_input(what: str, x: Any) -> None:
-  """Raises unless x is [B, T, ..., C], floating, with at least one step.
+  """Checks that x is [B, T, ..., C], floating, with at least one step.
 
   Raises:
-    InputError: too few axes, or no step.
-    TypeError: not floating.
+    InputError: x has too few axes or no time step.
+    TypeError: x is not floating.
   """
   norms.check_floating(what, x)
   if x.ndim < 3 or x.shape[1] < 1:
@@ -37,9 +37,9 @@ def check_input(what: str, x: Any) -> None:
 def weight(
   module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]
 ) -> jax.Array:
-  """Returns the folded weight of that name, or else declares the parameter.
+  """Returns the folded weight of that name, or declares the parameter.
 
-  It is float32, with jax_enable_x64 too.
+  It is float32, even with jax_enable_x64.
   """
   if module.has_variable('folded', name):
     folded: jax.Array = module.get_variable('folded', name)
@@ -57,18 +57,17 @@ class NormVariables:
 
   Attributes:
     params: its parameters.
-    stats: its running statistics, and the constants that it computes with;
-      {} where it has none.
+    stats: its running statistics and constants; {} if it has none.
   """
 
   def __init__(self, module, shape, *, scale_init=1.0, **settings):
-    """Declares them, and checks the constants that stand there already.
+    """Declares the variables and checks constants that are already stored.
 
     Args:
       module: the layer.
-      shape: of what is normalized, [..., C], without batch axes.
-      scale_init: what the norm's scale starts at.
-      **settings: what the norm's `init` takes.
+      shape: shape of the normalized values, [..., C], without batch axes.
+      scale_init: initial value of the norm's scale.
+      **settings: arguments of the norm's `init`.
     """
     init = functools.partial(norms.NORMS[module.norm].init, **settings)
 
@@ -82,7 +81,7 @@ class NormVariables:
 
     self._module, self._stats = module, None
     self.params = module.param(module.norm, init_params)
-    # Without arrays the leaf would be lost in a checkpoint.
+    # A leaf without arrays would be lost in a checkpoint.
     expected = jax.eval_shape(lambda: init(shape)[1])
     if expected:
       self._stats = module.variable(
@@ -105,29 +104,29 @@ class NormVariables:
 
   def advance(self, stats) -> None:
     """Stores new running statistics."""
-    # `init` runs a forward pass too, but must leave the initial statistics.
+    # `init` also runs a forward pass, but must keep the initial statistics.
     if self._stats is not None and not self._module.is_initializing():
       self._stats.value = stats
 
 
 def path_of(module: nn.Module, *leaf: str) -> str:
-  """Returns where a layer's variables stand, as 'stem/lif1'."""
+  """Returns the path of a layer's variables, such as 'stem/lif1'."""
   return '/'.join((*module.path, *leaf))
 
 
 def check_constant(
   module: nn.Module, at: str, name: str, leaves: dict, value: float
 ) -> None:
-  """Raises InputError where a stored constant is not the layer's setting.
+  """Raises InputError if a stored constant differs from the layer's setting.
 
-  Inside a compiled function the stored value is not known; there it counts,
+  Inside a compiled function the stored value is unknown, and it is used
   whatever the setting is.
 
   Args:
     module: the layer.
-    at: where the constant is stored.
-    name: of the constant.
-    leaves: what is stored there.
+    at: path of the constant.
+    name: name of the constant.
+    leaves: leaves stored at that path.
     value: the layer's setting.
   """
   layer = path_of(module) or type(module).__name__
@@ -153,9 +152,9 @@ def check_shapes(at: str, leaves: Mapping, expected: Mapping) -> None:
   """Raises InputError for leaves of other shapes, which would broadcast.
 
   Args:
-    at: where they stand.
-    leaves: there; missing ones are not looked for.
-    expected: {name: anything with a shape}.
+    at: path of the leaves.
+    leaves: the leaves to check; missing ones are ignored.
+    expected: {name: object with a shape}.
   """
   for name in expected.keys() & leaves.keys():
     shape, want = jnp.shape(leaves[name]), tuple(expected[name].shape)
@@ -167,15 +166,15 @@ def check_shapes(at: str, leaves: Mapping, expected: Mapping) -> None:
 
 
 def folded_neurons(module: Any, shape: tuple[int, ...]) -> dict:
-  """Returns what `fold` left of a layer's norm, {threshold, polarity, ...}.
+  """Returns the folded norm of a layer, {threshold, polarity, ...}.
 
   Args:
     module: a layer of neurons, with learn_v_th and v_th.
-    shape: of its potentials, [..., C], without batch axes.
+    shape: shape of its membrane potentials, [..., C], without batch axes.
 
   Raises:
-    InputError: a part is missing, has another shape than the layer's channels
-      or elements, or was folded with another v_th.
+    InputError: a leaf is missing, does not have the shape of the layer's
+      channels or elements, or was folded with another v_th.
   """
   names = ['threshold', 'polarity', 'gain'] + ['v_th'] * (not module.learn_v_th)
   leaves: dict[str, jax.Array] = {
@@ -198,12 +197,12 @@ def folded_neurons(module: Any, shape: tuple[int, ...]) -> dict:
 
 
 def per_time_step(name: str) -> str:
-  """Returns the leaf of a norm whose first axis is T, '' if there is none."""
+  """Returns the leaf of a norm whose first axis is T, or '' if none is."""
   return getattr(norms.NORMS.get(name), 'per_time_step', '')
 
 
 def check_steps(module: Any, steps: int) -> None:
-  """Raises InputError where module.norm has parameters of other steps."""
+  """Raises InputError if module.norm has another number of time steps."""
   leaf = per_time_step(module.norm)
   for collection in ('params', 'batch_stats'):
     if leaf and module.has_variable(collection, module.norm):
@@ -213,7 +212,7 @@ def check_steps(module: Any, steps: int) -> None:
 
 
 def check_steps_equal(module: Any, built: int, steps: int) -> None:
-  """Raises InputError where a layer was built for other steps than it gets."""
+  """Raises InputError if a layer was built for another number of steps."""
   if built == steps:
     return
   what = '/'.join(module.path)
@@ -226,7 +225,7 @@ def check_steps_equal(module: Any, built: int, steps: int) -> None:
 
 
 def refuse_training(train: bool) -> None:
-  """Raises InputError where what is folded would be trained."""
+  """Raises InputError if a folded layer would be trained."""
   if train:
     raise InputError(
       'a folded network cannot be trained, its statistics are gone: '

@@ -1,4 +1,4 @@
-"""The registry of networks, and how a configuration builds one."""
+"""The registry of networks, and building them from a configuration."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ MODELS: dict[str, Callable[..., SpikingNetwork]] = {
   'vgg16': SpikingVGG16,
 }
 
-# {key of the configuration: attribute} of the layers that a network makes.
+# {configuration key: attribute} for the layers of a network.
 CONV_SETTINGS = {
   'conv_norm': 'norm',
   **{key: key for key in ('v_th', 'momentum', 'eps')},
@@ -47,7 +47,7 @@ LIF_SETTINGS = {
 
 
 def network_settings(name: str) -> set[str]:
-  """Returns the keys of the configuration that are a network's own."""
+  """Returns the configuration keys that are specific to a network."""
   network: Any = MODELS[name]
   fixed: set[str] = set()
   if isinstance(network, functools.partial):
@@ -60,20 +60,19 @@ def build_model(config: Mapping) -> SpikingNetwork:
   """Returns the network that `config.model` describes.
 
   Args:
-    config: a mapping with `name`, a key of `MODELS`, and any of: attributes of
-      that network; `conv_norm` (after every convolution and linear layer),
-      `membrane_norm` (before every firing) and the attributes of `LIF` and
-      `ConvNorm` that `LIF_SETTINGS` and `CONV_SETTINGS` list. What is left
-      out, or None, takes its default. A `ConfigDict` and a plain dict are both
-      accepted.
+    config: a `ConfigDict` or dict with `name`, a key of `MODELS`, and any of:
+      attributes of that network; `conv_norm` (after every convolution and
+      linear layer), `membrane_norm` (before firing) and the attributes of
+      `LIF` and `ConvNorm` listed in `LIF_SETTINGS` and `CONV_SETTINGS`. Keys
+      that are missing or None take their defaults.
 
   Returns:
-    A Flax module: `init(key, x, train=False)` returns the variables,
-    `apply(variables, x, train=False)` logits [B, num_classes].
+    A Flax module: `init(key, x, train=False)` returns the variables, and
+    `apply(variables, x, train=False)` returns logits [B, num_classes].
 
   Raises:
-    InputError: unknown network, setting, normalization, surrogate or reset;
-      a setting outside its range. The message lists what is known.
+    InputError: an unknown network, setting, normalization, surrogate or reset
+      (lists the known ones), or a setting outside its range.
 
   Example:
     >>> model = build_model({'name': 'resnet20', 'width': 4, 'num_steps': 2})
@@ -109,7 +108,7 @@ def build_model(config: Mapping) -> SpikingNetwork:
 
 
 def settings_of(model: SpikingNetwork) -> dict[str, Any]:
-  """Returns the settings that `build_model` makes such a network of."""
+  """Returns the settings from which `build_model` builds such a network."""
   fields = {field.name for field in dataclasses.fields(model)}
   fields -= {'conv', 'dense', 'lif', 'parent', 'name'}
   settings = {name: getattr(model, name) for name in fields}

@@ -1,4 +1,4 @@
-"""What networks of residual blocks share: rematerialization, the last scale."""
+"""Helpers for residual networks: rematerialization and the last scale."""
 
 from collections.abc import Callable
 
@@ -14,12 +14,12 @@ from mpbn_jax.layers.normed import closed, opened
 def rematerialized(function: Callable, module: nn.Module) -> Callable:
   """Returns x -> function(module, x) that stores no activations.
 
-  The backward pass computes them again (`jax.checkpoint`). For training only:
-  elsewhere nothing is stored anyway.
+  The backward pass recomputes them (`jax.checkpoint`). Only useful in training:
+  evaluation stores none anyway.
 
   Args:
-    function: (module, x) -> y, with the layers of a block; x and y are arrays
-      or `Spikes`.
+    function: (module, x) -> y, which applies the layers of a block; x and y are
+      arrays or `Spikes`.
     module: the network.
   """
 
@@ -39,17 +39,17 @@ def rematerialized(function: Callable, module: nn.Module) -> Callable:
 
 
 def norm_after_convolution(conv: Callable) -> str:
-  """Returns the norm of the convolutions that a factory makes."""
+  """Returns the norm of the convolutions that a factory creates."""
   return getattr(conv(1, parent=None), 'norm', norms.NONE)
 
 
 def norm_after_firing(lif: Callable) -> str:
-  """Returns the norm of the spikes of the neurons that a factory makes."""
+  """Returns the spike norm of the neurons that a factory creates."""
   return getattr(lif(parent=None), 'spike_norm', norms.NONE)
 
 
 def refuse_last_scale(value: float | None, *, conv: str, spike: str) -> None:
-  """Raises InputError for the start of a scale that no norm has."""
+  """Raises InputError if last_scale is set but no norm has a scale."""
   if value is not None:
     raise InputError(
       'last_scale is what the scale of the last norm of a block starts at, '

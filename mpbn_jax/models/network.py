@@ -1,4 +1,4 @@
-"""The base of spiking networks: encoding, readout and their settings."""
+"""The base class of spiking networks: encoding, readout and settings."""
 
 from typing import Any
 
@@ -19,26 +19,26 @@ from mpbn_jax.layers import (
 from mpbn_jax.layers.attributes import check_positive, check_types
 
 DTYPES = ('float32', 'bfloat16')
-ModuleDef = Any  # makes a module: (*arguments, name, **attributes) -> module
+ModuleDef = Any  # module factory: (*arguments, name, **attributes) -> module
 
 
 class SpikingNetwork(nn.Module):
-  """Base of the networks: a subclass defines `encoder` and `features`.
+  """Base class of networks: subclasses define `encoder` and `features`.
 
   `apply(variables, x, train=...)` returns logits [B, num_classes], the mean
   over T of a linear readout of the average-pooled spikes (paper, Eq. 3). x is
-  [B, H, W, C], an image that is shown at every time step (direct encoding), or
-  [B, T, H, W, C], one frame a step.
+  [B, H, W, C], an image shown at every time step (direct encoding), or
+  [B, T, H, W, C], one frame per time step.
 
   Attributes:
-    num_classes: K.
-    num_steps: T.
+    num_classes: number of classes K.
+    num_steps: number of time steps T.
     width: channels of the first layer; all others scale with it.
-    conv: makes the convolutions, `ConvNorm` with its settings.
-    dense: makes the linear layers, `DenseNorm` with its settings.
-    lif: makes the layers of neurons, `LIF` with its settings.
-    dtype: of activations and products, 'float32' or 'bfloat16'. Potentials,
-      statistics, parameters and the readout are float32 in any case.
+    conv: factory of convolutions, `ConvNorm` with its settings.
+    dense: factory of linear layers, `DenseNorm` with its settings.
+    lif: factory of neuron layers, `LIF` with its settings.
+    dtype: dtype of activations and products, 'float32' or 'bfloat16'. Membrane
+      potentials, statistics, parameters and the readout are always float32.
   """
 
   num_classes: int = 10
@@ -57,11 +57,11 @@ class SpikingNetwork(nn.Module):
     super().__post_init__()
 
   def encoder(self) -> nn.Module:
-    """Returns the first convolution: images or frames into currents."""
+    """Returns the first convolution, from images or frames to currents."""
     raise NotImplementedError
 
   def features(self, currents: jax.Array, *, train: bool) -> jax.Array | Spikes:
-    """Returns the last spikes [B, T, H', W', C'] of the encoder's currents."""
+    """Returns the last spikes [B, T, H', W', C'] for the encoder's currents."""
     raise NotImplementedError
 
   @nn.compact
@@ -69,7 +69,7 @@ class SpikingNetwork(nn.Module):
     """Returns the logits of every time step, [B, T, num_classes]."""
     static = x.ndim == 4
     frames = self._frames(x)
-    # The image is the same at every step: convolved and normalized once.
+    # The image is the same at every step: convolve and normalize it once.
     copies = self.num_steps if static else 1
     currents = self.encoder()(frames, train=train, copies=copies)
     if currents.shape[1] != self.num_steps:

@@ -1,4 +1,4 @@
-"""The spiking network of pre-activation blocks, 100 layers deep and more."""
+"""The spiking pre-activation ResNet, for 100 layers and more."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ from mpbn_jax.layers import Spikes
 from mpbn_jax.models import blocks
 from mpbn_jax.models.network import ModuleDef, SpikingNetwork
 
-# Collections with one entry of each block, along their first axis.
+# Collections with one entry per block along their first axis.
 _STACKED = (
   *('params', 'batch_stats', 'intermediates'),
   *('threshold', 'folded', 'given_spikes'),
@@ -17,21 +17,21 @@ _STACKED = (
 
 
 class PreActBlock(nn.Module):
-  """x + norm(conv(LIF(norm(conv(LIF(x)))))), x being real-valued.
+  """x + norm(conv(LIF(norm(conv(LIF(x)))))) for real-valued x.
 
-  With a norm of the spikes: x + conv(norm(LIF(conv(norm(LIF(x)))))). The
-  shortcut is the identity; where the shape changes, a convolution of 1x1 of
-  what the first convolution reads (He et al. 2016, 1603.05027).
+  With a spike norm: x + conv(norm(LIF(conv(norm(LIF(x)))))). The shortcut is
+  the identity or, if the shape changes, a 1x1 convolution of the input of the
+  first convolution (He et al. 2016, 1603.05027).
 
   Attributes:
     conv: as in `SpikingNetwork`.
     lif: as in `SpikingNetwork`.
     features: output channels.
-    stride: of the first convolution and the shortcut.
+    stride: stride of the first convolution and the shortcut.
     projects: whether the shape changes.
-    spike_scale: what the scale of the last norm of the spikes starts at.
-    conv_scale: what that of the last norm of the currents starts at.
-    train: whether batch statistics are used, and running ones advanced.
+    spike_scale: initial scale of the last spike norm.
+    conv_scale: initial scale of the last norm of the currents.
+    train: whether to use batch statistics and update running statistics.
   """
 
   conv: ModuleDef
@@ -73,21 +73,20 @@ class PreActBlock(nn.Module):
 class SpikingPreActResNet(SpikingNetwork):
   """A convolution, three stages of n blocks, LIF, linear: depth 6n + 4.
 
-  Counted are the stem, 2n convolutions of each stage, two projections and the
-  linear layer; n = 17 has 106. Stage i has width * 2^i channels and, from the
-  second, half the resolution. Blocks of one shape are one block in the
-  compiled program, scanned over variables that are stacked along their first
-  axis: a deep network compiles as fast as a shallow one.
+  The depth counts the stem, 2n convolutions per stage, two projections and the
+  linear layer; n = 17 gives 106. Stage i has width * 2^i channels; each stage
+  after the first halves the resolution. Blocks of equal shape are compiled as
+  one block, scanned over variables stacked along their first axis: a deep
+  network compiles as fast as a shallow one.
 
-  PSP-BN carries spikes through more than 100 layers of it (Ikegawa et al.
-  2022, 2203.01544).
+  PSP-BN can train it with more than 100 layers (Ikegawa et al. 2022,
+  2203.01544).
 
   Attributes:
-    depth: layers with weights, 6n + 4.
-    last_scale: what the scale of the last norm of every block starts at; None:
-      1 / n.
-    remat: whether the activations of a block are computed again in the
-      backward pass and not stored.
+    depth: number of layers with weights, 6n + 4.
+    last_scale: initial scale of the last norm of every block; None uses 1 / n.
+    remat: whether to recompute the activations of a block in the backward pass
+      instead of storing them.
   """
 
   depth: int = 22
@@ -142,8 +141,8 @@ class SpikingPreActResNet(SpikingNetwork):
     conv_norm, _ = self._norms()
     last_scale = self.last_scale
     if last_scale is None:
-      # The branches of a stage add up: to as much at every depth. With 0,
-      # kernels would wait for scales, and scales for kernels.
+      # The branches of a stage add up, to the same total at every depth. With
+      # 0, kernels would wait for scales, and scales for kernels.
       last_scale = 6 / (self.depth - 4)
     block = nn.remat(PreActBlock) if self.remat else PreActBlock
     return block(

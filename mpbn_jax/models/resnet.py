@@ -14,21 +14,20 @@ class SpikingResNet(SpikingNetwork):
   """A stem and stages of basic blocks; stage i has width * 2^i channels.
 
   Block: conv3x3 - norm - LIF - conv3x3 - norm - (+ shortcut) - LIF; the first
-  block of every stage but the first has stride 2. The shortcut is the identity
-  where shapes agree.
+  block of every stage after the first has stride 2. The shortcut is the
+  identity if the shapes agree.
 
   Attributes:
-    stage_sizes: blocks of each stage.
+    stage_sizes: number of blocks of each stage.
     stem: 'triple', three [conv3x3 - norm - LIF] and a 2x2 average pool;
-      'single', conv3x3 - norm - LIF; 'imagenet', conv7x7 of stride 2 - norm -
-      LIF and a 3x3 average pool of stride 2.
-    shortcut: 'pool', average pool - conv1x1 - norm, where windows at the far
-      edge of an odd map are incomplete and count; 'stride', conv1x1 with the
-      stride - norm.
-    last_scale: what the scale of the last norm of every block starts at; None:
-      1, as in the reference.
-    remat: whether the activations of a block are computed again in the
-      backward pass and not stored.
+      'single', conv3x3 - norm - LIF; 'imagenet', conv7x7 with stride 2 - norm -
+      LIF and a 3x3 average pool with stride 2.
+    shortcut: 'pool', average pool - conv1x1 - norm, which keeps incomplete
+      windows at the far edge of an odd map; 'stride', strided conv1x1 - norm.
+    last_scale: initial scale of the last norm of every block; None uses 1, as
+      in the reference.
+    remat: whether to recompute the activations of a block in the backward pass
+      instead of storing them.
   """
 
   stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
@@ -100,7 +99,7 @@ class SpikingResNet(SpikingNetwork):
     )(x, train=train)
 
 
-# The paper's, for CIFAR at width 64.
+# The paper's ResNet-20 for CIFAR; width 64.
 SpikingResNet20 = functools.partial(
   SpikingResNet, stage_sizes=(2, 2, 2, 2), stem='triple', shortcut='pool'
 )
@@ -108,7 +107,7 @@ SpikingResNet20 = functools.partial(
 SpikingResNet19 = functools.partial(
   SpikingResNet, stage_sizes=(3, 3, 2), stem='single', shortcut='stride'
 )
-# For ImageNet, width 64.
+# For ImageNet; width 64.
 SpikingResNet18 = functools.partial(
   SpikingResNet, stage_sizes=(2, 2, 2, 2), stem='imagenet', shortcut='stride'
 )

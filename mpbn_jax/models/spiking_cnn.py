@@ -7,9 +7,10 @@ from mpbn_jax.models.network import SpikingNetwork
 
 
 class SpikingCNN(SpikingNetwork):
-  """Four [conv3x3 - norm - LIF], a 2x2 average pool after the second.
+  """Four [conv3x3 - norm - LIF] with a 2x2 average pool after the second.
 
-  Channels width, width, 2 width, 2 width; any image of at least 2x2.
+  The channels are width, width, 2 width, 2 width. Accepts any image of at least
+  2x2 pixels.
   """
 
   def encoder(self):

@@ -10,10 +10,10 @@ from mpbn_jax.models.network import SpikingNetwork
 
 
 class SpikingVGG(SpikingNetwork):
-  """Groups of [conv3x3 with bias - norm - LIF], each before a 2x2 average pool.
+  """Groups of [conv3x3 with bias - norm - LIF], with 2x2 average pools.
 
   Attributes:
-    groups: of each group, how many layers and how many times `width` channels.
+    groups: (number of layers, multiple of `width` channels) of each group.
   """
 
   groups: tuple[tuple[int, int], ...] = ()
@@ -43,7 +43,7 @@ class SpikingVGG(SpikingNetwork):
     )
 
 
-# The paper's at width 64.
+# The paper's VGG-16; width 64.
 SpikingVGG16 = functools.partial(
   SpikingVGG, groups=((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
 )

@@ -1,7 +1,7 @@
-"""The registry of normalizations; one file for each place.
+"""The registry of normalizations, with one file per place.
 
 A normalization is an entry of `NORMS`: pure functions init, train, evaluate and
-fold, in the type of its place (`base.py`). Flax modules (`layers/`) only own
+fold, in the type for its place (`base.py`). Flax modules (`layers/`) only own
 the variables; `folding.py` only walks the tree.
 """
 
@@ -52,12 +52,12 @@ NORMS: dict[str, Norm] = {
 
 
 def names_at(place: str) -> list[str]:
-  """Returns the names that may stand at a place, 'none' among them."""
+  """Returns the names that are valid at a place, including 'none'."""
   return [NONE] + [name for name, norm in NORMS.items() if norm.place == place]
 
 
 def check_norm(name: str, *, place: str) -> None:
-  """Raises InputError unless `name` may stand at `place`."""
+  """Raises InputError unless `name` is valid at `place`."""
   if name not in names_at(place):
     raise unknown(f'{place}_norm', name, names_at(place))
 

@@ -1,4 +1,4 @@
-"""Types of normalizations, and what batch normalizations share."""
+"""Types of normalizations, and functions shared by batch normalizations."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,8 +14,8 @@ EPS = 1e-5  # added to the variance; PyTorch's and the paper's code's default
 MOMENTUM = 0.1  # weight of the NEW value (PyTorch's sense; Flax's is 1 - this)
 TINY = float(np.finfo(np.float32).tiny)  # the smallest normal number
 
-# Settings that norms compute with. They stand among the running statistics:
-# what reads the variables needs no settings, which could be the wrong ones.
+# Settings that norms compute with. They are stored with the running statistics,
+# so that code that reads the variables needs no settings, which could differ.
 CONSTANTS = ('eps', 'v_th', 'gain')
 
 Leaves = dict[str, jax.Array]
@@ -25,20 +25,20 @@ Leaves = dict[str, jax.Array]
 class Norm:
   """A normalization: its place and pure functions of arrays.
 
-  Every function gets the norm's parameters and its statistics. The constants
-  that it computes with (`CONSTANTS`) are stored among the statistics.
+  The functions receive the norm's parameters and statistics. The constants that
+  they use (`CONSTANTS`) are stored among the statistics.
 
   Attributes:
     init: (shape, **settings) -> (params, stats), with the settings that
-      `settings` names; shape is the input's without its batch axes, [..., C].
+      `settings` names; shape is the input shape without batch axes, [..., C].
     train: (params, stats, x, *, momentum) -> (y, stats).
     evaluate: (params, stats, x) -> y.
     fold: see the subclass; None if the norm cannot be folded.
-    why_not: the reason, if `fold` is None.
+    why_not: the reason if `fold` is None.
   """
 
-  place: ClassVar[str]  # a key of the configuration is <place>_norm
-  settings: ClassVar[tuple[str, ...]]  # what `init` takes
+  place: ClassVar[str]  # the configuration key is <place>_norm
+  settings: ClassVar[tuple[str, ...]]  # keyword arguments of `init`
 
   init: Callable
   train: Callable
@@ -51,10 +51,10 @@ class Norm:
 class NormAfterConvolution(Norm):
   """A normalization of the currents [B, T, ..., C] that a convolution returns.
 
-  `init` takes the gain too, which tdBN scales by, and num_steps. `train` takes
-  `copies` too, how many equal steps each step stands for, unless the norm has
-  parameters per time step. `fold` is (params, stats, kernel, bias) -> {kernel,
-  bias} and maybe a factor, with the output channels as the last axis.
+  `init` also takes the gain, by which tdBN scales, and num_steps. Unless the
+  norm has parameters per time step, `train` also takes `copies`, how many equal
+  steps each step represents. `fold` is (params, stats, kernel, bias) ->
+  {kernel, bias} and optionally a factor, with the output channels last.
 
   Attributes:
     per_time_step: the parameter or statistic whose first axis is T; '' if the
@@ -71,9 +71,9 @@ class NormAfterConvolution(Norm):
 class NormBeforeFiring(Norm):
   """A normalization of a copy of the membrane potential.
 
-  It is called once per time step, on potentials [B, ..., C]. `init` takes v_th,
-  None if it is learned and stored elsewhere. `fold` is (params, stats) ->
-  {threshold, polarity, gain}.
+  It is called once per time step, on membrane potentials [B, ..., C]. `init`
+  takes v_th, None if it is learned and stored elsewhere. `fold` is (params,
+  stats) -> {threshold, polarity, gain}.
 
   Attributes:
     fires: (params, stats, u) -> bool: whether the normalized potential exceeds
@@ -90,8 +90,8 @@ class NormBeforeFiring(Norm):
 class NormAfterFiring(Norm):
   """A normalization of postsynaptic potentials [B, T, ..., C].
 
-  `fold` is (params, stats) -> gain, [C] or [T, C], of the inputs of every layer
-  that reads the spikes.
+  `fold` is (params, stats) -> gain, [C] or [T, C], which multiplies the inputs
+  of every layer that reads the spikes.
 
   Attributes:
     per_time_step: as in `NormAfterConvolution`.
@@ -116,42 +116,42 @@ def constant(value: float) -> jax.Array:
 
 
 def moments(x: jax.Array, *, axes: tuple[int, ...]):
-  """Returns mean and biased variance over axes, float32 whatever x is.
+  """Returns the mean and biased variance over axes, always in float32.
 
       d = x - shift,  mean = shift + E[d],  var = E[d^2] - E[d]^2
 
-  The shift is the mean of a part of x. Without one, E[x^2] - E[x]^2 loses every
-  digit where the mean is thousands of deviations from 0. One pass over x:
-  both sums travel between devices together.
+  The shift is the mean of a part of x. Without it, E[x^2] - E[x]^2 loses all
+  digits if the mean is thousands of standard deviations from 0. A single pass
+  over x: both sums are communicated between devices together.
 
   Args:
-    x: [B, ...], B first, which may lie on several devices.
-    axes: that the mean is taken over, 0 among them.
+    x: [B, ...]; B may be sharded over several devices.
+    axes: reduced axes, including 0.
   """
-  # Which shift: the running mean costs as little, and is wrong in the first
-  # steps; a second pass over all of x, for its mean, costs 4 to 7 % of a
-  # training step of convolution, batch norm and MPBN neurons (2 CPU cores,
-  # [16, 4, 32, 32, 64]); the mean of one row of the maps costs nothing that
-  # could be measured. It is close enough: the mean of one row of n is at most
-  # sqrt(n) deviations from the mean of all. Never a part of the batch, which
-  # would have to travel between devices.
+  # Choice of the shift: the running mean is as cheap but wrong in the first
+  # steps; a second pass over x for its mean costs 4 to 7 % of a training step
+  # of convolution, batch norm and MPBN neurons (2 CPU cores,
+  # [16, 4, 32, 32, 64]); the mean of one row of the maps has no measurable
+  # cost. It is close enough: the mean of one of n rows is at most sqrt(n)
+  # standard deviations from the mean of all. A part of the batch would need
+  # communication between devices.
   axis = max(axes, key=lambda axis: x.shape[axis] * (axis > 0))
   x = x.astype(jnp.float32)
   part = x
   if axis > 0 and x.shape[axis] > 1:
     row = x.shape[axis] // 2
     part = jax.lax.slice_in_dim(x, row, row + 1, axis=axis)
-  # No gradient through it: neither result depends on the shift.
+  # No gradient through the shift: neither result depends on it.
   shift = jax.lax.stop_gradient(jnp.mean(part, axes, keepdims=True))
   x = x - shift
   mean = jnp.mean(x, axes)
-  # Rounding can push the difference below zero where x is nearly constant.
+  # Rounding can make the difference negative if x is nearly constant.
   var = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0.0)
   return shift.reshape(mean.shape) + mean, var
 
 
 def check_settings(*, eps: float, momentum: float) -> None:
-  """Raises InputError for settings with which statistics mean nothing."""
+  """Raises InputError for settings that make statistics meaningless."""
   if not TINY <= eps < np.inf:
     raise InputError(f'eps must be positive and finite, got {eps}')
   if not 0 < momentum <= 1:
@@ -162,7 +162,7 @@ def check_settings(*, eps: float, momentum: float) -> None:
 
 
 def check_floating(what: str, x: jax.Array) -> None:
-  """Raises TypeError unless x is floating: others would be cut to integers."""
+  """Raises TypeError unless x is floating: results would become integers."""
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise TypeError(
       f'expected {what} of a floating dtype, got {x.dtype}: call '
@@ -171,13 +171,13 @@ def check_floating(what: str, x: jax.Array) -> None:
 
 
 def along(leaf: jax.Array, x: jax.Array) -> jax.Array:
-  """Returns [C] or [T, C] with axes of 1, to go with x [B, T, ..., C]."""
+  """Returns a [C] or [T, C] leaf reshaped to broadcast to x [B, T, ..., C]."""
   steps = leaf.shape[:-1]
   return leaf.reshape((*steps, *(1,) * (x.ndim - 3), leaf.shape[-1]))
 
 
 def count_over(x: jax.Array, axes: tuple[int, ...]) -> int:
-  """Returns how many values one mean over axes is taken of."""
+  """Returns the number of values in one mean over axes."""
   return int(np.prod([x.shape[axis] for axis in axes]))
 
 
@@ -189,22 +189,22 @@ def advance(
   count: int,
   momentum: float,
 ) -> Leaves:
-  """Returns running statistics moved towards those of a batch.
+  """Returns running statistics updated with those of a batch.
 
       run = (1 - momentum) * run + momentum * batch,
       with the UNBIASED variance, count / (count - 1) * var
 
-  No gradient flows through them: they are buffers.
+  No gradient flows through them.
 
   Args:
-    stats: {mean, var, ...}, running; other leaves stay.
-    mean: of the batch.
-    var: of the batch, biased.
-    count: how many values each mean was taken over.
+    stats: running {mean, var, ...}; other leaves are unchanged.
+    mean: mean of the batch.
+    var: biased variance of the batch.
+    count: number of values in each mean.
     momentum: weight of the new value.
 
   Raises:
-    InputError: one value per statistic has no unbiased variance.
+    InputError: the unbiased variance needs more than one value per statistic.
   """
   if count < 2:
     raise InputError(
@@ -224,8 +224,8 @@ def advance(
 def exact_gain(scale: jax.Array, variance: jax.Array) -> jax.Array:
   """Returns scale / sqrt(variance), the same number in every program.
 
-  A square root and a quotient are rounded by themselves; `rsqrt`, which the
-  compiler would make of the two, has another last bit in another program.
+  The square root and the quotient are rounded separately; the compiler would
+  turn them into `rsqrt`, whose last bit differs between programs.
   """
   return scale / jax.lax.optimization_barrier(jnp.sqrt(variance))
 
@@ -238,13 +238,13 @@ def scale_and_shift(params, mean, var, x, *, eps):
 
 
 def evaluate(params, stats, x):
-  """Returns x normalized by the running statistics."""
+  """Returns x normalized with the running statistics."""
   mean, var, eps = (stats[name] for name in ('mean', 'var', 'eps'))
   return scale_and_shift(params, mean, var, x, eps=eps)
 
 
 def train(params, stats, x, *, momentum, axes, copies=1):
-  """Returns (x normalized by its own statistics, running ones moved)."""
+  """Returns (x normalized with batch statistics, new running statistics)."""
   mean, var = moments(x, axes=axes)
   count = copies * count_over(x, axes)
   stats = advance(stats, mean, var, count=count, momentum=momentum)
@@ -252,5 +252,5 @@ def train(params, stats, x, *, momentum, axes, copies=1):
 
 
 def train_all_but_last(params, stats, x, **options):
-  """Returns `train` with statistics per channel."""
+  """Returns the result of `train` with statistics per channel."""
   return train(params, stats, x, axes=tuple(range(x.ndim - 1)), **options)

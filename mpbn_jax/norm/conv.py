@@ -1,7 +1,7 @@
 """Normalizations after a convolution, which fold into its kernel.
 
-The family that the MPBN paper compares with (its Sec. 2.2). x_hat is x minus
-its mean, divided by its standard deviation.
+The MPBN paper compares with this family (Sec. 2.2). x_hat is x minus its mean,
+divided by its standard deviation.
 """
 
 import jax
@@ -18,7 +18,7 @@ def _fold_affine(params, stats, kernel, bias):
   return {'kernel': kernel * gain, 'bias': bias}
 
 
-# Plain batch normalization on all steps together.
+# Plain batch normalization over all time steps together.
 BN = base.NormAfterConvolution(
   init=lambda shape, *, eps, **_: base.init_affine(shape[-1:], eps=eps),
   train=base.train_all_but_last,
@@ -51,11 +51,11 @@ def _tdbn_fold(params, stats, kernel, bias):
   return _fold_affine(_with_gain(params, stats), stats, kernel, bias)
 
 
-# Zheng et al. 2021 (2011.05280): gain = alpha * v_th, alpha = 1, and
-# 1 / sqrt(2) where a residual sum joins two normalized branches, so that their
-# sum has the variance of one. Beside an identity shortcut, which has no norm
-# here, alpha is 1. Public code differs there: some leaves alpha at 1, some
-# gives the identity a norm of its own and both branches 1 / sqrt(2).
+# Zheng et al. 2021 (2011.05280): gain = alpha * v_th. alpha is 1, or
+# 1 / sqrt(2) if a residual sum joins two normalized branches, so that the sum
+# has the variance of one branch. Next to an identity shortcut, which has no
+# norm here, alpha is 1. Public code differs there: some also keeps alpha at 1,
+# some gives the identity its own norm and both branches 1 / sqrt(2).
 TDBN = base.NormAfterConvolution(
   init=_tdbn_init,
   train=_tdbn_train,
@@ -92,7 +92,7 @@ def _bntt_evaluate(params, stats, x):
 
 
 def _bntt_fold(params, stats, kernel, bias):
-  """Returns a kernel and a bias of each time step, [T, ..., out], [T, out]."""
+  """Returns a kernel and a bias per time step, [T, ..., out] and [T, out]."""
   gain = params['scale'] * jax.lax.rsqrt(stats['var'] + stats['eps'])
   bias = 0.0 if bias is None else bias
   # A kernel of [k, k, in, out] or [in, out], or one of each time step already.
@@ -103,8 +103,8 @@ def _bntt_fold(params, stats, kernel, bias):
   }
 
 
-# Kim and Panda 2020 (2010.01729): everything per step. Their code has an eps of
-# 1e-4; here it is the setting of all norms, 1e-5 unless `model.eps` says so.
+# Kim and Panda 2020 (2010.01729): everything per step. Their code uses an eps
+# of 1e-4; here all norms share `model.eps`, 1e-5 by default.
 BNTT = base.NormAfterConvolution(
   init=_bntt_init,
   train=_bntt_train,
@@ -143,8 +143,8 @@ def _tebn_fold(params, stats, kernel, bias):
   return {**folded, 'factor': params['factor']}
 
 
-# Duan et al., NeurIPS 2022: statistics of all steps together, a learned scalar
-# per step.
+# Duan et al., NeurIPS 2022: statistics over all steps together, and a learned
+# scalar per step.
 TEBN = base.NormAfterConvolution(
   init=_tebn_init,
   train=_tebn_train,

@@ -1,4 +1,4 @@
-"""MPBN: its statistics, the predicate of its neuron, and its thresholds."""
+"""MPBN: its statistics, its firing predicate and its folded thresholds."""
 
 from collections.abc import Callable
 
@@ -23,10 +23,10 @@ def _init(shape, *, eps, v_th):
 
 
 def _normal(x):
-  """Returns x with 0 in place of numbers below the smallest normal one.
+  """Returns x with subnormal numbers replaced by 0.
 
-  CPUs flush them to 0 when a program runs, compilers keep them where they
-  compute constants. Without them both agree.
+  CPUs flush them to 0 at run time, while compilers keep them in constant
+  folding. Without them both agree.
   """
   return jnp.where(jnp.abs(x) < base.TINY, 0.0, x)
 
@@ -34,9 +34,9 @@ def _normal(x):
 def _comparison(params, stats):
   """Returns (scale, mean, level): fire iff scale * (u - mean) > level.
 
-  Of each channel. A scale of 0 fires always or never, whatever u is: that is
-  a level of -inf or +inf (times u it would be 0 * inf, NaN, where u is
-  infinite).
+  All are per channel. With a scale of 0, a neuron always or never fires,
+  whatever u is: the level is then -inf or +inf (0 * u would be NaN for an
+  infinite u).
   """
   deviation = jnp.sqrt(stats['var'] + stats['eps'])
   margin = _normal(_normal(stats['v_th']) - _normal(params['bias']))
@@ -52,35 +52,35 @@ def _comparison(params, stats):
 
 
 def _fires(params, stats, u):
-  """Returns where MPBN(u) > v_th, exactly the same in every program.
+  """Returns whether MPBN(u) > v_th, identically in every program.
 
   MPBN(u) > v_th with both sides multiplied by the standard deviation:
 
       scale * (u - mean) > (v_th - bias) * sqrt(var + eps)
 
-  Every operation in it is correctly rounded by itself (no sum of a product
-  that a compiler may contract to a fused multiply-add, no reciprocal square
-  root whose last bit depends on vector width or constant folding), so eager,
-  jitted, scanned and exported programs decide alike, whatever is fused with
-  what. Both sides are monotone in u: there is one float32 number that
-  separates firing from not firing, and `_fold_into_threshold` finds it.
+  Each operation is correctly rounded on its own (no sum of a product that a
+  compiler may contract into a fused multiply-add, no reciprocal square root
+  whose last bit depends on vector width or constant folding), so eager, jitted,
+  scanned and exported programs decide alike, however operations are fused. The
+  left side is monotone in u: a single float32 number separates firing from not
+  firing, and `_fold_into_threshold` finds it.
   """
   scale, mean, level = _comparison(params, stats)
   return scale * (u - mean) > level
 
 
 def _ordered_to_float(key: jax.Array) -> jax.Array:
-  """Returns the float32 with rank `key` in the order of all float32."""
+  """Returns the float32 with rank `key` among all float32 numbers."""
   bits = key ^ ((key >> 31) & jnp.int32(0x7FFFFFFF))
   return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def separating_threshold(fires: Callable, polarity: jax.Array) -> jax.Array:
-  """Returns theta with: fires(u) iff polarity * u > polarity * theta.
+  """Returns theta such that fires(u) iff polarity * u > polarity * theta.
 
-  Bisection over the ordered bit patterns of float32: 33 evaluations of the
-  very predicate that the network evaluates, so the result is exact where a
-  closed form is off by some units in the last place.
+  Bisects the ordered bit patterns of float32 with 33 evaluations of the very
+  predicate that the network evaluates. The result is exact, whereas a closed
+  form is off by a few units in the last place.
 
   Args:
     fires: u -> bool, elementwise, non-decreasing in polarity * u, false at
@@ -88,20 +88,20 @@ def separating_threshold(fires: Callable, polarity: jax.Array) -> jax.Array:
     polarity: [...] of +1 and -1.
 
   Returns:
-    [...] float32: the largest polarity * u that does not fire, as a u. Times
-    polarity, -inf where every u above it fires, +inf where none does, not even
-    an infinite one.
+    [...] float32: the u with the largest polarity * u that does not fire.
+    polarity * theta is -inf if every u above -inf * polarity fires, and +inf if
+    no u fires, not even an infinite one.
   """
   infinity = 0x7F800000
   low = jnp.full(polarity.shape, -infinity - 1, jnp.int32)  # -inf: silent
-  # The number after +inf, which is never asked.
+  # The number after +inf, which is never evaluated.
   high = jnp.full(polarity.shape, infinity + 1, jnp.int32)
 
   def halve(_, bracket):
     low, high = bracket
     middle = (low & high) + ((low ^ high) >> 1)  # floor of the mean, no wrap
     fired = fires(polarity * _ordered_to_float(middle))
-    # Once the bracket is closed, middle == low, whose verdict stands.
+    # Once the bracket is closed, middle == low, which is known not to fire.
     fired = fired & (middle != low)
     silent = ~fired & (middle != low)
     return jnp.where(silent, middle, low), jnp.where(fired, middle, high)
@@ -114,10 +114,10 @@ def separating_threshold(fires: Callable, polarity: jax.Array) -> jax.Array:
 def _fold_into_threshold(params, stats):
   """Returns {threshold, polarity, gain} (Eq. 10, 13 for every sign of scale).
 
-  scale > 0: fire iff u > theta. scale < 0: the inequality turns round, fire
-  iff u < theta. scale = 0: u does not matter; theta is -inf or +inf. The gain
-  is the derivative of MPBN(u), 0 where theta is no number: there u - theta
-  would be one neither.
+  scale > 0: fire iff u > theta. scale < 0: negative polarity, fire iff
+  u < theta. scale = 0: u does not matter; theta is -inf or +inf. The gain is
+  the derivative of MPBN(u), or 0 if theta is infinite, where u - theta would
+  not be finite.
   """
   scale, _, _ = _comparison(params, stats)
   polarity = jnp.where(scale < 0, -1.0, 1.0).astype(jnp.float32)
@@ -131,7 +131,7 @@ def _fold_into_threshold(params, stats):
   }
 
 
-# Channel-wise (paper, Eq. 7): statistics over B, H, W of each step.
+# Channel-wise (paper, Eq. 7): statistics over B, H, W at each step.
 MPBN_CHANNEL = base.NormBeforeFiring(
   init=lambda shape, **settings: _init(shape[-1:], **settings),
   train=base.train_all_but_last,

@@ -1,8 +1,8 @@
 """Normalizations between a neuron and the layers that read its spikes.
 
-They see the postsynaptic potential: the spikes through the synaptic filter,
-a[t] = tau_s * a[t-1] + s[t], [B, T, ..., C]. With tau_s = 0 these are the
-spikes themselves.
+They normalize the postsynaptic potential [B, T, ..., C], the spikes after the
+synaptic filter: a[t] = tau_s * a[t-1] + s[t]. With tau_s = 0 it equals the
+spikes.
 """
 
 import jax
@@ -33,12 +33,12 @@ def synaptic_filter(
     unroll: as in `jax.lax.scan`.
 
   Returns:
-    [B, T, ...], added up in float32 and rounded to the spikes' dtype; the
-    spikes themselves where tau_s = 0.
+    [B, T, ...], accumulated in float32 and rounded to the spikes' dtype; the
+    spikes themselves if tau_s = 0.
 
   Raises:
-    InputError: tau_s outside [0, 1).
-    TypeError: spikes that are not floating.
+    InputError: tau_s is outside [0, 1).
+    TypeError: the spikes are not floating.
 
   Example:
     >>> synaptic_filter(jnp.array([[1.0, 0.0, 1.0]]), tau_s=0.5)
@@ -60,7 +60,7 @@ def synaptic_filter(
   return jnp.moveaxis(filtered, 0, 1)
 
 
-# ---- PSP-BN: scale * a / sqrt(E[a^2] + eps), no mean subtracted, no bias
+# ---- PSP-BN: scale * a / sqrt(E[a^2] + eps), without centering or bias
 
 
 def _second_moment(a, axes):
@@ -82,7 +82,7 @@ def _psp_bn_train(params, stats, a, *, momentum):
       'train with a batch that is not empty'
     )
   moment = _second_moment(a, axes)
-  # A raw moment is its own unbiased estimate: no n / (n - 1).
+  # A raw moment is already unbiased: no factor n / (n - 1).
   moved = (1 - momentum) * running + momentum * moment.reshape(running.shape)
   moved = {**stats, 'moment': jax.lax.stop_gradient(moved)}
   return _over_deviation(params, stats, moment, a), moved
@@ -94,7 +94,7 @@ def _psp_bn_evaluate(params, stats, a):
 
 
 def _psp_bn_gain(params, stats):
-  """Returns what every reader's inputs are multiplied by, [C] or [T, C]."""
+  """Returns the factor of every reader's inputs, [C] or [T, C]."""
   return base.exact_gain(params['scale'], stats['moment'] + stats['eps'])
 
 
@@ -105,8 +105,8 @@ def _init_psp_bn(shape, *, eps, num_steps=None):
   return {'scale': scale}, {'moment': moment, 'eps': base.constant(eps)}
 
 
-# Ikegawa et al. 2022 (2203.01544): the second raw moment in the variance's
-# place. Ours: the learned scale per channel, and one moment for all steps.
+# Ikegawa et al. 2022 (2203.01544): the second raw moment replaces the variance.
+# Ours: the learned scale per channel, and one moment for all steps.
 PSP_BN = base.NormAfterFiring(
   init=lambda shape, *, eps, **_: _init_psp_bn(shape, eps=eps),
   train=_psp_bn_train,
@@ -114,7 +114,7 @@ PSP_BN = base.NormAfterFiring(
   fold=_psp_bn_gain,
 )
 
-# With a moment of each step, as the MPBN paper cites it (Sec. 2.2).
+# With one moment per step, as the MPBN paper cites it (Sec. 2.2).
 PSP_BN_STEP = base.NormAfterFiring(
   init=lambda shape, *, eps, num_steps, **_: _init_psp_bn(
     shape, eps=eps, num_steps=num_steps
@@ -161,8 +161,8 @@ def _neunorm(params, s):
   return (s.astype(jnp.float32) - params['weight'] * a).astype(s.dtype)
 
 
-# Wu et al. 2019 (1809.05793). One weight per channel; theirs may differ from
-# place to place as well. That it starts at 1 is ours.
+# Wu et al. 2019 (1809.05793). One weight per channel; theirs may also vary
+# across positions. The initial value of 1 is ours.
 NEUNORM = base.NormAfterFiring(
   init=lambda shape, **_: ({'weight': jnp.ones(shape[-1:], jnp.float32)}, {}),
   train=lambda params, stats, s, *, momentum: (_neunorm(params, s), stats),

@@ -1,1 +1,1 @@
-"""Hot operations, lowered by hand beside a plain reference."""
+"""Hand-optimized lowerings of hot operations, next to plain references."""

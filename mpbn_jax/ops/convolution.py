@@ -1,9 +1,10 @@
 """The 2-D convolution and its two gradients, lowered for each platform.
 
-GPU and TPU get `lax.conv_general_dilated` and its transposes. XLA's CPU backend
-leaves its fast paths in all three products; the `cpu*` functions go around. The
-figures in the comments are from 2 cores and JAX 0.10.2, in multiples of the
-time of a square matmul of the same FLOPs (`benchmarks/convolution.py`).
+GPU and TPU use `lax.conv_general_dilated` and its transposes. XLA's CPU backend
+misses its fast paths in all three products; the `cpu*` functions avoid this.
+The figures in the comments were measured on 2 cores with JAX 0.10.2, as
+multiples of the time of a square matmul with the same FLOPs
+(`benchmarks/convolution.py`).
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ from jax import lax
 
 from mpbn_jax.errors import InputError
 
-# Output pixels whose windows are written at a time in the kernel gradient, so
-# that they stay in the L2 cache (2 MiB a core). 64 channels on 32x32: 3.4 in
+# Number of output pixels per chunk of the kernel gradient, chosen so that their
+# windows stay in the L2 cache (2 MiB per core). 64 channels on 32x32: 3.4 in
 # one piece, 2.8 with 16384 pixels, 1.6 with 1024 to 4096, 3 - 7 by `lax.conv`.
 _CHUNK_PIXELS = 2048
 
@@ -34,25 +35,26 @@ def convolution(
   y[n, p, q, o] = sum over a, b, i of
     x_padded[n, p * strides[0] + a, q * strides[1] + b, i] * kernel[a, b, i, o]
 
-  Reverse mode only, once: no forward-mode and no second derivatives. Under
-  `jit` over a mesh, not inside `shard_map`. bfloat16 accumulates in float32 (on
-  CPU by casting, elsewhere as the platform does).
+  Supports first-order reverse-mode derivatives only: no forward mode and no
+  second derivatives. Works under `jit` over a mesh, but not inside `shard_map`.
+  bfloat16 accumulates in float32 (on CPU by casting, elsewhere as the platform
+  does).
 
   Args:
     x: [N, H, W, C_in], floating. Under `jit`, N may be sharded over a mesh.
-    kernel: [kh, kw, C_in / groups, C_out], of the dtype of x.
-    strides: steps of the window along H and W, at least 1.
+    kernel: [kh, kw, C_in / groups, C_out], with the dtype of x.
+    strides: strides along H and W, at least 1.
     padding: zeros (before, after) along H and along W.
-    groups: that the channels are split into: output channels read the input
-      channels of their group alone. More than one is XLA's own operation on
+    groups: number of channel groups: output channels read only the input
+      channels of their group. More than one group uses XLA's own operation on
       every platform.
 
   Returns:
-    [N, H', W', C_out], of the dtype of x.
+    [N, H', W', C_out], with the dtype of x.
 
   Raises:
     TypeError: the dtypes differ or are not floating.
-    InputError: shapes, strides or padding do not fit.
+    InputError: the shapes, strides or padding are invalid.
 
   Example:
     >>> x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 16))
@@ -105,7 +107,7 @@ def _is_pair(values, *, least):
   )
 
 
-# The plain lowering. It is what tests compare with, too.
+# The plain lowering, also the reference in tests.
 
 
 def plain(x, kernel, strides, padding, groups=1):
@@ -121,13 +123,13 @@ def plain(x, kernel, strides, padding, groups=1):
 
 
 def plain_input_gradient(cotangent, x, kernel, strides, padding):
-  """Returns the gradient for x that JAX derives from `plain`."""
+  """Returns the gradient of x that JAX derives from `plain`."""
   forward = partial(plain, kernel=kernel, strides=strides, padding=padding)
   return jax.linear_transpose(forward, x)(cotangent)[0]
 
 
 def plain_kernel_gradient(cotangent, x, kernel, strides, padding):
-  """Returns the gradient for the kernel that JAX derives from `plain`."""
+  """Returns the gradient of the kernel that JAX derives from `plain`."""
   forward = partial(plain, x, strides=strides, padding=padding)
   return jax.linear_transpose(forward, kernel)(cotangent)[0]
 
@@ -136,18 +138,18 @@ def plain_kernel_gradient(cotangent, x, kernel, strides, padding):
 
 
 def cpu(x, kernel, strides, padding):
-  """Returns the convolution as XLA's own operation or as one matmul."""
+  """Returns the convolution, by XLA's own operation or as one matmul."""
   y = _correlate(_widen(x), _widen(kernel), strides, padding)
   return y.astype(x.dtype)
 
 
 def cpu_input_gradient(cotangent, x, kernel, strides, padding):
-  """Returns the gradient for x as convolutions with the flipped kernel.
+  """Returns the gradient of x as convolutions with the flipped kernel.
 
-  With stride s, inputs offset, offset + s, ... meet only every s-th tap: such a
-  phase convolves the cotangent with a part of the kernel, with stride 1, and
-  the phases interleave. (Dilating the cotangent with zeros, as XLA's own
-  transpose does, costs 33 on 4x4 maps.)
+  With stride s, inputs offset, offset + s, ... meet only every s-th tap: each
+  such phase convolves the cotangent with a part of the kernel, with stride 1,
+  and the phases are interleaved. (Dilating the cotangent with zeros, as XLA's
+  own transpose does, costs 33 on 4x4 maps.)
   """
   n, height, width, channels = x.shape
   rows, columns = -(-height // strides[0]), -(-width // strides[1])
@@ -162,7 +164,7 @@ def cpu_input_gradient(cotangent, x, kernel, strides, padding):
       part = lax.slice_in_dim(part, taps.start, taps.stop, taps.step, axis)
       high = length + shift - cotangent.shape[axis + 1]
       pads.append((len(taps) - 1 - shift, high))
-    if part.size == 0:  # the stride jumps over these inputs
+    if part.size == 0:  # the stride skips these inputs
       return jnp.zeros((n, rows, columns, channels), cotangent.dtype)
     return _correlate(cotangent, lax.rev(part, (0, 1)), (1, 1), pads)
 
@@ -177,11 +179,12 @@ def cpu_input_gradient(cotangent, x, kernel, strides, padding):
 
 
 def cpu_kernel_gradient(cotangent, x, kernel, strides, padding):
-  """Returns the gradient for the kernel as matmuls over chunks of the batch.
+  """Returns the gradient of the kernel as matmuls over chunks of the batch.
 
-  When N divides over all devices, each device's share of it becomes an axis and
-  is chunked by itself. So the loop slices no sharded axis and each device sums
-  its own chunks, with one all-reduce after the loop. Otherwise: one chunk.
+  If N is divisible by the number of devices, each device's share of it becomes
+  an axis and is chunked separately. The loop then slices no sharded axis, and
+  each device sums its own chunks, with one all-reduce after the loop.
+  Otherwise there is a single chunk.
   """
   product = partial(
     _product, size=kernel.shape[:2], strides=strides, padding=padding
@@ -217,7 +220,7 @@ def _widen(x):
 
 
 def _correlate(x, kernel, strides, padding):
-  """Returns the cross-correlation; negative padding cuts."""
+  """Returns the cross-correlation; negative padding crops."""
   for axis, (low, high) in enumerate(padding, 1):
     stop = x.shape[axis] + min(high, 0)
     x = lax.slice_in_dim(x, max(-low, 0), stop, axis=axis)
@@ -227,10 +230,11 @@ def _correlate(x, kernel, strides, padding):
     (x.shape[i + 1] + sum(padding[i]) - kernel.shape[i]) // strides[i] + 1
     for i in range(2)
   )
-  # XLA's own operation costs 57 when the kernel is larger than the map (3x3 on
-  # 2x2); one matmul of all windows costs 1.0. So it does for few output pixels,
-  # where the windows are small beside the kernel (3x3, stride 2, on 4x4: 0.8
-  # against 1.6). On large maps, writing the windows costs more than it saves.
+  # XLA's own operation costs 57 if the kernel is larger than the map (3x3 on
+  # 2x2); one matmul of all windows costs 1.0. The matmul also wins with few
+  # output pixels, where the windows are small compared with the kernel (3x3,
+  # stride 2, on 4x4: 0.8 versus 1.6). On large maps, writing the windows costs
+  # more than it saves.
   oversize = kh > x.shape[1] or kw > x.shape[2]
   if not oversize and kh * kw > 1 and x.shape[0] * height * width > c_out:
     return plain(x, kernel, strides, padding)
@@ -244,7 +248,7 @@ def _correlate(x, kernel, strides, padding):
 
 
 def _seen(x, axis, tap, size, stride):
-  """Returns what a tap of the kernel sees along one axis of a padded x."""
+  """Returns the part of a padded x that a kernel tap reads along one axis."""
   return lax.slice_in_dim(x, tap, tap + (size - 1) * stride + 1, stride, axis)
 
 
@@ -256,15 +260,15 @@ def _nearest_divisor(n, wanted):
 def _product(x, g, *, size, strides, padding):
   """Returns the sum over one chunk of windows of x times cotangents g.
 
-  The taps along H shift x and those along W shift g, so that kh + kw copies are
-  written in place of kh * kw: [kh * C_in, pixels] by [pixels, C_out] for each
+  The taps along H shift x and those along W shift g, which writes kh + kw
+  copies instead of kh * kw: [kh * C_in, pixels] by [pixels, C_out] for each
   column of the kernel.
   """
-  # Channels first: a matmul wants its left operand contiguous along the axis
-  # that it contracts; otherwise XLA transposes all windows instead of x.
+  # Channels first: a matmul needs its left operand contiguous along the
+  # contracted axis; otherwise XLA transposes all windows instead of x.
   x, g = _widen(x).transpose(3, 0, 1, 2), _widen(g)
   x = jnp.pad(x, ((0, 0), (0, 0), padding[0], (0, 0)))
-  # Without the barrier XLA transposes x once more for each tap: 10 % slower.
+  # Without the barrier, XLA transposes x again for each tap: 10 % slower.
   x = lax.optimization_barrier(x)
   rows = [_seen(x, 2, a, g.shape[1], strides[0]) for a in range(size[0])]
   rows = jnp.concatenate(rows)  # [kh * C_in, N, H', W]
@@ -280,7 +284,7 @@ def _product(x, g, *, size, strides, padding):
   return jnp.stack(columns, axis=1)
 
 
-# The differentiable whole.
+# The differentiable function.
 
 
 def _lowered(cpu, default, strides, padding):
@@ -302,7 +306,7 @@ def _forward(x, kernel, strides, padding):
 
 
 def _backward(strides, padding, operands, cotangent):
-  # XLA removes the product that nobody reads, the image's gradient for one.
+  # XLA removes unused products, for example the gradient of the image.
   products = (
     _lowered(cpu_input_gradient, plain_input_gradient, strides, padding),
     _lowered(cpu_kernel_gradient, plain_kernel_gradient, strides, padding),

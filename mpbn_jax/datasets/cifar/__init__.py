@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100, 60,000 colour images each (Krizhevsky, 2009).
 
-`prepare` converts the official archive once; `load` reads the result, or what
-tensorflow-datasets has prepared.
+`prepare` converts the official archive once; `load` reads the result, or files
+prepared by tensorflow-datasets.
 """
 
 import json
@@ -63,7 +63,7 @@ def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
   """Returns 50,000 training and 10,000 test images, in the archive's order.
 
   Raises:
-    InputError: the data set is not prepared, or damaged.
+    InputError: the data set is not prepared, or it is damaged.
   """
   del num_steps  # images
   root = pathlib.Path(config['dir'])
@@ -74,11 +74,11 @@ def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
 
 
 def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
-  """Downloads and converts the official archive if necessary; prints where.
+  """Downloads and converts the official archive if needed; prints where.
 
   Raises:
-    InputError: the archive cannot be had or is a wrong one, the place cannot
-      be written, or the prepared data set is damaged.
+    InputError: the archive cannot be obtained or is not the official one, the
+      directory cannot be written, or the prepared data set is damaged.
   """
   del num_steps
   root = pathlib.Path(config['dir'])
@@ -93,12 +93,12 @@ def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
         _convert(place, spec, root / 'downloads' / 'manual')
         _say(place, spec, f'prepared in {time.monotonic() - start:.1f} s')
         return
-  _read(place, spec)  # or it is damaged
+  _read(place, spec)  # raises if it is damaged
   _say(place, spec, 'is prepared already')
 
 
 def _home(root, spec):
-  """Returns the directory that `prepare` makes, as tensorflow-datasets does."""
+  """Returns the directory that `prepare` creates, named as in tfds."""
   return root / f'{spec.name}_raw' / '1.0.0'
 
 

@@ -1,4 +1,4 @@
-"""The official archives of CIFAR-10 and CIFAR-100, and their content.
+"""The official archives of CIFAR-10 and CIFAR-100, and their contents.
 
 https://www.cs.toronto.edu/~kriz/cifar.html describes the formats.
 """
@@ -19,7 +19,7 @@ from mpbn_jax.datasets import downloads
 from mpbn_jax.datasets.base import Split
 from mpbn_jax.errors import InputError
 
-_PIXELS = 3 * 32 * 32  # of an image: channels, rows, columns
+_PIXELS = 3 * 32 * 32  # bytes of an image: channels, rows, columns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Archive(downloads.Archive):
 
   Attributes:
     files: {split: paths in the archive, in the order of the images}.
-    decode: makes (pixels [N, 3072] uint8, labels [N]) of a file's content.
+    decode: content of a file -> (pixels [N, 3072] uint8, labels [N]).
   """
 
   files: Mapping[str, tuple[str, ...]]
@@ -36,7 +36,7 @@ class Archive(downloads.Archive):
 
 
 def _decode_binary(content, *, labels):
-  """An image is some label bytes, the last one the finest, then its pixels."""
+  """Decodes images stored as label bytes, the finest last, then pixels."""
   rows = np.frombuffer(content, np.uint8).reshape(-1, labels + _PIXELS)
   return rows[:, labels:], rows[:, labels - 1]
 
@@ -50,7 +50,7 @@ class _ArrayUnpickler(pickle.Unpickler):
   """Unpickles containers, numbers, strings and arrays; calls nothing else."""
 
   _known = {
-    # The name in NumPy 1, which wrote the archives.
+    # Its name in NumPy 1, which wrote the archives.
     ('numpy.core.multiarray', '_reconstruct'): np.empty(0).__reduce__()[0],
     ('numpy', 'ndarray'): np.ndarray,
     ('numpy', 'dtype'): np.dtype,
@@ -80,10 +80,10 @@ def _archive(name, *, size, sha256, files, decode):
   )
 
 
-# {split: images}; each file of a split holds equally many.
+# {split: number of images}; all files of a split hold equally many.
 COUNTS = {'train': 50_000, 'test': 10_000}
 
-# Any archive of a data set will do; the first one is downloaded.
+# Any archive of a data set is accepted; the first one is downloaded.
 ARCHIVES = {
   'cifar10': (
     _archive(
@@ -130,12 +130,12 @@ def obtain(name: str, folder: pathlib.Path) -> tuple[Archive, pathlib.Path]:
   """Returns an official archive and its path, downloaded if necessary.
 
   Args:
-    name: of the data set.
+    name: name of the data set.
     folder: where the user may have put an archive; downloads go there too.
 
   Raises:
-    InputError: an archive in `folder` is not the official one; there is none,
-      and no connection.
+    InputError: an archive in `folder` is not the official one, or there is
+      neither an archive nor a connection.
   """
   known = ARCHIVES[name]
   names = ' or '.join(archive.name for archive in known)
@@ -153,7 +153,7 @@ def read(
   """Returns the splits of an archive, in its order.
 
   Raises:
-    InputError: a file in the archive is missing or not as expected.
+    InputError: a file in the archive is missing or invalid.
   """
   files = {}
   wanted = {name for names in archive.files.values() for name in names}
@@ -179,7 +179,7 @@ def read(
 
 
 def _problem(pixels, labels, count, num_classes):
-  """Returns what is wrong with the content of a file, or None."""
+  """Returns the problem with the content of a file, or None."""
   if getattr(pixels, 'dtype', None) != np.uint8:
     return 'something else than pixels'
   if pixels.shape != (count, _PIXELS):

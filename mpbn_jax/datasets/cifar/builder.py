@@ -1,9 +1,9 @@
 """CIFAR's images on disk, as a data set of tensorflow-datasets.
 
-The format is ArrayRecord, which needs no TensorFlow. An image is stored as its
-3,072 bytes; PNG would take a quarter less space and six times as long to read.
-Data sets that tensorflow-datasets itself prepared (PNG, shuffled) can be read
-too: the index in the id of an example restores the order of the archive.
+The format is ArrayRecord, which does not need TensorFlow. An image is stored as
+its 3,072 bytes; PNG would take a quarter less space but six times as long to
+read. Data sets prepared by tensorflow-datasets itself (PNG, shuffled) can be
+read too: the index in the id of an example restores the order of the archive.
 """
 
 import concurrent.futures
@@ -30,13 +30,13 @@ _CHUNK = 2000  # examples decoded at a time
 class CifarBuilder(  # type: ignore[call-arg]  # its metaclass is not known
   tfds.core.GeneratorBasedBuilder, skip_registration=True
 ):
-  """Writes images in order, with the ids that tensorflow-datasets would give.
+  """Writes images in order, with the ids that tensorflow-datasets would assign.
 
   Args:
-    spec: of the data set.
-    splits: to write.
-    bar: advances with every image.
-    data_dir: in which <name>/<version> is made.
+    spec: specification of the data set.
+    splits: splits to write.
+    bar: progress bar, advanced with every image.
+    data_dir: directory in which <name>/<version> is created.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -64,7 +64,7 @@ class CifarBuilder(  # type: ignore[call-arg]  # its metaclass is not known
 
   def _split_generators(self, dl_manager):
     del dl_manager  # the archive is on disk and has been read
-    # Not kept: tensorflow-datasets holds its builders for ever.
+    # Dropped, because tensorflow-datasets keeps its builders alive.
     splits, self._splits = self._splits, None
     return {
       name: self._generate_examples(name, split)
@@ -82,11 +82,11 @@ class CifarBuilder(  # type: ignore[call-arg]  # its metaclass is not known
 def write(
   place: pathlib.Path, *, spec: Spec, splits: Mapping[str, Split]
 ) -> None:
-  """Writes images into an empty directory, and compares what it reads back.
+  """Writes images to an empty directory and verifies them by reading them back.
 
   Raises:
     OSError: the disk is full (with its errno).
-    InputError: what is read back differs.
+    InputError: the images read back differ.
   """
   work = place / 'work'
   total = sum(len(split.labels) for split in splits.values())
@@ -133,7 +133,7 @@ def _quiet():
 
 @contextlib.contextmanager
 def _errno_kept(place):
-  """Restores the errno of an OSError that reaches us as text alone."""
+  """Restores the errno of an OSError that arrives as text only."""
   try:
     yield
   except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
@@ -152,9 +152,9 @@ def read(
   """Returns the splits of a prepared directory, in the archive's order.
 
   Args:
-    place: written by `write`, or by tensorflow-datasets.
-    spec: of the data set.
-    counts: {split: its number of images}.
+    place: directory written by `write` or by tensorflow-datasets.
+    spec: specification of the data set.
+    counts: {split: number of images}.
 
   Raises:
     InputError: the files are damaged or incomplete.

@@ -2,8 +2,8 @@
 
 1,797 grey images of 8x8 pixels with values 0 to 16, the test part of the UCI
 "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998); no
-download. There is no official split; ours is stratified and fixed: 60 % for
-training, 20 % for validation, 20 % for the test.
+download is needed. There is no official split; ours is stratified and fixed:
+60 % training, 20 % validation, 20 % test.
 """
 
 from collections.abc import Mapping

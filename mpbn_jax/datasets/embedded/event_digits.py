@@ -1,18 +1,18 @@
 """The `event_digits`: the `digits` as a simulated event camera sees them.
 
-scikit-learn's 1,797 digits move over a sensor of 16x16 pixels along a triangle
-of three saccades of 0.1 s each, like those of N-MNIST; there is no download. A
-model of the camera turns the movement into events:
+scikit-learn's 1,797 digits move across a sensor of 16x16 pixels along a
+triangle of three saccades of 0.1 s each, as in N-MNIST; no download is needed.
+A camera model turns the movement into events:
 
     L[t] = log(DARK + brightness[t])
     A pixel emits an event whenever L differs from its reference by THRESHOLD,
     and the reference follows. Polarity is 1 for brighter, 0 for darker. L is
-    linear between two moments, which gives the time of an event in
-    microseconds.
+    interpolated linearly between two moments, which gives the time of an event
+    in microseconds.
 
-Brightness, L and time are integers in fixed units, so that every machine makes
-the same events. The data set's seed and its index put each digit slightly off
-the centre. The split is that of the `digits`.
+Brightness, L and time are integers in fixed units, so that every machine
+produces the same events. The data set's seed and the index of a digit determine
+its small offset from the centre. The split is that of the `digits`.
 """
 
 import functools
@@ -27,15 +27,15 @@ from mpbn_jax.datasets.events.frames import check_framing, to_frames
 from mpbn_jax.datasets.splits import split_stratified
 
 SEED = 0
-SIDE = 16  # of the sensor, in pixels
-SCALE = 1.5  # pixels of the sensor for one of the digit
+SIDE = 16  # side of the sensor, in pixels
+SCALE = 1.5  # sensor pixels per digit pixel
 OFF_CENTRE = 1  # largest offset of a digit, in pixels, in both directions
 # Corners of the path in pixels (down, right); it ends where it began.
 CORNERS = ((-1.5, -1.5), (1.5, 0.0), (-1.5, 1.5), (-1.5, -1.5))
 SACCADE = 100_000  # microseconds from one corner to the next
-MOMENTS = 12  # of each saccade at which brightness is computed
+MOMENTS = 12  # moments per saccade at which brightness is computed
 DARK = 0.15  # brightness of the background; the brightest pen adds 1
-THRESHOLD = 0.3  # of log brightness
+THRESHOLD = 0.3  # threshold of the change in log brightness
 EVENT = np.dtype([('x', '<i2'), ('y', '<i2'), ('t', '<i8'), ('p', '?')])
 
 SPEC = Spec(
@@ -53,7 +53,7 @@ _BRIGHT = digits.SPEC.max_value * _WEIGHT**2  # units of brightness 1.0
 _LOG = 2**16  # units of log brightness
 _THRESHOLD = round(THRESHOLD * _LOG)
 _STEP = SACCADE // MOMENTS  # microseconds
-_BLOCK = 256  # recordings made at once: their arrays stay in the cache
+_BLOCK = 256  # recordings simulated at once: their arrays stay in the cache
 
 
 def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
@@ -101,7 +101,7 @@ def record(pictures: np.ndarray, *, offsets: np.ndarray) -> list[np.ndarray]:
 
   Args:
     pictures: integers 0 to 16, [N, 8, 8].
-    offsets: of their centres in pixels, int [N, 2].
+    offsets: offsets of their centres in pixels, int [N, 2].
   """
   return [
     events
@@ -134,7 +134,7 @@ def _record_block(pictures, offsets):
 
 
 def _crossings(begin, end, reference):
-  """Returns (pixels, times, signs) of the events while L moves to `end`.
+  """Returns (pixels, times, signs) of the events while L changes to `end`.
 
   Updates `reference`. The arguments are [N * SIDE * SIDE], in units.
   """
@@ -142,7 +142,7 @@ def _crossings(begin, end, reference):
   pixels = np.flatnonzero(np.abs(distance) >= _THRESHOLD)
   counts = np.abs(distance[pixels]) // _THRESHOLD
   signs = np.sign(distance[pixels])
-  # One row for each event, numbered from 1 in its pixel.
+  # One row per event, numbered from 1 within its pixel.
   rows = np.repeat(np.arange(len(pixels)), counts)
   numbers = np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows] + 1
   pixels, signs = pixels[rows], signs[rows]
@@ -169,10 +169,10 @@ def log_brightness(pictures: np.ndarray, position: np.ndarray) -> np.ndarray:
 
   Args:
     pictures: integers 0 to 16, [N, 8, 8].
-    position: of their centre, off the sensor's, in pixels (down, right).
+    position: offset of their centre from the sensor's, in pixels (down, right).
   """
   rows, columns = (_weights(offset) for offset in position)
-  # Small integers: exact in float64 in any order of summation.
+  # Small integers are exact in float64 in any order of summation.
   brightness = rows @ pictures.astype(np.float64) @ columns.T
   return _logarithms()[brightness.astype(np.int32)]
 

@@ -1,12 +1,13 @@
 """The `photo_digits`: handwriting over photographs, in CIFAR's shape.
 
-An image of 32x32x3 is one of scikit-learn's 8x8 digits, enlarged bilinearly to
-a random size, at a random place and in a random colour, blended into a random,
-darkened patch of one of the two photographs that come with scikit-learn. The
-task is hard enough for methods to differ on it, and needs no download.
+An image of 32x32x3 shows one of scikit-learn's 8x8 digits, enlarged bilinearly
+to a random size, at a random position and in a random colour, blended into a
+random, darkened patch of one of the two photographs that come with
+scikit-learn. The task is hard enough to distinguish methods, and needs no
+download.
 
-An image depends on (`SEED`, split, index) alone: Philox, a counter-based
-generator, gives each index its own numbers, so a smaller data set is the start
+An image depends only on (`SEED`, split, index): Philox, a counter-based
+generator, gives each index its own numbers, so a smaller data set is a prefix
 of a larger one. All sums are of integers and equal on every machine.
 
 The three splits share no handwriting (the parts of `digits`) and no pixel of a
@@ -33,15 +34,15 @@ SPEC = Spec(
   std=(0.2374, 0.2020, 0.2158),
 )
 
-# These make it hard (docs/data.md lists what was tried). Larger digits are
-# easier to read, as are patches darker than every digit; here brightnesses
-# overlap by a third.
+# These set the difficulty (docs/data.md lists the values tried). Larger digits
+# are easier to read, as are patches darker than every digit; here the ranges of
+# brightness overlap by a third.
 DIGIT_SIDES = (16, 26)  # smallest and largest, in pixels
 PATCH_CONTRAST = 154  # of the photographs' 256: 0 to 153; black stays black
 DARKEST_COLOUR = 96  # of a digit, in each channel: 96 to 255
 
-# The photographs, 427x640, are cut into ten vertical strips, which the splits
-# share out so that each has sky, water, trees, building and flower.
+# The photographs, 427x640, are cut into ten vertical strips, which are assigned
+# so that each split has sky, water, trees, building and flower.
 STRIP_WIDTH = 64
 STRIPS = {
   'train': (0, 2, 3, 5, 7, 9),
@@ -64,12 +65,12 @@ _DRAWS = (
   'patch_left',
 )
 _UNIT = 256  # weights of the interpolation are integers of 1 / _UNIT
-_OPAQUE = _UNIT * 16 * _UNIT  # weight of a row, brightest pixel, of a column
+_OPAQUE = _UNIT * 16 * _UNIT  # row weight, brightest pixel, column weight
 _BLOCK = 500  # images rendered together: their int32 stay in the cache
 
 
 def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
-  """Returns the splits; makes only the first `train_size` training images."""
+  """Returns the splits, with only the first `train_size` training images."""
   del spec, num_steps  # there is only one variant
   sizes = dict(SIZES)
   if config['train_size']:
@@ -108,8 +109,8 @@ def _photos():
 def _draw(split, *, labels, members):
   """Returns {name: int64 [N]} of the images with these labels.
 
-  'digit' counts the source digits in the order of their classes; 'patch_left'
-  is in the photograph, not in the strip.
+  'digit' indexes the source digits in the order of their classes; 'patch_left'
+  is relative to the photograph, not to the strip.
 
   Args:
     split: its name.
@@ -117,7 +118,7 @@ def _draw(split, *, labels, members):
     members: [10], the number of source digits of each class.
   """
   key = [SEED, list(SIZES).index(split)]
-  # Raw numbers: only these are the same in every version of NumPy.
+  # Raw numbers, because only these are the same in every version of NumPy.
   raw = np.random.Philox(key=key).random_raw((len(labels), len(_DRAWS)))
   share = dict(zip(_DRAWS, (raw >> np.uint64(11)).T * 2.0**-53, strict=True))
 
@@ -149,7 +150,7 @@ def _render(draws, *, sources, photos):
   """Returns images uint8 [B, 32, 32, 3] of draws {name: [B]}.
 
   Args:
-    draws: as from `_draw`.
+    draws: as returned by `_draw`.
     sources: uint8 [N, 8, 8], 0 to 16, in the order of their classes.
     photos: uint8 [P, H, W, 3].
   """
@@ -176,8 +177,9 @@ def _render(draws, *, sources, photos):
 def _weights(start, *, side, pixels):
   """Returns bilinear weights float32 [B, pixels, 8], integers up to `_UNIT`.
 
-  Of the digit's 8 rows (or columns) at each pixel; their centres lie evenly in
-  [start, start + side), beyond which the digit fades out.
+  They weight the digit's 8 rows (or columns) at each pixel; the centres of
+  these are evenly spaced in [start, start + side), beyond which the digit fades
+  out.
   """
   offset = 2 * (np.arange(pixels) - start[:, None]) + 1  # in half pixels
   place = offset * (8 * _UNIT // 2) // side[:, None] - _UNIT // 2

@@ -1,1 +1,1 @@
-"""Data sets of event cameras, and what they share."""
+"""Data sets of event cameras, and their shared code."""

@@ -1,7 +1,7 @@
-"""Archives of event recordings: obtained and unpacked.
+"""Downloading and unpacking archives of event recordings.
 
-Addresses and checksums are tonic's. An archive is unpacked beside its final
-place and then moved there, so that half a folder never passes for a whole one.
+URLs and checksums are tonic's. An archive is unpacked next to its final
+location and then moved there, so that a partial folder is never used.
 """
 
 import os
@@ -18,21 +18,21 @@ from mpbn_jax.datasets.preparation import exclusive, room_for, writing
 def obtain(collection: Collection, directory: str | os.PathLike) -> None:
   """Downloads and unpacks the recordings that are not on disk yet.
 
-  An archive that is already in the folder of the data set is used. If another
-  process does the same, this one waits for it.
+  Uses an archive that is already in the folder of the data set. If another
+  process is preparing the same recordings, this one waits for it.
 
   Args:
     collection: the recordings.
     directory: `data.dir`.
 
   Raises:
-    InputError: no connection; an archive has another checksum; the disk is
-      full.
+    InputError: there is no connection, an archive has another checksum, or the
+      disk is full.
   """
   location = pathlib.Path(open_reader(collection, directory).location_on_system)
   with exclusive(location, what=f'the recordings of {collection.kind}'):
     reader = open_reader(collection, directory)
-    # An incomplete folder stays: only the user may remove it.
+    # An incomplete folder is kept: only the user may remove it.
     half = len(reader) > 0 and reader.folder_name
     if len(reader) >= collection.count or half:
       return
@@ -54,7 +54,7 @@ def _unpack(archive, location):
       for inner in sorted(temporary.glob('*.zip')):
         _extract(inner, temporary)
         inner.unlink()
-      os.sync()  # or a power cut may leave complete folders of empty files
+      os.sync()  # otherwise a power cut may leave empty files
       for folder in sorted(temporary.iterdir()):
         if not (location / folder.name).exists():
           folder.rename(location / folder.name)

@@ -1,15 +1,15 @@
-"""Frames of events on disk, made once from the recordings.
+"""Event frames on disk, computed once from the recordings.
 
-They are arrays, mapped into memory and never read as a whole:
+They are arrays that are mapped into memory and never read as a whole:
 
     <data.dir>/event_frames/<data set>-<T>-<framing>-<H>x<W>-v<VERSION>/
         train_images.npy  uint8 [N, T, H, W, 2]
         train_labels.npy  int32 [N]
         test_images.npy, test_labels.npy
 
-The directory's name holds everything that the frames depend on except the
-recordings themselves: if their number has changed, the frames are made again.
-The directory appears only when it is complete.
+The name of the directory encodes everything that the frames depend on except
+the recordings themselves: if their number has changed, the frames are computed
+again. The directory appears only once it is complete.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ PARTS = ('train', 'test')
 
 _log = logging.getLogger('mpbn_jax')
 
-# Makes {'train', 'test'} of {collection: its recordings}.
+# {collection: its recordings} -> {'train': ..., 'test': ...}
 Splitter = Callable[[Mapping[str, Recordings]], Mapping[str, Recordings]]
 
 
@@ -51,18 +51,18 @@ def load(
   collections: Mapping[str, Collection],
   split: Splitter = dict,
 ) -> dict[str, Split]:
-  """Returns the splits, mapped from disk; makes the frames if necessary.
+  """Returns the splits, mapped from disk; computes the frames if needed.
 
   Args:
-    spec: of the data set.
+    spec: specification of the data set.
     config: `config.data`.
     num_steps: T.
     collections: the recordings, by name.
-    split: makes 'train' and 'test' of them; by default they are these two.
+    split: divides them into 'train' and 'test'; by default they are these two.
 
   Raises:
-    InputError: neither frames nor recordings exist; a recording cannot be
-      read or used; the disk is full.
+    InputError: neither frames nor recordings exist, a recording is invalid, or
+      the disk is full.
   """
   path = place(spec, config, num_steps=num_steps)
   shape = spec.example_shape(num_steps)
@@ -85,7 +85,7 @@ def load(
       }
     )
   with preparation.exclusive(path, what=f'the frames of {spec.name!r}'):
-    # Another process may have made them while this one waited.
+    # Another process may have computed them while this one waited.
     splits, problem = _read(path, shape, config['dir'], collections)
     if splits is None:
       if problem:
@@ -104,7 +104,7 @@ def prepare(
   collections: Mapping[str, Collection],
   split: Splitter = dict,
 ) -> None:
-  """Downloads the recordings if necessary, makes the frames, says where.
+  """Downloads recordings if needed, computes the frames and prints where.
 
   Args and errors are those of `load`.
   """
@@ -128,7 +128,7 @@ def prepare(
 
 
 def place(spec: Spec, config: Mapping, *, num_steps: int) -> pathlib.Path:
-  """Returns the directory of the frames that a configuration asks for."""
+  """Returns the directory of the frames of a configuration."""
   check_framing(config['framing'])
   height, width, _ = spec.image_shape
   name = f'{spec.name}-{num_steps}-{config["framing"]}-{height}x{width}'
@@ -137,7 +137,7 @@ def place(spec: Spec, config: Mapping, *, num_steps: int) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _because(problem):
-  """Puts what is wrong with the frames before an error of its body."""
+  """Prefixes errors of its body with the problem with the frames."""
   try:
     yield
   except InputError as error:
@@ -147,7 +147,7 @@ def _because(problem):
 
 
 def _read(path, example_shape, directory, collections):
-  """Returns (splits or None, what is wrong with the frames on disk)."""
+  """Returns (splits or None, the problem with the frames on disk)."""
   if not path.is_dir():
     return None, ''
   try:
@@ -157,7 +157,7 @@ def _read(path, example_shape, directory, collections):
   made = sum(len(split) for split in splits.values())
   found = sum(len(open_reader(c, directory)) for c in collections.values())
   least = sum(collection.count for collection in collections.values())
-  # The recordings, or some of them, may have been removed to save space.
+  # Some or all recordings may have been removed to save space.
   if made == found or found < least <= made:
     return splits, ''
   return None, f'{path} is of {made:,} recordings, not {max(found, least):,}'
@@ -192,7 +192,7 @@ def _write(path, recordings, *, spec, config, num_steps):
     for part in PARTS:
       source = recordings[part]
       np.save(directory / f'{part}_labels.npy', source.labels)
-      # Not through mapped memory, where a full disk ends the process.
+      # Not through mapped memory, where a full disk kills the process.
       with (directory / f'{part}_images.npy').open('wb') as file:
         header = {
           'descr': '|u1',

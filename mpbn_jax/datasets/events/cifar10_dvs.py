@@ -1,8 +1,8 @@
 """CIFAR10-DVS: CIFAR-10 seen by an event camera (Li et al., 2017).
 
 10,000 recordings of 128x128 pixels, 1,000 of each class. There is no official
-split; ours takes 100 recordings of each class, drawn with a fixed seed, for the
-test.
+split; ours uses 100 recordings of each class, drawn with a fixed seed, for
+testing.
 """
 
 import functools

@@ -2,7 +2,7 @@
 
 11 gestures of 29 people on a sensor of 128x128 pixels, one file per gesture as
 tonic publishes them. In the official split, 23 people are for training and the
-other 6 for the test.
+other 6 for testing.
 """
 
 import functools

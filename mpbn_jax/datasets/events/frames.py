@@ -1,7 +1,7 @@
-"""Frames of events, one per time step.
+"""Event frames, one per time step.
 
-An event camera has no shutter: each pixel reports on its own, as an event, that
-it became brighter (polarity 1) or darker (polarity 0). A recording is a
+An event camera has no shutter: each pixel independently emits an event when it
+becomes brighter (polarity 1) or darker (polarity 0). A recording is a
 structured array with the fields t, x, y and p, in an order that depends on the
 data set. Pure NumPy.
 """
@@ -15,7 +15,7 @@ from mpbn_jax.errors import InputError, unknown
 
 _log = logging.getLogger('mpbn_jax')
 FRAMINGS = ('count', 'time')
-MOST = 255  # events of one polarity that a pixel of a frame can count
+MOST = 255  # largest count of events per pixel, frame and polarity
 
 
 def check_framing(framing: str) -> None:
@@ -33,30 +33,31 @@ def to_frames(
   framing: str = 'count',
   size: tuple[int, int] | None = None,
 ) -> np.ndarray:
-  """Returns the number of events of each pixel, uint8 [T, H, W, 2].
+  """Returns the number of events per pixel, uint8 [T, H, W, 2].
 
-  The last axis is the polarity. Counts stop at 255: uint8 takes a quarter of
-  the bytes of float32 on disk and on the way to the device, and a pixel with
-  more events in a frame is defective.
+  The last axis is the polarity. Counts saturate at 255: uint8 takes a quarter
+  of the bytes of float32 on disk and in transfers to the device, and a pixel
+  with more events in a frame is defective.
 
   A `size` smaller than the sensor keeps the pixels that nearest-neighbour
-  interpolation of the frames would take (row floor(i * sensor height / height)
-  for row i, as PyTorch's `interpolate(mode='nearest')`); events of the others
-  are dropped.
+  interpolation of the frames would select (row floor(i * sensor height /
+  height) for row i, like PyTorch's `interpolate(mode='nearest')`); the events
+  of other pixels are dropped.
 
   Args:
-    events: structured [N], fields t (integers of any unit), x, y, p (0 or 1).
+    events: structured [N], fields t (integers in any unit), x, y, p (0 or 1).
     num_steps: T, the number of frames.
-    sensor: (height, width) in pixels of the camera.
-    name: of the recording, for messages.
-    framing: 'count': each frame holds N // T events in the order of time (at
-      least one, as long as there are any), and the last one the remainder too.
-      'time': all frames last equally long; the last event is in the last one.
-    size: (H, W) of the frames, at most the sensor's; None: the sensor's.
+    sensor: (height, width) of the camera in pixels.
+    name: name of the recording, for messages.
+    framing: with 'count', each frame holds N // T events in temporal order (at
+      least one, as long as there are any), and the last one also the remainder.
+      With 'time', all frames have equal duration, and the last event is in the
+      last frame.
+    size: (H, W) of the frames, at most the sensor's; None uses the sensor's.
 
   Raises:
-    InputError: an event lies outside the sensor, or its polarity or its time
-      is impossible.
+    InputError: an event lies outside the sensor, or its polarity or time is
+      invalid.
   """
   check_framing(framing)
   height, width = size or sensor
@@ -76,7 +77,7 @@ def to_frames(
   _check('p', p, 2, 'two polarities', name)
   by = _by_count if framing == 'count' else _by_time
   steps = by(events['t'], num_steps, name)
-  # Maps pixels of the sensor to those of the frames; -1 where there is none.
+  # Maps sensor pixels to frame pixels; -1 for dropped ones.
   pixels = _nearest(sensor, (height, width))[y * sensor[1] + x]
   indices = ((steps * (height * width)) + pixels) * 2 + p
   counts = np.bincount(indices[pixels >= 0], minlength=np.prod(shape))
@@ -94,13 +95,13 @@ def _check(field, values, end, sensor, name):
 
 
 def _by_count(times, num_steps, name):
-  """Returns the frame of each event, for frames of equally many events."""
+  """Returns the frame of each event, for frames with equal event counts."""
   del name
   each = max(len(times) // num_steps, 1)
   ends = np.minimum(np.arange(1, num_steps + 1) * each, len(times))
   ends[-1] = len(times)
   steps = np.repeat(np.arange(num_steps), np.diff(ends, prepend=0))
-  if (times[1:] >= times[:-1]).all():  # nearly always true, and quick to check
+  if (times[1:] >= times[:-1]).all():  # nearly always true and cheap to check
     return steps
   unsorted = np.empty_like(steps)
   unsorted[np.argsort(times, kind='stable')] = steps

@@ -21,8 +21,8 @@ class Collection:
 
   Attributes:
     kind: the name of tonic's class, and of its folder in `data.dir`.
-    count: recordings in the archive; with fewer, a copy is incomplete.
-    options: of the class.
+    count: number of recordings in the archive; a copy with fewer is incomplete.
+    options: options of the class.
   """
 
   kind: str
@@ -36,7 +36,7 @@ class Recordings:
 
   Attributes:
     reader: tonic's data set.
-    positions: in it, int [N].
+    positions: positions in it, int [N].
   """
 
   reader: Any
@@ -60,7 +60,7 @@ class Recordings:
     return dataclasses.replace(self, positions=self.positions[part])
 
   def read(self, index: int) -> tuple[np.ndarray, int]:
-    """Returns (events, structured with the fields t, x, y, p; label)."""
+    """Returns (events as a structured array of t, x, y and p, label)."""
     return self.reader[self.positions[index]]
 
   def name(self, index: int) -> str:
@@ -75,11 +75,11 @@ def open_reader(collection: Collection, directory: str | os.PathLike) -> Any:
   path, so the order is the same on every machine. Hidden files are skipped.
 
   Args:
-    collection: to open.
+    collection: collection to open.
     directory: `data.dir`.
 
   Raises:
-    InputError: a file belongs to none of the classes.
+    InputError: a file does not belong to any class.
     OSError: a directory cannot be read.
   """
   try:
@@ -138,13 +138,13 @@ def open_recordings(
   """Returns all recordings of a collection, in the order of `open_reader`.
 
   Args:
-    collection: to open.
+    collection: collection to open.
     directory: `data.dir`.
-    name: of the data set, for messages.
-    command: that prepares it, for messages.
+    name: name of the data set, for messages.
+    command: command that prepares it, for messages.
 
   Raises:
-    InputError: some or all are missing; as `open_reader`.
+    InputError: recordings are missing, or a file does not belong to any class.
     OSError: a directory cannot be read.
   """
   reader = open_reader(collection, directory)

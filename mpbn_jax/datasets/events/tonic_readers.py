@@ -1,7 +1,7 @@
 """tonic's readers of recordings, with checks of each file.
 
-They neither download nor list files: `archives.py` and `recordings.py` do.
-Importing this module takes a second.
+They neither download nor list files, which `archives.py` and `recordings.py`
+do. Importing this module takes a second.
 """
 
 import os
@@ -18,7 +18,7 @@ _NMNIST_EVENT = 5  # bytes
 class _Unlisted:
   """A reader without recordings.
 
-  tonic's own listing stops at hidden files, and skips unreadable folders.
+  tonic's own listing fails at hidden files and skips unreadable folders.
   """
 
   def __init__(self, **options):
@@ -81,7 +81,7 @@ class NMNIST(_Unlisted, tonic.datasets.NMNIST):
 
 
 def _digit(text):
-  """Returns the number in a name; unlike int(), refuses '01' and '1_0'."""
+  """Returns the number in a name; unlike int(), rejects '01' and '1_0'."""
   number = int(text)
   if str(number) != text:
     raise ValueError(f'{text!r} is not {number}')
@@ -91,7 +91,7 @@ def _digit(text):
 def check_columns(events: np.ndarray) -> None:
   """Raises ValueError unless the columns are x, y, p and t of events.
 
-  tonic would truncate them to integers, and take any p but 0 for 1.
+  tonic would truncate them to integers and treat any p except 0 as 1.
   """
   if events.ndim != 2 or events.shape[1] != 4 or events.dtype.kind not in 'iuf':
     raise ValueError(

@@ -4,9 +4,9 @@ There are 1,281,167 training images. As in every paper, the 50,000 validation
 images serve as the test split, because the labels of the official test images
 are not public. `sources.py` says where the images are expected.
 
-For training, `data.resized_crop` takes a random part of each image. Without it,
+In training, `data.resized_crop` uses a random part of each image. Without it,
 and in evaluation, the shorter side is resized to 256 pixels (bilinear and
-antialiased, as torchvision's Resize) and the central 224x224 pixels are taken.
+antialiased, like torchvision's Resize) and the central 224x224 pixels are used.
 """
 
 import concurrent.futures
@@ -24,7 +24,7 @@ SPEC = Spec(
   image_shape=(224, 224, 3),
   class_names=CLASSES,
   max_value=255,
-  # Of the training images; the constants in general use.
+  # The commonly used constants of the training images.
   mean=(0.485, 0.456, 0.406),
   std=(0.229, 0.224, 0.225),
 )
@@ -33,7 +33,7 @@ SPEC = Spec(
 def load(
   spec: Spec, config: Mapping, *, num_steps: int
 ) -> dict[str, EncodedImages]:
-  """Returns the splits, whose images are decoded when they are read.
+  """Returns the splits, whose images are decoded on reading.
 
   Args:
     spec: `SPEC`, or one with fewer classes or smaller images.
@@ -41,7 +41,7 @@ def load(
     num_steps: unused, as an image is shown at every step.
 
   Raises:
-    InputError: there are no images, or not those of the classes.
+    InputError: there are no images, or they have other classes.
   """
   del num_steps
   pool = concurrent.futures.ThreadPoolExecutor(
@@ -62,7 +62,7 @@ def load(
 
 
 def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
-  """Prints what is there: ImageNet cannot be downloaded without an account.
+  """Prints what was found: ImageNet cannot be downloaded without an account.
 
   Raises:
     InputError: as `load`.
@@ -72,7 +72,7 @@ def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
 
 
 def _cores():
-  """Returns how many cores this process may use."""
+  """Returns the number of cores that this process may use."""
   if hasattr(os, 'sched_getaffinity'):  # Linux
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1

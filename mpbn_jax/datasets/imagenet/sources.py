@@ -1,6 +1,6 @@
 """The images of ImageNet on disk, with their labels.
 
-They are the first of these below `data.dir`:
+They come from the first of these that exists below `data.dir`:
 
 * `imagenet2012/<version>/`, prepared by tensorflow_datasets as ArrayRecord with
   `tfds build imagenet2012 --file_format=array_record` (read without
@@ -30,10 +30,10 @@ from mpbn_jax.errors import InputError
 _log = logging.getLogger(__name__)
 
 _SUFFIXES = ('.jpeg', '.jpg', '.png')
-_RECORDS = 1000  # whose labels a thread reads at a time
-# Shards of a split that are open at once. ImageNet has 1024, which is as many
-# files as most systems let a process open. Opening one again takes 0.2 ms,
-# decoding an image about 10 ms.
+_RECORDS = 1000  # number of labels that a thread reads at a time
+# Shards of a split that are open at once. ImageNet has 1024, the usual limit of
+# open files per process. Reopening one takes 0.2 ms, decoding an image about
+# 10 ms.
 _OPEN = 64
 
 
@@ -47,11 +47,11 @@ def find(
 
   Args:
     root: `data.dir`.
-    class_names: sorted; a label is a position among them.
+    class_names: sorted names; a label is the position in this list.
     pool: threads that list folders and read labels.
 
   Raises:
-    InputError: there is nothing (says what was expected), or something else.
+    InputError: no images were found (says what was expected), or invalid ones.
   """
   prepared = [
     path.parent
@@ -63,7 +63,7 @@ def find(
   complete = all(part.is_dir() for part in parts.values())
   if prepared:
     newest = max(prepared, key=lambda path: _version(path.name))
-    # Records that cannot be read are refused only if there is no tree.
+    # Unreadable records are rejected only if there is no folder tree.
     if _is_array_record(newest) or not complete:
       return _records(newest, class_names, pool, cache=root / 'mpbn_jax')
   if not complete:
@@ -102,8 +102,8 @@ class FolderTree:
   """`base.Source` of image files in folders, sorted by class and name.
 
   Args:
-    root: of the folders.
-    class_names: of the folders, sorted.
+    root: parent of the folders.
+    class_names: sorted names of the folders.
     pool: threads that list them.
 
   Attributes:
@@ -181,8 +181,8 @@ class Records:
 
   Args:
     shards: {file: number of its records}.
-    parse: makes an example, its image still encoded, of a record's bytes.
-    place: names all of them in messages.
+    parse: bytes of a record -> example with an encoded image.
+    place: name of the records in messages.
     pool: threads that read labels.
     cache: file that stores the labels.
   """
@@ -202,7 +202,7 @@ class Records:
     self._place = place
     self._pool = pool
     self._cache = cache
-    # A shard that it drops is closed once no thread reads it any more.
+    # An evicted shard is closed once no thread reads it any more.
     self._reader = functools.lru_cache(_OPEN)(_reader)
 
   def __len__(self) -> int:
@@ -222,7 +222,7 @@ class Records:
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
-    """int32 [N]; the first time, this reads every record.
+    """int32 [N]; the first access reads every record.
 
     Raises:
       InputError: a record cannot be read (names it).
@@ -248,11 +248,11 @@ def _reader(path, count):
 
   reader = array_record_module.ArrayRecordReader(
     str(path),
-    # Recommended in its manual for random access.
+    # Recommended by its documentation for random access.
     options='readahead_buffer_size:0,max_parallelism:0',
     file_reader_buffer_size=32768,
   )
-  # It would read a truncated file as one with fewer, or empty, records.
+  # It would read a truncated file as one with fewer or empty records.
   found = reader.num_records()
   if found != count:
     raise ValueError(f'{found} records in {path.name} instead of {count}')
@@ -260,7 +260,7 @@ def _reader(path, count):
 
 
 def _kept(path, count):
-  """Returns the labels that `_keep` wrote; None if missing or damaged."""
+  """Returns the labels that `_keep` wrote, or None if missing or damaged."""
   try:
     with path.open('rb') as file:
       labels = np.lib.format.read_array(file)
@@ -275,7 +275,7 @@ def _kept(path, count):
 
 
 def _keep(path, labels):
-  """Writes a file, whole or not at all; a failure costs only time."""
+  """Writes a file atomically; a failure only costs time."""
   temporary = path.with_name(f'{path.name}.{os.getpid()}.npy')
   try:
     path.parent.mkdir(exist_ok=True)
@@ -338,7 +338,7 @@ def _records(directory, class_names, pool, *, cache):
 
 
 def _fingerprint(shards):
-  """Returns a text that changes when the files do; refuses missing files."""
+  """Returns a text that changes with the files; rejects missing files."""
   text = []
   for path in shards:
     if not path.is_file():
