@@ -25,9 +25,10 @@ class Experiment:
     model: the network.
     dataset: its splits and augmentations.
     batches: the training batches of this host.
-    optimizer: turns gradients into update directions.
+    optimizer: turns gradients into directions, without learning rate and sign:
+      params -= learning_rate(step) * direction.
     learning_rate: step -> learning rate.
-    mesh: all devices.
+    mesh: the devices.
     total_steps: number of updates.
   """
 

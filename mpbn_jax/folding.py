@@ -306,7 +306,7 @@ def _running_statistics(variables, path, name):
 
 
 def _over_blocks(function, stats):
-  """Returns function mapped over the first axes that count blocks."""
+  """Returns the function mapped over the leading axes of stacked blocks."""
   constant = next((stats[k] for k in norms.CONSTANTS if k in stats), None)
   if constant is None:
     raise InputError(

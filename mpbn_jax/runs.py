@@ -48,6 +48,9 @@ def load_run(
 ) -> Run:
   """Returns the network of a run; reads no data and changes nothing.
 
+  A network, a norm or a data set of your own must be registered before, by
+  importing the file that does so.
+
   Args:
     workdir: work directory of the run.
     checkpoint: 'latest', or 'best' on validation.
@@ -59,8 +62,8 @@ def load_run(
 
   Example:
     >>> run = load_run(workdir)
-    >>> images = jnp.zeros((2, *run.spec.image_shape))
-    >>> x = run.spec.normalize(images)
+    >>> shape = run.spec.example_shape(run.model.num_steps)
+    >>> x = run.spec.normalize(jnp.zeros((2, *shape)))
     >>> run.model.apply(run.variables, x, train=False).shape
     (2, 10)
   """

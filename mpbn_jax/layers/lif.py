@@ -18,7 +18,7 @@ from mpbn_jax.surrogate import emit, get_surrogate, spike
 
 
 class LIF(nn.Module):
-  """A layer of leaky integrate-and-fire neurons with MPBN before firing.
+  """A layer of leaky integrate-and-fire neurons, with MPBN if `norm` says so.
 
       u = tau * u_res + c;  s = (norm(u) > v_th);  u_res = u * (1 - s)
 
@@ -26,7 +26,11 @@ class LIF(nn.Module):
   [C] channel-wise or [H, W, C] element-wise; params/tau_logit, a scalar, and
   params/v_th [C], if they are learned. The constants eps and v_th (unless
   learned) are scalars in batch_stats/<norm>, and the layer computes with these
-  stored values.
+  stored values. A layer with another setting raises an error, except inside a
+  compiled function, where the stored value is used.
+
+  In training, the statistics are those of each time step, and the running ones
+  move at every time step: T times a call.
 
   With a spike norm or a synaptic filter, a `SpikeNorm` named 'spike_norm'
   inside the layer transforms the spikes before they are returned.

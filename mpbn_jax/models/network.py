@@ -25,6 +25,9 @@ ModuleDef = Any  # module factory: (*arguments, name, **attributes) -> module
 class SpikingNetwork(nn.Module):
   """Base class of networks: subclasses define `encoder` and `features`.
 
+  Both make their layers inline, as in an `nn.compact` method, and so does
+  `head`, which may be overridden; its layer must be named 'head'.
+
   `apply(variables, x, train=...)` returns logits [B, num_classes], the mean
   over T of a linear readout of the average-pooled spikes (paper, Eq. 3). x is
   [B, H, W, C], an image shown at every time step (direct encoding), or
@@ -57,7 +60,11 @@ class SpikingNetwork(nn.Module):
     super().__post_init__()
 
   def encoder(self) -> nn.Module:
-    """Returns the first convolution, from images or frames to currents."""
+    """Returns the first layer, usually self.conv(...) or self.dense(...).
+
+    It is called as layer(frames [B, T or 1, H, W, C], train=..., copies=...)
+    and returns currents.
+    """
     raise NotImplementedError
 
   def features(self, currents: jax.Array, *, train: bool) -> jax.Array | Spikes:

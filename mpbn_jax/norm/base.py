@@ -26,11 +26,14 @@ class Norm:
   """A normalization: its place and pure functions of arrays.
 
   The functions receive the norm's parameters and statistics. The constants that
-  they use (`CONSTANTS`) are stored among the statistics.
+  they use are stored among the statistics, under the names in `CONSTANTS`,
+  which no other statistic may have: a layer compares them with its settings.
 
   Attributes:
     init: (shape, **settings) -> (params, stats), with the settings that
       `settings` names; shape is the input shape without batch axes, [..., C].
+      It takes no random key and may be called more than once. A parameter named
+      'scale' is the one that `scale_init` and `last_scale` multiply.
     train: (params, stats, x, *, momentum) -> (y, stats).
     evaluate: (params, stats, x) -> y.
     fold: see the subclass; None if the norm cannot be folded.
@@ -91,7 +94,8 @@ class NormAfterFiring(Norm):
   """A normalization of postsynaptic potentials [B, T, ..., C].
 
   `fold` is (params, stats) -> gain, [C] or [T, C], which multiplies the inputs
-  of every layer that reads the spikes.
+  of every layer that reads the spikes. A norm that has one is evaluated as this
+  product, so `evaluate` must be the same.
 
   Attributes:
     per_time_step: as in `NormAfterConvolution`.

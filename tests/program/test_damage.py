@@ -144,8 +144,7 @@ def expected(experiment, pristine):
   like = report._abstract_state(experiment)
   reader = Checkpoints(pristine / 'checkpoints', read_only=True)
   found[go_on] = {
-    step: bits(reader.restore(like, step=step))
-    for step in reader.steps()
+    step: bits(reader.restore(like, step=step)) for step in reader.steps()
   }
   return found
 
