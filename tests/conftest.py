@@ -73,6 +73,22 @@ def _without_emitters(*args, env_options_overrides=None, **kwargs):
   return _compile_options(*args, env_options_overrides=overrides, **kwargs)
 
 
+@pytest.fixture
+def registries():
+  """Forgets afterwards what a test registers."""
+  from mpbn_jax import MODELS, NORMS, SURROGATES
+  from mpbn_jax.datasets import DATASETS
+
+  saved = [
+    (registry, dict(registry))
+    for registry in (DATASETS, MODELS, NORMS, SURROGATES)
+  ]
+  yield
+  for registry, entries in saved:
+    registry.clear()
+    registry.update(entries)
+
+
 def pytest_collection_modifyitems(items):
   """The longest file first: begun last, one worker would end with it alone."""
   items.sort(key=lambda item: 'test_paper_training' not in item.nodeid)

@@ -32,6 +32,7 @@ def _examples(name):
   ]
 
 
+@pytest.mark.usefixtures('registries')
 @pytest.mark.parametrize('name', [n for n in MODULES if _examples(n)])
 def test_examples_of_docstrings_print_what_they_show(name):
   model, variables = common.small()

@@ -7,30 +7,12 @@ import jax.numpy as jnp
 import pytest
 import runs
 
-from mpbn_jax import (
-  MODELS,
-  NORMS,
-  SURROGATES,
-  InputError,
-  build_model,
-  load_run,
-)
-from mpbn_jax.datasets import DATASETS
+from mpbn_jax import InputError, build_model, load_run
 
 EXAMPLES = sorted((runs.ROOT / 'docs' / 'examples').glob('own_*.py'))
 
 
-@pytest.fixture(autouse=True)
-def registries():
-  """Forgets afterwards what a test registers."""
-  saved = [
-    (registry, dict(registry))
-    for registry in (DATASETS, MODELS, NORMS, SURROGATES)
-  ]
-  yield
-  for registry, entries in saved:
-    registry.clear()
-    registry.update(entries)
+pytestmark = pytest.mark.usefixtures('registries')
 
 
 @pytest.mark.parametrize('file', EXAMPLES, ids=[file.stem for file in EXAMPLES])

@@ -78,7 +78,8 @@ def test_key_that_only_one_side_has_is_named(tmp_path):
   open_workdir(tmp_path, default.get_config())
   values = stored(tmp_path)
   values['model']['colour'] = 'red'
-  (tmp_path / 'config.json').write_text(json.dumps(values))
+  text = json.dumps({'format': config.FORMAT, **values})
+  (tmp_path / 'config.json').write_text(text)
   with pytest.raises(InputError, match="model.colour: 'red' -> None"):
     record.check_config_of(tmp_path, default.get_config())
 
