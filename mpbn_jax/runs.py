@@ -160,7 +160,7 @@ def with_weights_of(
       given[name], ours[name]
     ):
       got, expected = np.asarray(given[name]), np.asarray(ours[name])
-      problems.append(f'{name} is {got}, expected {expected}')
+      problems.append(f'{name} is {got!s}, expected {expected!s}')
     new[name] = jax.device_put(given[name], ours[name].sharding)
   if problems:
     raise InputError(

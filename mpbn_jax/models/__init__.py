@@ -75,8 +75,8 @@ def build_model(config: Mapping) -> SpikingNetwork:
       (lists the known ones), or a setting outside its range.
 
   Example:
-    >>> model = build_model({'name': 'resnet20', 'width': 4, 'num_steps': 2})
-    >>> x = jnp.zeros((1, 32, 32, 3))
+    >>> model = build_model({'name': 'spiking_cnn', 'width': 4})
+    >>> x = jnp.zeros((1, 8, 8, 1))
     >>> variables = model.init(jax.random.key(0), x, train=False)
     >>> model.apply(variables, x, train=False).shape
     (1, 10)

@@ -18,7 +18,8 @@ from mpbn_jax import (
 )
 from mpbn_jax.configs import default
 from mpbn_jax.interop.torch import to_reference
-from mpbn_jax.layers import LIF
+from mpbn_jax.layers import LIF, ConvNorm, Factory
+from mpbn_jax.models.resnet import SpikingResNet
 
 # (settings, input shape) -> parameters; of the paper's implementation, but
 # for spiking_cnn, which is counted by hand:
@@ -235,34 +236,44 @@ def test_depth_of_preact_resnet_counts_its_layers_with_weights(blocks):
   assert sum(kernels) == 6 * blocks + 4
 
 
-@pytest.mark.slow
 def test_remat_of_blocks_that_hand_on_normed_spikes_changes_no_gradient():
-  x = common.images(4, 16)
+  x = common.images(4)
+  model = SpikingResNet(
+    width=2,
+    num_steps=2,
+    stage_sizes=(2, 1),
+    stem='single',
+    conv=Factory(ConvNorm, norm='none'),
+    lif=Factory(LIF, norm='none', spike_norm='psp_bn', unroll=False),
+  )
+  variables = common.random_variables(model, x)
 
-  def gradients(remat):
-    model, variables = common.small(
-      'resnet20', 16, unroll=False, conv_norm='none', spike_norm='psp_bn'
-    )
-    if remat:
-      model = model.clone(remat=True)
+  def gradients(**settings):
+    network = model.clone(**settings)
 
     @jax.jit
     def gradient(params):
       def loss(params):
-        variables_of = {**variables, 'params': params}
-        logits, updates = model.apply(
-          variables_of, x, train=True, mutable=['batch_stats']
+        logits, updates = network.apply(
+          {**variables, 'params': params},
+          x,
+          train=True,
+          mutable=['batch_stats'],
         )
         return (logits**2).mean(), updates
 
       return jax.grad(loss, has_aux=True)(params)
 
-    return gradient(variables['params'])
+    text = str(jax.make_jaxpr(gradient)(variables['params']))
+    return gradient(variables['params']), text.count('remat')
 
+  stored, none = gradients()
+  again, some = gradients(remat=True)
+  assert none == 0 < some
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-    gradients(False),
-    gradients(True),
+    stored,
+    again,
   )
 
 

@@ -15,6 +15,7 @@ EXAMPLES = sorted((runs.ROOT / 'docs' / 'examples').glob('own_*.py'))
 pytestmark = pytest.mark.usefixtures('registries')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('file', EXAMPLES, ids=[file.stem for file in EXAMPLES])
 def test_example_trains_folds_and_reports(file, tmp_path, capsys):
   workdir = tmp_path / 'run'
