@@ -37,7 +37,7 @@ def experiment(norms, *, depth, epochs=1):
   """Returns the experiment of configs/digits_106.py with these norms."""
   config = digits_106.get_config()
   config.model.depth = depth
-  for place, norm in zip(('current', 'membrane', 'spike'), norms, strict=True):
+  for place, norm in zip(('conv', 'membrane', 'spike'), norms, strict=True):
     config.model[f'{place}_norm'] = norm
   config.evaluation.fold = 'thresholds'  # there may be none to fold
   config.num_epochs = max(epochs, 2)

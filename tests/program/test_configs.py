@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import runpy
 
 import jax
 import pytest
@@ -54,3 +55,11 @@ def test_refused_value_is_named_with_what_to_set(key, value):
   assert message.startswith(f'{key} must ')
   assert f'got {value!r}' in message
   assert f': set --config.{key}' in message
+
+
+def test_benchmark_of_depth_builds_its_networks():
+  benchmark = runpy.run_path(str(runs.ROOT / 'benchmarks' / 'depth.py'))
+  for norms in benchmark['CASES'].values():
+    experiment = benchmark['experiment'](norms, depth=10)
+    model = experiment.config.model
+    assert norms == (model.conv_norm, model.membrane_norm, model.spike_norm)
