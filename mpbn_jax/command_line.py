@@ -88,6 +88,10 @@ def parse(argv: list[str]) -> Command:
       f'--checkpoint is only for --mode=import, got --mode={mode}: leave it '
       'out, the run is the one in --workdir'
     )
+  if mode != 'train' and 'init_from' in given:
+    raise InputError(
+      f'--init_from is only for --mode=train, got --mode={mode}: leave it out'
+    )
   source = _source(given)
   config = config_files.load(source)
   before = configs.flatten(config)

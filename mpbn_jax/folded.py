@@ -18,15 +18,23 @@ from mpbn_jax.arrays import UnreadableError
 from mpbn_jax.errors import InputError
 from mpbn_jax.files import check_writable, remove_leftovers
 from mpbn_jax.lock import hold
-from mpbn_jax.models import build_model, settings_of
+from mpbn_jax.models import (
+  CONV_SETTINGS,
+  LIF_SETTINGS,
+  build_model,
+  settings_of,
+)
 
 _FORMAT = 2  # 1: spike norms beside their neurons
 # These affect training and compilation only.
 _OF_TRAINING = {
   'detach_reset',
+  'kernel_init',
   'last_scale',
   'momentum',
   'remat',
+  'scale_init',
+  'spike_scale_init',
   'surrogate',
   'surrogate_parameter',
   'unroll',
@@ -129,12 +137,34 @@ def load_folded(
   return folded if model is None else model, variables
 
 
+def _by_hand(network) -> dict[str, Any]:
+  """Returns the settings of factories that no configuration key sets.
+
+  For example {'conv.padding': 0}. A configuration gives the linear layers the
+  settings of the convolutions.
+  """
+  conv, dense, lif = (
+    getattr(getattr(network, name), 'keywords', {})
+    for name in ('conv', 'dense', 'lif')
+  )
+  of_conv, of_lif = CONV_SETTINGS.values(), LIF_SETTINGS.values()
+  return {
+    **{f'conv.{k}': v for k, v in conv.items() if k not in of_conv},
+    **{f'dense.{k}': v for k, v in dense.items() if conv.get(k) != v},
+    **{f'lif.{k}': v for k, v in lif.items() if k not in of_lif},
+  }
+
+
 def _differences(model, folded) -> list[str]:
   """Returns 'setting: folded -> given' for differences that affect outputs."""
 
   def settings(network) -> dict[str, Any]:
-    values = settings_of(network)
-    counted = {k: v for k, v in values.items() if k not in _OF_TRAINING}
+    values = settings_of(network) | _by_hand(network)
+    counted = {
+      key: value
+      for key, value in values.items()
+      if key.rpartition('.')[2] not in _OF_TRAINING
+    }
     return {'network': type(network).__name__, **counted}
 
   ours, theirs = settings(model), settings(folded)

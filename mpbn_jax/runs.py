@@ -18,7 +18,7 @@ from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.datasets.base import Spec
 from mpbn_jax.errors import InputError, unknown
 from mpbn_jax.experiment import build_network
-from mpbn_jax.folded import load_folded
+from mpbn_jax.folded import folded_path, load_folded
 from mpbn_jax.norm import CONSTANTS
 from mpbn_jax.train_step import TrainState, start_state
 
@@ -85,8 +85,7 @@ def load_run(
   step, state = _restored(workdir, config, model, spec, checkpoint)
   if folded is None:
     return Run(model, state.variables, spec)
-  name = f'{step}{"_all" if folded == "all" else ""}'
-  path = workdir / 'folded' / name
+  path = folded_path(workdir, step=step, kernels=folded == 'all')
   if not path.is_dir():
     raise InputError(
       f'expected the folded network in {path}, got none: run --mode=fold '

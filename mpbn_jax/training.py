@@ -69,7 +69,9 @@ def train(
     SignalCatcher() as signals,
   ):
     checkpoints = Checkpoints(held.path / CHECKPOINTS, config=config)
-    state, wanted = state or init_state(experiment), True
+    if state is None:
+      state = init_state(experiment)
+    wanted = True
     restored = checkpoints.restore_latest(state)
     if restored is None:
       print(tables.parameters(state.params), flush=True)

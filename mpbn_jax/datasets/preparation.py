@@ -11,11 +11,10 @@ import shutil
 from collections.abc import Iterator
 
 from mpbn_jax.errors import InputError
+from mpbn_jax.files import NO_ROOM
 
 _log = logging.getLogger('mpbn_jax')
 
-# The disk is full, a quota is exhausted, or the file would be too large.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # This place cannot be written.
 _FORBIDDEN = (
   errno.EACCES,

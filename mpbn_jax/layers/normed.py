@@ -158,7 +158,6 @@ for _name in (
   *('__array_ufunc__', '__array_function__'),
 ):
   setattr(Spikes, _name, Spikes._refuse)
-setattr(Spikes, '__hash__', object.__hash__)  # noqa: B010
 
 
 def on_array(

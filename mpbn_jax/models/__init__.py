@@ -88,9 +88,14 @@ def build_model(config: Mapping) -> SpikingNetwork:
   if name not in MODELS:
     raise unknown('model', name, MODELS)
   own = network_settings(name)
-  for key, value in settings.items():
-    if key not in own | CONV_SETTINGS.keys() | LIF_SETTINGS.keys():
-      raise _unknown_setting(name, key, value)
+  known = own | CONV_SETTINGS.keys() | LIF_SETTINGS.keys()
+  # None is no value, but only of a setting that some network has.
+  of_others = set().union(*map(network_settings, MODELS))
+  for key in config:
+    if key not in known | {'name'} and (
+      key in settings or key not in of_others
+    ):
+      raise _unknown_setting(name, key, config[key])
   conv = Factory(ConvNorm, **_renamed(settings, CONV_SETTINGS))
   defaults = {'membrane_norm': 'mpbn_channel'}
   dense = Factory(DenseNorm, **conv.keywords)

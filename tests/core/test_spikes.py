@@ -129,6 +129,11 @@ def test_normed_spikes_are_no_array(use):
   assert '\n' not in str(error.value)
 
 
+def test_normed_spikes_are_hashed_as_objects():
+  a, b = _spikes(), _spikes()
+  assert len({a: 1, b: 2}) == 2
+
+
 def test_normed_spikes_say_their_shape_and_nothing_else():
   a = _spikes()
   assert isinstance(a, Spikes)

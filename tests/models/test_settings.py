@@ -169,6 +169,8 @@ def test_every_layer_gets_the_settings_of_its_network(name):
     ({'depth': 22}, r'no depth to choose, got depth=22: .* \(preact_resnet\)'),
     ({'remat': True}, r'no remat to choose, got remat=True: .*resnet20'),
     ({'last_scale': 0.5}, 'no last_scale to choose, .* another model'),
+    ({'surogate': None}, "setting of 'spiking_cnn' 'surogate'.*'surrogate'"),
+    ({'current_norm': None}, "it is 'conv_norm' now"),
     ({'current_norm': 'bn'}, "'current_norm': it is 'conv_norm' now"),
     ({'stage_sizes': (1, 1)}, "unknown setting of 'spiking_cnn' 'stage_size"),
     (

@@ -154,6 +154,10 @@ BAD_INPUT = {
     [KEY + 'optimizer.learning_rate=0'],
     'optimizer.learning_rate must be positive, got 0.0',
   ),
+  'weights to start from, no training': (
+    ['--mode=evaluate', '--init_from=runs/x'],
+    '--init_from is only for --mode=train, got --mode=evaluate',
+  ),
   'eps zero': (
     [KEY + 'model.eps=0'],
     'eps must be positive and finite, got 0.0',

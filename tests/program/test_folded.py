@@ -15,6 +15,7 @@ from runs import the_error
 import mpbn_jax
 from mpbn_jax import InputError, arrays, lock
 from mpbn_jax.folded import folded_path, load_folded, save_folded
+from mpbn_jax.layers import Factory
 from mpbn_jax.models import settings_of
 
 SETTINGS = {'name': 'spiking_cnn', 'width': 4, 'num_steps': 3}
@@ -85,6 +86,26 @@ def test_another_network_is_refused(variables, tmp_path):
   other = mpbn_jax.build_model({**SETTINGS, 'name': 'vgg16'})
   with pytest.raises(InputError, match="network: 'SpikingCNN' -> 'SpikingVGG"):
     load_folded(path, model=other)
+
+
+@pytest.mark.parametrize(
+  ('factory', 'setting', 'value'),
+  [
+    ('conv', 'padding', 0),
+    ('conv', 'use_bias', True),
+    ('dense', 'norm', 'tdbn'),
+  ],
+)
+def test_what_a_factory_sets_besides_is_checked_too(
+  factory, setting, value, variables, tmp_path
+):
+  path = save(tmp_path / '7', variables)
+  model = mpbn_jax.build_model(SETTINGS)
+  made = getattr(model, factory)
+  other = Factory(made.func, **{**made.keywords, setting: value})
+  message = rf'\({factory}\.{setting}: None -> {value!r}\)'
+  with pytest.raises(InputError, match=message):
+    load_folded(path, model=model.clone(**{factory: other}))
 
 
 def test_file_without_settings_is_refused(variables, tmp_path):

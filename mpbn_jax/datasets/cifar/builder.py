@@ -23,6 +23,7 @@ from tqdm import tqdm
 from mpbn_jax.datasets import preparation
 from mpbn_jax.datasets.base import Spec, Split
 from mpbn_jax.errors import InputError
+from mpbn_jax.files import NO_ROOM
 
 _CHUNK = 2000  # examples decoded at a time
 
@@ -137,7 +138,7 @@ def _errno_kept(place):
   try:
     yield
   except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
-    for number in preparation.NO_ROOM:
+    for number in NO_ROOM:
       if os.strerror(number) in str(error):
         raise OSError(number, os.strerror(number), str(place)) from error
     raise
