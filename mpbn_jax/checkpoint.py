@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mpbn_jax import arrays, files
-from mpbn_jax import config as configs
+from mpbn_jax import config as config_lib
 from mpbn_jax.arrays import UnreadableError
 from mpbn_jax.errors import InputError
 
@@ -182,11 +182,12 @@ class Checkpoints:
     if step in self.steps():
       return self._path(step)
     path = self._directory / str(step)
+    config = self._config
     notes = {
       'format': _FORMAT,
       'step': step,
       'validation_accuracy': validation_accuracy,
-      'config': None if self._config is None else configs.plain(self._config),
+      'config': None if config is None else config_lib.plain(config),
     }
     arrays.save(path, {_STATE: state}, notes=notes)
     self._known[step] = notes
@@ -240,12 +241,12 @@ class Checkpoints:
   def _restore(self, like, step):
     stored = self._notes(step)['config']
     if stored is not None and self._config is not None:
-      changed = configs.differences(self._config, stored)
+      changed = config_lib.differences(self._config, stored)
       if changed:
         raise InputError(
           f'{self._path(step)} was saved with another configuration '
-          f'({configs.listed(changed)}): give another --workdir, or the stored '
-          'values'
+          f'({config_lib.listed(changed)}): give another --workdir, or the '
+          'stored values'
         )
     with self._reading(step) as path:
       return arrays.read_like(path, {_STATE: like})[_STATE]

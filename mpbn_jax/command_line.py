@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from mpbn_jax import config as configs
+from mpbn_jax import config as config_lib
 from mpbn_jax import config_files
 from mpbn_jax.errors import InputError, unknown
 
@@ -94,9 +94,9 @@ def parse(argv: list[str]) -> Command:
     )
   source = _source(given)
   config = config_files.load(source)
-  before = configs.flatten(config)
+  before = config_lib.flatten(config)
   defaults = config_files.load(config_files.KEYS)
-  optional = {k for k, v in configs.flatten(defaults).items() if v is None}
+  optional = {k for k, v in config_lib.flatten(defaults).items() if v is None}
   if 'init_from' in given:
     overrides = [('init_from', given['init_from']), *overrides]
   for key, value in overrides:
@@ -164,8 +164,8 @@ def _unknown_flag(name):
   flags = [f'--{flag}' for flag in (*FLAGS, 'config.KEY')]
   if difflib.get_close_matches(f'--{name}', flags, n=1):
     return unknown('flag', f'--{name}', flags)
-  near = configs.nearest_keys(
-    name, configs.flatten(config_files.load(config_files.KEYS))
+  near = config_lib.nearest_keys(
+    name, config_lib.flatten(config_files.load(config_files.KEYS))
   )
   if not near:
     return unknown('flag', f'--{name}', flags)
@@ -193,7 +193,7 @@ def _drop_paper(config, before):
   """Drops the paper's number if the experiment differs from the paper's."""
   changed = [
     key
-    for key, value in configs.flatten(config).items()
+    for key, value in config_lib.flatten(config).items()
     if value != before[key] and not key.startswith(_BESIDE_THE_PAPER)
   ]
   if changed and before['paper.accuracy'] is not None:
@@ -215,7 +215,7 @@ _BOOLS |= {'false': False, 'f': False, '0': False}
 
 def _set(config, key, value, *, optional):
   """Sets one configuration key from text, or from None if none was given."""
-  flat = configs.flatten(config)
+  flat = config_lib.flatten(config)
   if key not in flat:
     inside = [name for name in flat if name.startswith(f'{key}.')]
     if inside:
@@ -223,7 +223,7 @@ def _set(config, key, value, *, optional):
         f'{key!r} is a group of keys, got --config.{key}: set one, as '
         f'--config.{inside[0]}={flat[inside[0]]}'
       )
-    raise configs.unknown_key(key, flat)
+    raise config_lib.unknown_key(key, flat)
   *groups, last = key.split('.')
   for group in groups:
     config = config[group]

@@ -8,7 +8,7 @@ import traceback
 import ml_collections
 
 import mpbn_jax.configs
-from mpbn_jax import config as configs
+from mpbn_jax import config as config_lib
 from mpbn_jax.errors import InputError
 
 FOLDER = pathlib.Path(next(iter(mpbn_jax.configs.__path__)))
@@ -82,11 +82,11 @@ def _failure(path, error):
 
 
 def _check_keys(file, config):
-  known = configs.flatten(load(KEYS))
-  flat = configs.flatten(config)
+  known = config_lib.flatten(load(KEYS))
+  flat = config_lib.flatten(config)
   for key in flat:
     if key not in known and not _is_of_a_network(key):
-      raise configs.unknown_key(key, known)
+      raise config_lib.unknown_key(key, known)
   missing = [key for key in known if key not in flat]
   if missing:
     raise InputError(
@@ -97,21 +97,21 @@ def _check_keys(file, config):
 
 def _is_of_a_network(key):
   """Returns whether building the network checks a key."""
-  return key.startswith('model.') and key not in configs.RENAMED
+  return key.startswith('model.') and key not in config_lib.RENAMED
 
 
 def _stored(path):
   """Returns a run's configuration with the types of the default one."""
   config = load(KEYS).copy_and_resolve_references()
   try:
-    stored = configs.from_json(path.read_text())
+    stored = config_lib.from_json(path.read_text())
   except (OSError, ValueError) as error:
     raise InputError(
       f'expected the configuration of a run in {path}, which cannot be read '
       f'({error}): restore it, or give --config'
     ) from error
-  flat = configs.flatten(stored)
-  known = configs.flatten(config)
+  flat = config_lib.flatten(stored)
+  known = config_lib.flatten(config)
   others = set(flat.keys() ^ known.keys())
   of_network = {k for k in others if k in flat and _is_of_a_network(k)}
   for key in others - of_network:

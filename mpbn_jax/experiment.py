@@ -7,7 +7,7 @@ import jax
 import ml_collections
 import optax
 
-from mpbn_jax import config as configs
+from mpbn_jax import config as config_lib
 from mpbn_jax import optim, sharding
 from mpbn_jax.datasets import get_spec, load_dataset
 from mpbn_jax.datasets.base import Dataset, Spec
@@ -50,7 +50,7 @@ def build_network(
   Raises:
     InputError: the configuration is invalid.
   """
-  configs.check_config(config)
+  config_lib.check_config(config)
   model = build_model(config.model)
   spec = get_spec(config.data.name)
   if config.model.num_classes != spec.num_classes:

@@ -13,7 +13,7 @@ import jax
 
 import mpbn_jax
 from mpbn_jax import arrays
-from mpbn_jax import config as configs
+from mpbn_jax import config as config_lib
 from mpbn_jax.arrays import UnreadableError
 from mpbn_jax.errors import InputError
 from mpbn_jax.files import check_writable, remove_leftovers
@@ -73,7 +73,7 @@ def save_folded(
   """
   notes = {
     'format': _FORMAT,
-    'model': configs.plain(model),
+    'model': config_lib.plain(model),
     'step': step,
     'kernels_folded': kernels,
     'mpbn_jax': mpbn_jax.__version__,
@@ -131,7 +131,7 @@ def load_folded(
   if differences:
     raise InputError(
       f'{path} was folded from another network '
-      f'({configs.listed(differences)}): leave the model out, load_folded '
+      f'({config_lib.listed(differences)}): leave the model out, load_folded '
       'returns the right one'
     )
   return folded if model is None else model, variables

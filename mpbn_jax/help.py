@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from mpbn_jax import command_line, config_files
-from mpbn_jax import config as configs
+from mpbn_jax import config as config_lib
 
 
 def help_text(introduction: str, argv: list[str]) -> str:
@@ -20,7 +20,7 @@ def help_text(introduction: str, argv: list[str]) -> str:
   default = config_files.DEFAULT
   source = given[-1] if given else f'configs/{default.name}'
   config = config_files.load(source if given else default)
-  values = configs.flatten(config)
+  values = config_lib.flatten(config)
   lines = [introduction.strip(), '', 'Flags:']
   for name, (takes, meaning) in command_line.FLAGS.items():
     lines += [f'  --{name}={takes}', _indented(meaning)]
@@ -46,7 +46,7 @@ def _comments(file: pathlib.Path) -> Iterator[tuple[str | None, str]]:
   A key's comment is on its line or, if longer, directly above it. A comment
   above a key that also has one on its line is the heading of a group of keys.
   """
-  known = configs.flatten(config_files.load(file))
+  known = config_lib.flatten(config_files.load(file))
   above = []
   for line in file.read_text().splitlines():
     line = line.strip()

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 
 import tqdm
 
-from mpbn_jax import config as configs
+from mpbn_jax import config as config_lib
 from mpbn_jax import files, tensorboard_events
 from mpbn_jax.errors import InputError
 from mpbn_jax.files import NotWrittenError
@@ -73,13 +73,13 @@ def hold_workdir(
     for name in (CONFIG, METRICS):
       files.remove_leftovers(path, of=name)
     # Written even if it exists, to check that it can be.
-    files.write_whole(path / CONFIG, configs.to_json(stored or config))
+    files.write_whole(path / CONFIG, config_lib.to_json(stored or config))
     yield Workdir(path, stored, lock)
 
 
 def write_config(workdir: pathlib.Path, config: Mapping) -> None:
   """Writes config.json: the run continues with this configuration."""
-  files.write_whole(workdir / CONFIG, configs.to_json(config))
+  files.write_whole(workdir / CONFIG, config_lib.to_json(config))
 
 
 def check_config_of(path: pathlib.Path, config: Mapping) -> dict | None:
@@ -91,7 +91,7 @@ def check_config_of(path: pathlib.Path, config: Mapping) -> dict | None:
   """
   file = path / CONFIG
   try:
-    stored = configs.from_json(file.read_text())
+    stored = config_lib.from_json(file.read_text())
   except (FileNotFoundError, NotADirectoryError) as error:
     if not (path / CHECKPOINTS).is_dir():
       return None
@@ -104,11 +104,11 @@ def check_config_of(path: pathlib.Path, config: Mapping) -> dict | None:
       f'expected the configuration of a run in {file}, which cannot be '
       f'read ({error}): restore it, or give another --workdir'
     ) from error
-  changed = configs.differences(config, stored)
+  changed = config_lib.differences(config, stored)
   if changed:
     raise InputError(
       f'{file} is of a run with another configuration '
-      f'({configs.listed(changed)}): give another --workdir, or the stored '
+      f'({config_lib.listed(changed)}): give another --workdir, or the stored '
       'values'
     )
   return stored

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from mpbn_jax import config as configs
+from mpbn_jax import config as config_lib
 from mpbn_jax import config_files, optim, record, sharding
 from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.datasets.base import Spec
@@ -69,8 +69,8 @@ def load_run(
   """
   if checkpoint not in _CHECKPOINTS:
     raise unknown('checkpoint', checkpoint, _CHECKPOINTS)
-  if folded not in (None, *configs.FOLDS):
-    raise unknown('fold', folded, configs.FOLDS)
+  if folded not in (None, *config_lib.FOLDS):
+    raise unknown('fold', folded, config_lib.FOLDS)
   workdir = pathlib.Path(workdir)
   file = workdir / record.CONFIG
   if not file.is_file():
@@ -164,7 +164,7 @@ def with_weights_of(
   if problems:
     raise InputError(
       f'expected the weights of the same network in {workdir} '
-      f'(config.init_from), got others: {configs.listed(problems)}: set '
+      f'(config.init_from), got others: {config_lib.listed(problems)}: set '
       "config.model as that run's config.json has it"
     )
   # If one leaf of the head is kept, the whole head is.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from mpbn_jax.errors import InputError
-from mpbn_jax.layers import Spikes, normed
+from mpbn_jax.layers import Spikes, absorption
 from mpbn_jax.norm import NORMS
 
 
@@ -146,7 +146,7 @@ def _readers(model, variables, x):
       'expected a network whose norms of spikes can be folded, got one that '
       f'runs but cannot be traced for it: {type(error).__name__}: {reason}'
     ) from error
-  readers = normed.readers(folded)
+  readers = absorption.readers(folded)
   for norm in _norms_of_spikes(variables.get('params', {})):
     if '/'.join(norm) not in readers:
       raise InputError(_why_not_read(norm, folded))

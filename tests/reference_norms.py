@@ -34,7 +34,7 @@ def mpbn_element(params, stats, u, *, train):
 
 
 def tdbn(params, stats, x, *, train):
-  params = {**params, 'scale': params['scale'] * stats['gain']}
+  params = {**params, 'scale': params['scale'] * stats['alpha_v_th']}
   return bn(params, stats, x, train=train)
 
 

@@ -13,9 +13,9 @@ from mpbn_jax.configs import digits
 from mpbn_jax.norm import NormAfterConvolution
 
 
-def init(shape, *, eps, gain, num_steps):
+def init(shape, *, eps, alpha_v_th, num_steps):
   """Returns (params, stats), float32; constants count among the statistics."""
-  del gain, num_steps
+  del alpha_v_th, num_steps
   ones = jnp.ones(shape[-1:], jnp.float32)
   return {'scale': ones}, {'moment': ones, 'eps': jnp.float32(eps)}
 

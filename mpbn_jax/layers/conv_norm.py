@@ -1,33 +1,25 @@
 """Convolution and linear layers with a norm of their output currents."""
 
 import functools
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
-from mpbn_jax.layers.attributes import check_positive, check_types
-from mpbn_jax.layers.currents import normed_currents
-from mpbn_jax.layers.normed import Spikes
+from mpbn_jax.layers.attributes import check_positive
+from mpbn_jax.layers.currents import NormedLayer, normed_currents
 from mpbn_jax.layers.shapes import over_time
+from mpbn_jax.layers.spikes import Spikes
 from mpbn_jax.ops.convolution import convolution
 
 
-class ConvNorm(nn.Module):
+class ConvNorm(NormedLayer):
   """A convolution at every time step, followed by a norm of its currents.
 
       c = norm(conv(x))
 
-  Variables: params/{kernel, bias?, <norm>/...}, batch_stats/<norm>/.... A
-  `folded` collection may have, at the same path, a kernel that replaces the
-  kernel (and absorbs the norm of the spikes that it reads,
-  `folding.fold_spike_norms`) and a bias that replaces the bias and the norm
-  (`folding.fold_convolutions`). If the folded norm was per time step, the
-  kernel is [T, k, k, C_in, C_out] and the bias [T, C_out], or there is also a
-  factor [T] (TEBN).
+  `NormedLayer` documents the variables, folds and further attributes.
 
   Attributes:
     features: number of output channels.
@@ -36,19 +28,6 @@ class ConvNorm(nn.Module):
     padding: zeros on every side.
     groups: number of channel groups; equal to the number of input channels, it
       makes the convolution depthwise.
-    norm: norm of the currents, a key of `norm.NORMS`, or 'none'.
-    use_bias: whether the convolution has its own bias.
-    scale_init: initial value of the norm's scale.
-    v_th: threshold of the neurons that receive the currents. `tdbn` scales by
-      it.
-    joins: whether these currents are added to those of another `ConvNorm`.
-      `tdbn` then scales by v_th / sqrt(2), so that the sum has the variance of
-      a single branch.
-    kernel_init: initializer of the kernel.
-    momentum: weight of the new value in running statistics.
-    eps: added to variances. It and the factor by which `tdbn` scales are
-      initial values: they are stored with the variables, and the layer uses the
-      stored values.
   """
 
   features: int
@@ -56,21 +35,9 @@ class ConvNorm(nn.Module):
   stride: int = 1
   padding: int = 1
   groups: int = 1
-  norm: str = 'bn'
-  use_bias: bool = False
-  scale_init: float = 1.0
-  v_th: float = 0.5
-  joins: bool = False
-  # N(0, 2 / (k * k * C_out))
-  kernel_init: Callable = nn.initializers.variance_scaling(
-    2.0, 'fan_out', 'normal'
-  )
-  momentum: float = norms.MOMENTUM
-  eps: float = norms.EPS
 
   def __post_init__(self):
     check_positive(self, 'features', 'kernel_size', 'stride', 'groups')
-    _check(self)
     super().__post_init__()
 
   @nn.compact
@@ -121,43 +88,24 @@ class ConvNorm(nn.Module):
     )
 
 
-class DenseNorm(nn.Module):
+class DenseNorm(NormedLayer):
   """A linear layer at every time step, followed by a norm of its currents.
 
       c = norm(x @ kernel)
 
-  Variables and fold are as in `ConvNorm`, with kernels [C_in, features].
+  `NormedLayer` documents the variables, folds and further attributes; kernels
+  are [C_in, features].
 
   Attributes:
     features: number of output channels.
     flatten: whether to flatten all axes of x after T, for example of images.
-    norm: norm of the currents, a key of `norm.NORMS`, or 'none'.
-    use_bias: whether the layer has its own bias.
-    scale_init: initial value of the norm's scale.
-    v_th: as in `ConvNorm`.
-    joins: as in `ConvNorm`.
-    kernel_init: initializer of the kernel.
-    momentum: weight of the new value in running statistics.
-    eps: as in `ConvNorm`.
   """
 
   features: int
   flatten: bool = False
-  norm: str = 'bn'
-  use_bias: bool = False
-  scale_init: float = 1.0
-  v_th: float = 0.5
-  joins: bool = False
-  # N(0, 2 / C_out)
-  kernel_init: Callable = nn.initializers.variance_scaling(
-    2.0, 'fan_out', 'normal'
-  )
-  momentum: float = norms.MOMENTUM
-  eps: float = norms.EPS
 
   def __post_init__(self):
     check_positive(self, 'features')
-    _check(self)
     super().__post_init__()
 
   @nn.compact
@@ -192,9 +140,3 @@ class DenseNorm(nn.Module):
       train=train,
       copies=copies,
     )
-
-
-def _check(layer):
-  check_types(layer)
-  norms.check_settings(eps=layer.eps, momentum=layer.momentum)
-  norms.check_norm(layer.norm, place='conv')

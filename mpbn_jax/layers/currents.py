@@ -1,6 +1,6 @@
 """The currents of a layer with a kernel: product, bias and norm, or their fold.
 
-`ConvNorm` and `DenseNorm` differ only in the product.
+`ConvNorm` and `DenseNorm` share these attributes and differ in the product.
 """
 
 from collections.abc import Callable
@@ -12,17 +12,65 @@ import jax.numpy as jnp
 
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
-from mpbn_jax.layers import normed, variables
+from mpbn_jax.layers import variables
+from mpbn_jax.layers.absorption import read_with
+from mpbn_jax.layers.attributes import check_types
+from mpbn_jax.layers.spikes import Spikes
 
 # x [B, T, ..., C_in], kernel -> [B, T, ..., C_out]
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+class NormedLayer(nn.Module, kw_only=True):
+  """The attributes of a layer whose currents are normed.
+
+  Variables: params/{kernel, bias?, <norm>/...}, batch_stats/<norm>/.... A
+  `folded` collection may have, at the same path, a kernel that replaces the
+  kernel (and absorbs the norm of the spikes that it reads,
+  `folding.fold_spike_norms`) and a bias that replaces the bias and the norm
+  (`folding.fold_convolutions`). If the folded norm was per time step, kernel
+  and bias have a leading axis T, or there is also a factor [T] (TEBN).
+
+  Attributes:
+    norm: norm of the currents, a key of `norm.NORMS`, or 'none'.
+    use_bias: whether the layer has its own bias.
+    scale_init: initial value of the norm's scale.
+    v_th: threshold of the neurons that receive the currents. `tdbn` scales by
+      it.
+    joins: whether these currents are added to those of another such layer.
+      `tdbn` then scales by v_th / sqrt(2), so that the sum has the variance of
+      a single branch.
+    kernel_init: initializer of the kernel; by default normal with variance
+      2 / fan_out.
+    momentum: weight of the new value in running statistics.
+    eps: added to variances. It and the factor by which `tdbn` scales are
+      initial values: they are stored with the variables, and the layer uses the
+      stored values.
+  """
+
+  norm: str = 'bn'
+  use_bias: bool = False
+  scale_init: float = 1.0
+  v_th: float = 0.5
+  joins: bool = False
+  kernel_init: Callable = nn.initializers.variance_scaling(
+    2.0, 'fan_out', 'normal'
+  )
+  momentum: float = norms.MOMENTUM
+  eps: float = norms.EPS
+
+  def __post_init__(self):
+    check_types(self)
+    norms.check_settings(eps=self.eps, momentum=self.momentum)
+    norms.check_norm(self.norm, place='conv')
+    super().__post_init__()
+
+
 # Functions, not methods: a subclass could override methods and transform spikes
 # in a way that folding does not know of.
 def normed_currents(
-  layer: Any,
-  x: jax.Array | normed.Spikes,
+  layer: NormedLayer,
+  x: jax.Array | Spikes,
   *,
   shape: tuple[int, ...],
   product: Product,
@@ -35,8 +83,7 @@ def normed_currents(
   Declares the layer's variables.
 
   Args:
-    layer: module with the attributes features, norm, use_bias, scale_init,
-      v_th, joins, kernel_init, momentum and eps.
+    layer: it owns the variables.
     x: input of the layer.
     shape: shape of its kernel, [..., C_in / groups, features].
     product: linear in both arguments.
@@ -46,7 +93,7 @@ def normed_currents(
   """
   variables.check_input('images or spikes', x)
   kernel = variables.weight(layer, 'kernel', layer.kernel_init, shape)
-  x, kernel = normed.read_with(layer, x, kernel, groups=groups)
+  x, kernel = read_with(layer, x, kernel, groups=groups)
   # A folded bias includes the norm.
   folded = layer.has_variable('folded', 'bias')
   if folded:
@@ -54,7 +101,7 @@ def normed_currents(
   bias = None
   if layer.use_bias or folded:
     zeros = nn.initializers.zeros
-    bias = variables.weight(layer, 'bias', zeros, (layer.features,))
+    bias = variables.weight(layer, 'bias', zeros, shape[-1:])
   if kernel.ndim > len(shape):  # one per time step
     x, copies = jnp.repeat(x, copies, axis=1), 1
     y = _of_each_step(layer, product, x, kernel, bias)
@@ -99,7 +146,7 @@ def _normalize(layer, y, *, train, copies):
     layer,
     y.shape[2:],
     num_steps=y.shape[1],
-    gain=layer.v_th * (0.5**0.5 if layer.joins else 1.0),
+    alpha_v_th=layer.v_th * (0.5**0.5 if layer.joins else 1.0),
     eps=layer.eps,
     scale_init=layer.scale_init,
   )

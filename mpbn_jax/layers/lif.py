@@ -11,8 +11,8 @@ from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
 from mpbn_jax.layers import variables
 from mpbn_jax.layers.attributes import check_types
-from mpbn_jax.layers.normed import Spikes, check_array
-from mpbn_jax.layers.spikes import SpikeNorm
+from mpbn_jax.layers.spike_norm import SpikeNorm
+from mpbn_jax.layers.spikes import Spikes, check_array
 from mpbn_jax.neuron import Fire, check_reset, check_tau, fire_at, lif_scan
 from mpbn_jax.surrogate import emit, get_surrogate, spike
 

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mpbn_jax.errors import InputError
-from mpbn_jax.layers import normed
-from mpbn_jax.layers.normed import Spikes
+from mpbn_jax.layers.spikes import Spikes, check_merged, on_array
 
 
 def over_time(function: Callable, x: jax.Array | Spikes) -> jax.Array | Spikes:
@@ -30,21 +29,21 @@ def over_time(function: Callable, x: jax.Array | Spikes) -> jax.Array | Spikes:
     return x.reshape((*steps, *x.shape[1:]))
 
   if isinstance(x, Spikes):
-    normed.check_merged(x, 'over_time', merged=False)
-    y = function(normed.on_array(x, merge, merged=True))
+    check_merged(x, 'over_time', merged=False)
+    y = function(on_array(x, merge, merged=True))
   else:
     y = function(merge(x))
   if isinstance(y, Spikes):
-    normed.check_merged(y, 'the result of a function', merged=True)
-    return normed.on_array(y, split, merged=False)
+    check_merged(y, 'the result of a function', merged=True)
+    return on_array(y, split, merged=False)
   return split(y)
 
 
 def mean_over_space(x: jax.Array | Spikes) -> jax.Array | Spikes:
   """Returns the float32 means of whole maps: [B, T, ..., C] -> [B, T, C]."""
   if isinstance(x, Spikes):
-    normed.check_merged(x, 'mean_over_space', merged=False)
-    return normed.on_array(x, mean_over_space)
+    check_merged(x, 'mean_over_space', merged=False)
+    return on_array(x, mean_over_space)
   return x.mean(tuple(range(2, x.ndim - 1)), dtype=jnp.float32)
 
 
@@ -76,7 +75,7 @@ def average_pool(
       stride or padding.
   """
   if isinstance(x, Spikes):
-    normed.check_merged(x, 'average_pool', merged=True)
+    check_merged(x, 'average_pool', merged=True)
     pool = functools.partial(
       average_pool,
       window=window,
@@ -84,7 +83,7 @@ def average_pool(
       padding=padding,
       ceil_mode=ceil_mode,
     )
-    return normed.on_array(x, pool)
+    return on_array(x, pool)
   stride = window if stride is None else stride
   apart = window == stride and padding == 0
   height, width = x.shape[1:3]

@@ -1,135 +1,206 @@
-"""Layers that produce or read normed spikes: norm, identity and readout."""
+"""Normed spikes: spikes that carry the gain of their norm.
 
-import flax.linen as nn
+A spike norm that folds is a gain per channel (and time step). In evaluation the
+spikes carry the gain, and a layer that reads them multiplies its kernel by it
+(`absorption.py`). Folding stores that product, so the network itself determines
+which layer absorbs which norm. `Spikes` cannot be read in any other way.
+"""
+
+import enum
+from collections.abc import Callable
+from typing import Any, NoReturn
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mpbn_jax import norm as norms
-from mpbn_jax.layers import normed, variables
-from mpbn_jax.layers.attributes import check_types
-from mpbn_jax.layers.normed import Fold, Spikes
+from mpbn_jax.errors import InputError
 
 
-class SpikeNorm(nn.Module):
-  """The synaptic filter and the normalization of postsynaptic potentials.
+class Fold(enum.Enum):
+  """Where the gain of normed spikes is applied."""
 
-      a[t] = tau_s * a[t-1] + s[t];  y = norm(a)
+  OPEN = 'with the spikes, or, in training, in them'
+  NOW = 'on its way into the kernels of the readers'
+  DONE = 'in the kernels of the readers'
 
-  Variables: params/<norm>/... and batch_stats/<norm>/.... After folding into
-  its readers (`folding.fold_spike_norms`), `folded/readers` is their number,
-  and only the filter is left.
 
-  A norm that folds returns `Spikes`, which only the layers that can absorb the
-  norm can read: any other use raises an InputError, so a fold is never wrong.
-  In evaluation the spikes carry the norm's gain into the kernels of these
-  layers; folding does the same once and for all.
+class Spikes:
+  """Normed spikes [B, T, ..., C], opaque except for shape, ndim and dtype.
+
+  `ConvNorm`, `DenseNorm`, `Readout` and `Identity` read them; `average_pool`,
+  `mean_over_space` and `over_time` (of functions that accept them) pass them
+  on. Any other use raises an InputError. They are not a pytree, so
+  transformations cannot open them either.
 
   Attributes:
-    norm: a spike norm in `norm.NORMS`, or 'none'.
-    tau_s: kept fraction of the filter, in [0, 1); 0 disables the filter.
-    scale_init: initial value of the norm's scale.
-    momentum: weight of the new value in running statistics.
-    eps: added to second moments. This is the initial value: it is stored with
-      the variables, and the layer uses the stored value.
-    unroll: whether to unroll the time steps in the compiled program.
+    source: path of their norm.
+    shape: shape of the array.
+    ndim: its rank.
+    dtype: its type.
+    array: the normed spikes as an array, for any other use. Their norm then
+      cannot be folded; `Identity` also returns an array and does absorb the
+      norm.
   """
 
-  norm: str = norms.NONE
-  tau_s: float = 0.0
-  scale_init: float = 1.0
-  momentum: float = norms.MOMENTUM
-  eps: float = norms.EPS
-  unroll: bool = True
+  __slots__ = ('_array', '_fold', '_gain', '_merged', '_path')
 
-  def __post_init__(self):
-    check_types(self)
-    norms.check_settings(eps=self.eps, momentum=self.momentum)
-    norms.check_norm(self.norm, place='spike')
-    norms.check_tau_s(self.tau_s)
-    super().__post_init__()
+  def __init__(
+    self,
+    array: jax.Array,
+    *,
+    path: tuple[str, ...],
+    gain: jax.Array | None = None,
+    fold: Fold = Fold.OPEN,
+    merged: bool = False,
+  ):
+    """Only `SpikeNorm` creates instances.
 
-  @nn.compact
-  def __call__(self, spikes: jax.Array, *, train: bool) -> jax.Array | Spikes:
-    """Returns [B, T, ..., C] of spikes [B, T, ..., C]."""
-    normed.check_array(spikes)
-    variables.check_input('spikes', spikes)
-    a = norms.synaptic_filter(spikes, tau_s=self.tau_s, unroll=self.unroll)
-    if self.norm == norms.NONE:
-      return a
-    folds = normed.may_fold(self)
-    if self.has_variable('folded', 'readers'):
-      variables.refuse_training(train)
-      if not (folds and self.has_variable('params', self.norm)):
-        return Spikes(a, path=self.path, fold=Fold.DONE)
-    variables.check_steps(self, a.shape[1])
-    norm = norms.NORMS[self.norm]
-    own = variables.NormVariables(
-      self,
-      a.shape[2:],
-      eps=self.eps,
-      num_steps=a.shape[1],
-      scale_init=self.scale_init,
+    Args:
+      array: [B, T, ..., C].
+      path: path of the norm.
+      gain: [C] or [T, C], by which every reader multiplies its kernel.
+      fold: where the gain is applied.
+      merged: whether the array is [B * T, ..., C], inside `over_time`.
+    """
+    self._array = array
+    self._path = path
+    self._gain = gain
+    self._fold = fold
+    self._merged = merged
+
+  @property
+  def source(self) -> str:
+    return '/'.join(self._path)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self._array.shape
+
+  @property
+  def ndim(self) -> int:
+    return self._array.ndim
+
+  @property
+  def dtype(self) -> Any:
+    return self._array.dtype
+
+  @property
+  def array(self) -> jax.Array:
+    if self._fold is not Fold.OPEN:
+      raise InputError(
+        f'expected layers that read the normed spikes of {self.source!r}, got '
+        'code that takes their .array: this norm cannot be folded (read them '
+        'through an Identity, which returns an array)'
+      )
+    if self._gain is None:
+      return self._array
+    gain = self._gain
+    if self._merged and gain.ndim == 2:
+      steps, rows = gain.shape[0], self._array.shape[0]
+      gain = jnp.tile(gain, (rows // steps, 1))
+    gain = norms.along(gain, self._array[None] if self._merged else self._array)
+    return (gain * self._array).astype(self.dtype)
+
+  def __repr__(self) -> str:
+    shape = ', '.join(map(str, self.shape))
+    # Where JAX does not look for `__jax_array__`, it shows only this text.
+    return (
+      f'<normed spikes of {self.source!r}, {self.dtype}[{shape}], which only '
+      'ConvNorm, DenseNorm, Readout and Identity read>'
     )
-    if train:
-      a, stats = norm.train(own.params, own.stats, a, momentum=self.momentum)
-      own.advance(stats)
-      return Spikes(a, path=self.path) if norm.fold else a
-    if not norm.fold:
-      return norm.evaluate(own.params, own.stats, a)
-    gain = norm.fold(own.params, own.stats)
-    if folds:
-      self.put_variable('folded', 'readers', jnp.int32(0))
-    fold = Fold.NOW if folds else Fold.OPEN
-    return Spikes(a, path=self.path, gain=gain, fold=fold)
+
+  def __getattr__(self, name: str) -> NoReturn:
+    # `hasattr` stays False for attributes that arrays do not have.
+    if any(hasattr(kind, name) for kind in _ARRAYS) or name in _PROTOCOLS:
+      self._refuse()
+    raise AttributeError(f'normed spikes have no attribute {name!r}')
+
+  def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+    del args, kwargs
+    # Not a TypeError: functions under `jit` replace it by their own, which does
+    # not name the norm.
+    raise InputError(
+      f'expected an array, got the normed spikes of {self.source!r}, which '
+      'ConvNorm, DenseNorm, Readout and Identity read and average_pool, '
+      'mean_over_space and over_time hand on: read them through an Identity, '
+      'which returns an array (or take .array: then their norm cannot be '
+      'folded)'
+    )
 
 
-class Identity(nn.Module):
-  """A shortcut that returns its input as an array.
+# The protocols of JAX and NumPy, and every method that Python's syntax calls.
+# Identity and hash are those of the object.
+_ARRAYS = (jax.Array, np.ndarray)
+_PROTOCOLS = ('__jax_array__', '__array__', '__array_interface__')
+_OPERATORS = (
+  *('add', 'sub', 'mul', 'matmul', 'truediv', 'floordiv', 'mod', 'divmod'),
+  *('pow', 'lshift', 'rshift', 'and', 'or', 'xor'),
+)
+for _name in (
+  *(f'__{side}{name}__' for side in ('', 'r', 'i') for name in _OPERATORS),
+  *('__neg__', '__pos__', '__abs__', '__invert__', '__round__'),
+  *('__eq__', '__ne__', '__lt__', '__le__', '__gt__', '__ge__'),
+  *('__bool__', '__int__', '__float__', '__complex__', '__index__'),
+  *('__len__', '__iter__', '__reversed__', '__contains__', '__getitem__'),
+  *('__array_ufunc__', '__array_function__'),
+):
+  setattr(Spikes, _name, Spikes._refuse)
 
-  It reads spikes as a convolution does, so a spike norm folds into it:
-  `folded/scale`, [C] or [T, C], then multiplies every channel.
+
+def on_array(
+  spikes: Spikes, function: Callable, *, merged: bool | None = None
+) -> Spikes:
+  """Returns spikes with a function applied to their array.
+
+  The function must commute with a factor per channel and step; it is not
+  checked.
   """
-
-  @nn.compact
-  def __call__(self, x: jax.Array | Spikes) -> jax.Array:
-    """Returns x [B, T, ..., C] times the gain of its norm."""
-    variables.check_input('spikes', x)
-    spikes = x
-    x, scale = normed.read(self, spikes)
-    if scale is not None:
-      normed.keep(self, spikes, 'scale', scale)
-    elif self.has_variable('folded', 'scale'):
-      scale = self.get_variable('folded', 'scale')
-    else:
-      return x
-    if scale.ndim == 2:
-      variables.check_steps_equal(self, scale.shape[0], x.shape[1])
-    return (norms.along(scale, x) * x).astype(x.dtype)
+  return Spikes(
+    function(spikes._array),
+    path=spikes._path,
+    gain=spikes._gain,
+    fold=spikes._fold,
+    merged=spikes._merged if merged is None else merged,
+  )
 
 
-class Readout(nn.Module):
-  """The linear layer on the pooled spikes: x @ kernel + bias.
+def opened(
+  x: 'jax.Array | Spikes',
+) -> tuple[tuple[jax.Array, ...], dict | None]:
+  """Returns the arrays in x, and the data that `closed` needs to restore x.
 
-  Variables: params/{kernel, bias}; `folded/kernel` replaces the kernel: [C, K],
-  or [T, C, K] if the folded spike norm was per time step.
-
-  Attributes:
-    features: number of outputs K.
-    kernel_init: initializer of the kernel.
+  For transformations that accept only arrays.
   """
+  if not isinstance(x, Spikes):
+    return (x,), None
+  form = {'path': x._path, 'fold': x._fold, 'merged': x._merged}
+  return (x._array, *(() if x._gain is None else (x._gain,))), form
 
-  features: int
-  kernel_init: nn.initializers.Initializer
 
-  @nn.compact
-  def __call__(self, x: jax.Array | Spikes) -> jax.Array:
-    """Returns [B, T, K] of x [B, T, C]."""
-    shape = (x.shape[-1], self.features)
-    kernel = variables.weight(self, 'kernel', self.kernel_init, shape)
-    x, kernel = normed.read_with(self, x, kernel)
-    zeros = nn.initializers.zeros
-    bias = self.param('bias', zeros, (self.features,), jnp.float32)
-    if kernel.ndim == 2:
-      return jnp.dot(x, kernel) + bias
-    variables.check_steps_equal(self, kernel.shape[0], x.shape[1])
-    return jnp.einsum('btc,tck->btk', x, kernel) + bias
+def closed(
+  arrays: tuple[jax.Array, ...], form: dict | None
+) -> 'jax.Array | Spikes':
+  """Returns the x that `opened` took apart."""
+  if form is None:
+    return arrays[0]
+  array, *gain = arrays
+  return Spikes(array, gain=gain[0] if gain else None, **form)
+
+
+def check_array(x: Any) -> None:
+  """Raises InputError if x holds normed spikes in place of an array."""
+  if isinstance(x, Spikes):
+    x._refuse()
+
+
+def check_merged(spikes: Spikes, function: str, *, merged: bool) -> None:
+  """Raises InputError unless the spikes are merged (or not) as expected."""
+  if spikes._merged != merged:
+    due, got = ('inside', 'outside') if merged else ('outside', 'inside')
+    raise InputError(
+      f'expected {function} {due} over_time, got the normed spikes of '
+      f'{spikes.source!r} {got} of it: over_time(lambda x: average_pool(x, '
+      'window=2), spikes) is how steps are merged and split again'
+    )

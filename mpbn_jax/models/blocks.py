@@ -8,7 +8,7 @@ import jax
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
 from mpbn_jax.layers import Spikes
-from mpbn_jax.layers.normed import closed, opened
+from mpbn_jax.layers.spikes import closed, opened
 
 
 def rematerialized(function: Callable, module: nn.Module) -> Callable:

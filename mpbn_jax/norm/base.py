@@ -16,7 +16,7 @@ TINY = float(np.finfo(np.float32).tiny)  # the smallest normal number
 
 # Settings that norms compute with. They are stored with the running statistics,
 # so that code that reads the variables needs no settings, which could differ.
-CONSTANTS = ('eps', 'v_th', 'gain')
+CONSTANTS = ('eps', 'v_th', 'alpha_v_th')
 
 Leaves = dict[str, jax.Array]
 
@@ -54,7 +54,7 @@ class Norm:
 class NormAfterConvolution(Norm):
   """A normalization of the currents [B, T, ..., C] that a convolution returns.
 
-  `init` also takes the gain, by which tdBN scales, and num_steps. Unless the
+  `init` also takes num_steps and alpha_v_th, by which tdBN scales. Unless the
   norm has parameters per time step, `train` also takes `copies`, how many equal
   steps each step represents. `fold` is (params, stats, kernel, bias) ->
   {kernel, bias} and optionally a factor, with the output channels last.
@@ -65,7 +65,7 @@ class NormAfterConvolution(Norm):
   """
 
   place = 'conv'
-  settings = ('eps', 'gain', 'num_steps')
+  settings = ('eps', 'alpha_v_th', 'num_steps')
 
   per_time_step: str = ''
 

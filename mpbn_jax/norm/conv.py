@@ -30,32 +30,33 @@ BN = base.NormAfterConvolution(
 # ---- tdBN: scale * (alpha * v_th * x_hat) + bias
 
 
-def _tdbn_init(shape, *, gain, eps, **_):
+def _tdbn_init(shape, *, alpha_v_th, eps, **_):
   params, stats = base.init_affine(shape[-1:], eps=eps)
-  return params, {**stats, 'gain': base.constant(gain)}
+  return params, {**stats, 'alpha_v_th': base.constant(alpha_v_th)}
 
 
-def _with_gain(params, stats):
-  return {**params, 'scale': params['scale'] * stats['gain']}
+def _with_alpha_v_th(params, stats):
+  return {**params, 'scale': params['scale'] * stats['alpha_v_th']}
 
 
 def _tdbn_train(params, stats, x, **options):
-  return base.train_all_but_last(_with_gain(params, stats), stats, x, **options)
+  params = _with_alpha_v_th(params, stats)
+  return base.train_all_but_last(params, stats, x, **options)
 
 
 def _tdbn_evaluate(params, stats, x):
-  return base.evaluate(_with_gain(params, stats), stats, x)
+  return base.evaluate(_with_alpha_v_th(params, stats), stats, x)
 
 
 def _tdbn_fold(params, stats, kernel, bias):
-  return _fold_affine(_with_gain(params, stats), stats, kernel, bias)
+  return _fold_affine(_with_alpha_v_th(params, stats), stats, kernel, bias)
 
 
-# Zheng et al. 2021 (2011.05280): gain = alpha * v_th. alpha is 1, or
-# 1 / sqrt(2) if a residual sum joins two normalized branches, so that the sum
-# has the variance of one branch. Next to an identity shortcut, which has no
-# norm here, alpha is 1. Public code differs there: some also keeps alpha at 1,
-# some gives the identity its own norm and both branches 1 / sqrt(2).
+# Zheng et al. 2021 (2011.05280). alpha is 1, or 1 / sqrt(2) if a residual sum
+# joins two normalized branches, so that the sum has the variance of one branch.
+# Next to an identity shortcut, which has no norm here, alpha is 1. Public code
+# differs there: some also keeps alpha at 1, some gives the identity its own
+# norm and both branches 1 / sqrt(2).
 TDBN = base.NormAfterConvolution(
   init=_tdbn_init,
   train=_tdbn_train,

@@ -14,7 +14,7 @@ from mpbn_jax import (
 )
 from mpbn_jax.evaluation import compare_layers
 from mpbn_jax.layers import LIF, ConvNorm, DenseNorm, Factory, SpikeNorm
-from mpbn_jax.layers.normed import times_gain
+from mpbn_jax.layers.absorption import times_gain
 from mpbn_jax.models.network import SpikingNetwork
 from mpbn_jax.norm import NORMS, names_at
 from mpbn_jax.ops.convolution import convolution

@@ -19,7 +19,7 @@ STORED = [
   if constant in leaves_of(name)[1]
 ]
 # What tdBN scales by is the v_th of the neurons that get the currents.
-ATTRIBUTE = {'eps': 'eps', 'v_th': 'v_th', 'gain': 'v_th'}
+ATTRIBUTE = {'eps': 'eps', 'v_th': 'v_th', 'alpha_v_th': 'v_th'}
 
 
 @pytest.mark.parametrize('train', [False, True])

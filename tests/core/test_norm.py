@@ -11,7 +11,7 @@ from mpbn_jax import NORMS, InputError
 from mpbn_jax.norm import PLACES, check_norm, moments, synaptic_filter
 
 B, T, H, W, C = 5, 3, 4, 3, 6
-CONSTANTS = {'eps': 1e-5, 'v_th': 0.7, 'gain': 0.35}
+CONSTANTS = {'eps': 1e-5, 'v_th': 0.7, 'alpha_v_th': 0.35}
 
 
 def _input(place, seed=1):
@@ -112,7 +112,7 @@ def _activity(s):
 PLAIN = {
   'bn': lambda p, s, x: _plain_bn(p, x, (0, 1, 2, 3)),
   'tdbn': lambda p, s, x: _plain_bn(
-    {**p, 'scale': p['scale'] * s['gain']}, x, (0, 1, 2, 3)
+    {**p, 'scale': p['scale'] * s['alpha_v_th']}, x, (0, 1, 2, 3)
   ),
   'bntt': lambda p, s, x: jnp.stack(
     [_plain_bn({'scale': p['scale'][t]}, x[:, t], (0, 1, 2)) for t in range(T)],

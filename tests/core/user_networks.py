@@ -64,7 +64,8 @@ def random_variables(model):
   init = functools.partial(model.init, train=False)
   shapes = jax.eval_shape(init, jax.random.key(0), X)
   rng = np.random.default_rng(0)
-  constants = {'eps': 1e-5, 'v_th': 0.5, 'gain': 1.0}  # the layers' defaults
+  # The layers' defaults.
+  constants = {'eps': 1e-5, 'v_th': 0.5, 'alpha_v_th': 1.0}
 
   def leaf(path, shape):
     key, shape = path[-1].key, shape.shape

@@ -284,21 +284,21 @@ def test_norm_of_steps_refuses_another_number_of_steps(name, folded):
 @pytest.mark.parametrize('network', ['resnet20', 'preact_resnet'])
 def test_tdbn_scales_by_the_threshold_and_by_alpha_where_branches_join(network):
   _, variables, _ = _network(network, conv_norm='tdbn', v_th=0.8)
-  gains = {
+  constants = {
     '/'.join(key.key for key in path[:-2]): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(
       variables['batch_stats']
     )
-    if path[-1].key == 'gain'
+    if path[-1].key == 'alpha_v_th'
   }
   # A sum joins two normed branches where the shortcut is a convolution.
-  shortcuts = [k for k in gains if k.endswith('shortcut')]
+  shortcuts = [k for k in constants if k.endswith('shortcut')]
   joins = [*shortcuts, *(k.replace('shortcut', 'conv2') for k in shortcuts)]
-  assert set(joins) <= gains.keys()
-  assert 0 < len(joins) < len(gains)
-  for layer, gain in gains.items():
+  assert set(joins) <= constants.keys()
+  assert 0 < len(joins) < len(constants)
+  for layer, constant in constants.items():
     alpha = 0.5**0.5 if layer in joins else 1.0
-    np.testing.assert_allclose(gain, alpha * 0.8, rtol=1e-6)
+    np.testing.assert_allclose(constant, alpha * 0.8, rtol=1e-6)
 
 
 @pytest.mark.parametrize('around', [nn.WeightNorm, nn.SpectralNorm])

@@ -80,7 +80,7 @@ def test_tdbn_halves_the_variance_of_two_normed_branches_alone(
   name, joined, layers
 ):
   settings = {'name': name, 'conv_norm': 'tdbn', 'v_th': 0.8}
-  found = _initial('gain', settings)
+  found = _initial('alpha_v_th', settings)
   halved = [key for key in found if re.search(joined, key)]
   assert len(halved) == layers
   for key, gain in found.items():
