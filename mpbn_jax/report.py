@@ -11,14 +11,14 @@ import ml_collections
 import numpy as np
 from flax import traverse_util
 
-from mpbn_jax import norm, record, sharding, tables
+from mpbn_jax import norm, record, tables
 from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.errors import InputError
 from mpbn_jax.evaluation import compare
 from mpbn_jax.experiment import Experiment, build, for_epochs
 from mpbn_jax.folded import folded_path, load_folded, save_folded
 from mpbn_jax.folding import fold, fold_all, strip
-from mpbn_jax.train_step import TrainState, init_state
+from mpbn_jax.train_step import TrainState, abstract_state
 from mpbn_jax.wiring import readers_of_spikes
 
 SUMMARY = 'summary.json'
@@ -39,7 +39,7 @@ def restore(
   experiment = build(config)
   stored = record.check_config_of(workdir, config)
   directory = workdir / record.CHECKPOINTS
-  like = _abstract_state(experiment)
+  like = abstract_state(experiment)
   checkpoints = Checkpoints(directory, config=config, read_only=True)
   if config.evaluation.checkpoint == 'latest':
     restored = checkpoints.restore_latest(like)
@@ -67,15 +67,6 @@ def _no_best(experiment, directory):
   return InputError(
     'expected a checkpoint that was measured on validation, got none in '
     f'{directory}: {mend}'
-  )
-
-
-def _abstract_state(experiment):
-  """Returns the shapes and shardings of `init_state` without compiling."""
-  replicated = sharding.replicated(experiment.mesh)
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-    jax.eval_shape(lambda: init_state(experiment)),
   )
 
 

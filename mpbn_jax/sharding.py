@@ -42,6 +42,14 @@ def host() -> tuple[int, int]:
   return jax.process_index(), jax.process_count()
 
 
+def abstract_batch(batch, mesh: Mesh):
+  """Returns the shapes of a global batch, sharded as by `shard_batch`."""
+  sharding = along_batch(mesh)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch
+  )
+
+
 def shard_batch(batch, mesh: Mesh):
   """Returns the batch on the devices, split along its first axis.
 

@@ -66,8 +66,11 @@ def start_state(
   )
 
 
-def init_state(experiment: Experiment) -> TrainState:
-  """Returns the state before the first step, replicated over the mesh."""
+def make_init(experiment: Experiment) -> Any:
+  """Returns the compiled key -> state before the first step.
+
+  The state is replicated over the mesh.
+  """
   shape = (1, *experiment.dataset.example_shape)
 
   def init(key):
@@ -75,8 +78,30 @@ def init_state(experiment: Experiment) -> TrainState:
     return start_state(variables, optimizer=experiment.optimizer)
 
   replicated = sharding.replicated(experiment.mesh)
-  key = jax.random.key(experiment.config.seed)
-  return jax.jit(init, out_shardings=replicated)(key)
+  return jax.jit(init, out_shardings=replicated)
+
+
+def init_key(experiment: Experiment) -> jax.Array:
+  """Returns the key of the initial parameters."""
+  return jax.random.key(experiment.config.seed)
+
+
+def init_state(experiment: Experiment) -> TrainState:
+  """Returns the state before the first step."""
+  return make_init(experiment)(init_key(experiment))
+
+
+def abstract_state(experiment: Experiment, *, init: Any = None) -> TrainState:
+  """Returns shapes, dtypes and shardings of `init_state` without compiling.
+
+  Args:
+    experiment: the experiment.
+    init: the result of `make_init` if it will be called too: it is then traced
+      only once.
+  """
+  init = init or make_init(experiment)
+  state: TrainState = init.eval_shape(init_key(experiment))
+  return state
 
 
 def make_train_step(experiment: Experiment) -> Callable:
@@ -143,15 +168,25 @@ def make_train_step(experiment: Experiment) -> Callable:
   )
 
 
-def check_trainable(experiment: Experiment, step: Callable) -> None:
+def check_trainable(
+  experiment: Experiment, *, init: Any, step: Callable
+) -> None:
   """Raises the errors that training would raise, without compiling or running.
 
   Training ends with a fold if the configuration says so: a norm that cannot be
   folded is better reported before training.
+
+  Args:
+    experiment: the experiment.
+    init: the result of `make_init`.
+    step: the result of `make_train_step`.
   """
-  state = jax.eval_shape(lambda: init_state(experiment))
+  # With the shardings of the first call, which then need not trace again.
+  state = abstract_state(experiment, init=init)
   for size in experiment.batches.sizes:
-    jax.eval_shape(step, state, experiment.batches.abstract(size))
+    batch = experiment.batches.abstract(size)
+    batch = sharding.abstract_batch(batch, experiment.mesh)
+    jax.eval_shape(step, state, batch)
   config = experiment.config
   norm = NORMS.get(config.model.spike_norm)
   if config.evaluation.fold == 'all' and norm is not None and norm.fold:

@@ -23,7 +23,8 @@ from mpbn_jax.train_step import (
   TrainMetrics,
   TrainState,
   check_trainable,
-  init_state,
+  init_key,
+  make_init,
   make_train_step,
 )
 
@@ -59,18 +60,19 @@ def train(
       step); the last checkpoint before it is kept.
   """
   experiment = build(config, mesh=mesh)
-  train_step = make_train_step(experiment)
-  check_trainable(experiment, train_step)
+  init, train_step = make_init(experiment), make_train_step(experiment)
+  check_trainable(experiment, init=init, step=train_step)
   state = None
   if config.init_from and not steps_in(pathlib.Path(workdir) / CHECKPOINTS):
-    state = _started(experiment)  # may raise, so before anything is written
+    # May raise, so before anything is written.
+    state = _started(experiment, init)
   with (
     record.hold_workdir(workdir, config) as held,
     SignalCatcher() as signals,
   ):
     checkpoints = Checkpoints(held.path / CHECKPOINTS, config=config)
     if state is None:
-      state = init_state(experiment)
+      state = init(init_key(experiment))
     wanted = True
     restored = checkpoints.restore_latest(state)
     if restored is None:
@@ -100,10 +102,10 @@ def train(
   return experiment, state
 
 
-def _started(experiment):
+def _started(experiment, init):
   """Returns the state of a new run that starts from another run's weights."""
   init_from = experiment.config.init_from
-  state, kept = with_weights_of(init_state(experiment), init_from)
+  state, kept = with_weights_of(init(init_key(experiment)), init_from)
   new = f'; new: {", ".join(kept)}' if kept else ''
   print(f'initial weights from {init_from}{new}', flush=True)
   return state

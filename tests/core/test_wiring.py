@@ -266,8 +266,9 @@ def test_network_that_does_not_fold_is_refused_before_it_is_trained(
   config.data.fake = config.data.batch_size
   experiment = training.build(config)
   step = training.make_train_step(experiment)
+  init = training.make_init(experiment)
   if not message:
-    training.check_trainable(experiment, step)
+    training.check_trainable(experiment, init=init, step=step)
     return
   with pytest.raises(InputError, match=message):
-    training.check_trainable(experiment, step)
+    training.check_trainable(experiment, init=init, step=step)

@@ -89,8 +89,9 @@ def test_last_batch_of_one_value_per_statistic_is_refused_before_training():
   mesh = sharding.make_mesh(jax.devices()[:1])
   experiment = training.build(cfg, mesh=mesh)
   step = training.make_train_step(experiment)
+  init = training.make_init(experiment)
   with pytest.raises(InputError, match='needs at least 2 values'):
-    training.check_trainable(experiment, step)
+    training.check_trainable(experiment, init=init, step=step)
 
 
 LAST = (

@@ -12,7 +12,7 @@ import jax
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from mpbn_jax import evaluation, report, sharding, training
+from mpbn_jax import evaluation, report, sharding, train_step, training
 from mpbn_jax.configs import digits
 
 
@@ -23,8 +23,8 @@ def results(mesh: jax.sharding.Mesh) -> dict:
   config.data.batch_size = config.evaluation.batch_size = 100
   config.data.mixup = 0.4
   experiment = training.build(config, mesh=mesh)
-  step = training.make_train_step(experiment)
-  state = training.init_state(experiment)
+  step = train_step.make_train_step(experiment)
+  state = train_step.init_state(experiment)
   losses = []
   for i in range(2):
     batch = sharding.shard_batch(experiment.batches.batch(i), mesh)

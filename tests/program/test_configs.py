@@ -31,7 +31,11 @@ def test_every_config_can_be_trained_as_its_docstring_says(name):
   mesh = sharding.make_mesh(jax.devices()[:1])
   experiment = training.build(config, mesh=mesh)
   # Raises what the first step would raise.
-  training.check_trainable(experiment, training.make_train_step(experiment))
+  training.check_trainable(
+    experiment,
+    init=training.make_init(experiment),
+    step=training.make_train_step(experiment),
+  )
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from mpbn_jax import InputError, evaluation, sharding, training
+from mpbn_jax import InputError, evaluation, sharding, train_step, training
 from mpbn_jax.configs import digits
+from mpbn_jax.models.spiking_cnn import SpikingCNN
 
 COLLECTIVES = re.compile(
   r'\b(all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\('
@@ -35,8 +36,8 @@ def _experiment(devices, membrane_norm='mpbn_channel'):
 @functools.cache
 def _compiled(devices, membrane_norm='mpbn_channel'):
   experiment = _experiment(devices, membrane_norm)
-  step = training.make_train_step(experiment)
-  state = training.init_state(experiment)
+  step = train_step.make_train_step(experiment)
+  state = train_step.init_state(experiment)
   batch = sharding.shard_batch(experiment.batches.batch(0), experiment.mesh)
   return step.lower(state, batch).compile()
 
@@ -45,7 +46,7 @@ def _compiled(devices, membrane_norm='mpbn_channel'):
 def _three_steps(devices, membrane_norm='mpbn_channel'):
   experiment = _experiment(devices, membrane_norm)
   compiled = _compiled(devices, membrane_norm)
-  state = training.init_state(experiment)
+  state = train_step.init_state(experiment)
   losses = []
   for step in range(3):
     batch = sharding.shard_batch(
@@ -89,12 +90,30 @@ def test_statistics_and_loss_are_those_of_one_device(norm):
 
 def test_evaluation_on_four_devices_is_that_of_one():
   one, four = _experiment(1), _experiment(4)
-  variables = training.init_state(one).variables
+  variables = train_step.init_state(one).variables
   scores = evaluation.evaluate(one, variables, split='test')
-  variables = training.init_state(four).variables
+  variables = train_step.init_state(four).variables
   others = evaluation.evaluate(four, variables, split='test')
   assert scores['accuracy'] == others['accuracy']
   np.testing.assert_allclose(scores['loss'], others['loss'], rtol=1e-6)
+
+
+def test_network_is_traced_once_to_check_it_and_to_train_it(monkeypatch):
+  traced, encoder = [], SpikingCNN.encoder
+
+  def counted(network):
+    traced.append(network)
+    return encoder(network)
+
+  monkeypatch.setattr(SpikingCNN, 'encoder', counted)
+  experiment = _experiment(4)
+  init = train_step.make_init(experiment)
+  step = train_step.make_train_step(experiment)
+  train_step.check_trainable(experiment, init=init, step=step)
+  state = init(train_step.init_key(experiment))
+  batch = sharding.shard_batch(experiment.batches.batch(0), experiment.mesh)
+  step(state, batch)
+  assert len(traced) == 2  # the initialization and the step
 
 
 def test_batch_that_does_not_divide_says_by_what():
