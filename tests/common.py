@@ -33,6 +33,17 @@ EVERYTHING = dict(
   mixup=0.4,
 )
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
+# `conftest.py` sets the flag to False, to compile faster.
+_USERS_OPTIONS = (
+  {'xla_cpu_use_fusion_emitters': True}
+  if jax.__version_info__ < (0, 11)
+  else None
+)
+
+
+def as_users_compile(function, **options):
+  """Returns `jax.jit(function)` without the flags of `conftest.py`."""
+  return jax.jit(function, compiler_options=_USERS_OPTIONS, **options)
 
 
 def random_norms(variables, *, seed=0, adversarial=False):
@@ -65,6 +76,13 @@ def random_norms(variables, *, seed=0, adversarial=False):
 
   return jax.tree_util.tree_map_with_path(
     lambda path, value: jnp.asarray(leaf(path, value), jnp.float32), variables
+  )
+
+
+def init(module, x):
+  """Returns `module.init`, compiled: the forward pass in it is dead code."""
+  return jax.jit(lambda key, x: module.init(key, x, train=False))(
+    jax.random.key(0), x
   )
 
 
@@ -135,20 +153,26 @@ def images(count=8, side=8, channels=1, seed=0):
 
 def assert_image_equals_its_frames(model, variables, x):
   """Compares training on images with the same frame at each of T steps."""
+  logits, updates = _train(model, variables, x)
   frames = jnp.repeat(x[:, None], model.num_steps, 1)
+  assert_trains_alike(model, variables, frames, logits, updates)
 
-  @jax.jit
-  def train(x):
-    return model.apply(variables, x, train=True, mutable=['batch_stats'])
 
-  logits, updates = train(x)
-  frame_logits, frame_updates = train(frames)
-  np.testing.assert_allclose(logits, frame_logits, atol=1e-4)
+def assert_trains_alike(model, variables, x, logits, updates):
+  """Checks that training on x gives these logits and statistics."""
+  others, other_updates = _train(model, variables, x)
+  np.testing.assert_allclose(logits, others, atol=1e-4)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
     updates,
-    frame_updates,
+    other_updates,
   )
+
+
+def _train(model, variables, x):
+  return jax.jit(
+    lambda v, x: model.apply(v, x, train=True, mutable=['batch_stats'])
+  )(variables, x)
 
 
 # (file, what the reference built; widths are a sixteenth of the paper's)

@@ -3,7 +3,6 @@
 import functools
 
 import common
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,9 +22,7 @@ def neuron_layer(
 ):
   """Returns (layer, variables) of one neuron layer over maps of a shape."""
   layer = LIF(norm=name, **settings)
-  variables = layer.init(
-    jax.random.key(0), jnp.zeros((2, 1, *shape)), train=False
-  )
+  variables = common.init(layer, jnp.zeros((2, 1, *shape)))
   return layer, common.random_norms(
     variables, seed=seed, adversarial=adversarial
   )
@@ -50,7 +47,7 @@ def assert_folded_decides_alike(variables, folded, norm, *, v_th=0.5):
   expected = polarity * u > polarity * theta
   layer = LIF(norm=norm, v_th=v_th)
   currents = u[:, None] if theta.ndim > 1 else u[:, None, None, None]
-  spikes = layer.apply(variables, currents, train=False)
+  spikes = run(layer, variables, currents)
   fired = np.asarray(spikes).reshape(u.shape) > 0
   for name, got, want in zip(probes, fired, expected, strict=True):
     np.testing.assert_array_equal(got, want, err_msg=name)
@@ -80,6 +77,6 @@ def currents_near_threshold(folded, *, batch, steps, rng, tau=0.25):
   return jnp.asarray(np.stack(currents, 1))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(common.as_users_compile, static_argnums=0)
 def run(layer, variables, currents):
   return layer.apply(variables, currents, train=False)

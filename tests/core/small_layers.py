@@ -1,7 +1,6 @@
 """Layers with small inputs, and with norms as if they were trained."""
 
 import common
-import jax
 
 from mpbn_jax import LIF, NORMS
 from mpbn_jax.layers import ConvNorm, SpikeNorm, Spikes
@@ -15,7 +14,7 @@ def lif_layer(norm, **settings):
   layer = LIF(norm=norm, **settings)
   currents = common.images(4, 5, 6)[:, None].repeat(3, 1)
   currents = currents + common.images(12, 5, 6, seed=1).reshape(currents.shape)
-  variables = layer.init(jax.random.key(0), currents, train=False)
+  variables = common.init(layer, currents)
   if norm != 'none':
     variables = common.random_norms(variables)
   return layer, variables, currents
@@ -32,4 +31,4 @@ def norm_layer(name, **settings):
     settings = {'features': 3, **settings}
   layer = kind(norm=name, **settings)
   x = common.images(4, 3, 3).reshape((2, 2, 3, 3, 3))
-  return layer, layer.init(jax.random.key(0), x, train=False), x
+  return layer, common.init(layer, x), x

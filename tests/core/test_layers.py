@@ -18,11 +18,13 @@ def _time_first(x):
   return np.moveaxis(np.asarray(x), 1, 0)
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames='train')
+def _run(layer, variables, x, *, train):
+  return layer.apply(variables, x, train=train, mutable=['batch_stats'])
+
+
 def _train_spikes(layer, variables, currents):
-  spikes, _ = layer.apply(
-    variables, currents, train=True, mutable=['batch_stats']
-  )
-  return spikes
+  return _run(layer, variables, currents, train=True)[0]
 
 
 @pytest.mark.parametrize('reset', ['hard', 'soft'])
@@ -30,9 +32,7 @@ def _train_spikes(layer, variables, currents):
 @pytest.mark.parametrize('norm', MEMBRANE[1:])
 def test_spikes_and_statistics_are_the_references(norm, train, reset):
   layer, variables, currents = lif_layer(norm, reset=reset)
-  spikes, updates = layer.apply(
-    variables, currents, train=train, mutable=['batch_stats']
-  )
+  spikes, updates = _run(layer, variables, currents, train=train)
   stats = variables['batch_stats'][norm]
   expected, mean, var = reference.lif_mpbn(
     np.moveaxis(np.asarray(currents), 1, 0),
@@ -69,7 +69,8 @@ def test_gradients_are_those_of_the_reference(norm, reset, detach_reset):
     )
     return (spikes * cotangent).sum()
 
-  params, by_currents = jax.grad(loss, (0, 1))(variables['params'], currents)
+  gradient = jax.jit(jax.grad(loss, (0, 1)))
+  params, by_currents = gradient(variables['params'], currents)
   leaves = variables['params'][norm]
   expected = reference.lif_mpbn_gradients(
     _time_first(currents),
@@ -176,7 +177,7 @@ def test_learned_tau_and_v_th_get_gradients(norm):
   def loss(params):
     return _train_spikes(layer, {**variables, 'params': params}, currents).sum()
 
-  gradients = jax.grad(loss)(variables['params'])
+  gradients = jax.jit(jax.grad(loss))(variables['params'])
   assert gradients['tau_logit'] != 0
   assert (gradients['v_th'] < 0).all()  # a higher threshold, fewer spikes
 
@@ -241,7 +242,7 @@ def test_convolution_with_norm_is_the_reference(
     use_bias=True,
   )
   x = common.images(6, 5, 3).reshape((2, 3, 5, 5, 3))
-  variables = layer.init(jax.random.key(0), x, train=False)
+  variables = common.init(layer, x)
   variables = {
     **common.random_norms(
       {part: {'bn': tree['bn']} for part, tree in variables.items()}
@@ -252,7 +253,7 @@ def test_convolution_with_norm_is_the_reference(
     jnp.float32,
   )
   variables['params'] |= {'kernel': kernel, 'bias': 0.1 * jnp.arange(7.0)}
-  y, updates = layer.apply(variables, x, train=train, mutable=['batch_stats'])
+  y, updates = _run(layer, variables, x, train=train)
   convolved = reference.convolution(
     np.asarray(x), np.asarray(kernel), stride=stride, padding=padding
   )

@@ -1,5 +1,7 @@
 """Surrogate gradients: exact spikes, and the derivative of a primitive."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,11 @@ from mpbn_jax import SURROGATES, InputError, emit, spike
 X = np.linspace(-1.7, 1.7, 241, dtype=np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def _gradient(n, v_th, surrogate):
+  return jax.grad(lambda n: spike(n, v_th, surrogate=surrogate).sum())(n)
+
+
 @pytest.mark.parametrize('name', SURROGATES)
 def test_spike_is_the_strict_heaviside_step(name):
   n = jnp.array([0.5, np.nextafter(np.float32(0.5), np.float32(1)), -1, 2])
@@ -21,7 +28,7 @@ def test_spike_is_the_strict_heaviside_step(name):
 @pytest.mark.parametrize('name', SURROGATES)
 @pytest.mark.parametrize('v_th', [0.5, -0.25])
 def test_gradient_of_a_spike_is_the_reference_derivative(name, v_th):
-  gradient = jax.grad(lambda n: spike(n, v_th, surrogate=name).sum())(X + v_th)
+  gradient = _gradient(X + v_th, v_th, name)
   expected = reference.SURROGATE_DERIVATIVES[name]((X + v_th) - v_th)
   # The ends of a window may fall on either side of a rounded n - v_th.
   inside = np.abs(np.abs(X) - 0.5) > 1e-6
@@ -34,12 +41,12 @@ def test_gradient_of_a_spike_is_the_reference_derivative(name, v_th):
 def test_derivative_is_autodiff_of_the_primitive(name):
   surrogate = SURROGATES[name]
   for parameter in (surrogate.parameter, 0.8 * surrogate.parameter):
-    primitive = jax.vmap(jax.grad(surrogate.primitive), (0, None))
+    primitive = jax.jit(jax.vmap(jax.grad(surrogate.primitive), (0, None)))
     smooth = np.abs(np.abs(X) - 0.5) > 0.01  # rect and tanh: off the ends
     if surrogate.meaning == 'width':
       smooth &= np.abs(np.abs(X) - parameter / 2) > 0.01
     np.testing.assert_allclose(
-      surrogate.derivative(X, parameter)[smooth],
+      jax.jit(surrogate.derivative)(X, parameter)[smooth],
       primitive(X, parameter)[smooth],
       rtol=1e-4,
       atol=1e-5,
@@ -59,22 +66,23 @@ def test_check_grads_accepts_the_primitive_and_refuses_the_spike(name):
 
 def test_rect_window_of_equation_12_includes_both_ends():
   n = jnp.array([-1e-6, 0.0, 0.5, 1.0, 1 + 1e-6])
-  gradient = jax.grad(lambda n: spike(n, 0.5, surrogate='rect').sum())(n)
+  gradient = _gradient(n, 0.5, 'rect')
   np.testing.assert_array_equal(gradient, [0, 1, 1, 1, 0])
 
 
 def test_threshold_gets_the_opposite_gradient():
   n = jnp.array([0.2, 0.7, 3.0])
-  to_n, to_v_th = jax.grad(
+  gradient = jax.grad(
     lambda n, v: spike(n, v, surrogate='sigmoid').sum(), (0, 1)
-  )(n, 0.5 * jnp.ones(3))
+  )
+  to_n, to_v_th = jax.jit(gradient)(n, 0.5 * jnp.ones(3))
   np.testing.assert_array_equal(to_v_th, -to_n)
 
 
 @pytest.mark.parametrize('name', SURROGATES)
 def test_far_potentials_have_finite_gradients(name):
   far = jnp.array([-jnp.inf, -3e38, 3e38, jnp.inf])
-  gradient = jax.grad(lambda n: spike(n, surrogate=name).sum())(far)
+  gradient = _gradient(far, 0.5, name)
   assert np.isfinite(gradient).all()
 
 

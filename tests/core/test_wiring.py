@@ -24,6 +24,8 @@ from mpbn_jax.configs import digits
 from mpbn_jax.layers import Factory
 from mpbn_jax.models.spiking_cnn import SpikingCNN
 
+LONG = ('resnet18', 'resnet19', 'resnet34')
+
 
 @functools.cache
 def _abstract(name, **settings):
@@ -48,7 +50,14 @@ def _readers(name, **settings):
   return readers_of_spikes(*_abstract(name, **settings))
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    # Those that are built as another, with more blocks, in full runs.
+    pytest.param(name, marks=[pytest.mark.slow] * (name in LONG))
+    for name in MODELS
+  ],
+)
 def test_every_norm_is_read_and_every_layer_reads_one(name):
   _, variables, _ = _abstract(name)
   readers = _readers(name)

@@ -83,7 +83,8 @@ def variables_in(workdir, file=SMALL):
 # ---- what import makes
 
 
-@pytest.mark.parametrize('file', common.GOLDEN_NETWORKS)
+# Every network folds in tests/core/test_folded_networks.py.
+@pytest.mark.parametrize('file', [SMALL, 'vgg16_t2'])
 def test_imported_network_folds_without_a_differing_spike(
   file, imported, tmp_path
 ):

@@ -41,8 +41,10 @@ def _case(name, membrane_norm='mpbn_channel', channels=3):
   return config, jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-@pytest.mark.parametrize('channels', [2, 3])
-@pytest.mark.parametrize('norm', ['none', 'mpbn_channel', 'mpbn_element'])
+@pytest.mark.parametrize(
+  ('norm', 'channels'),
+  [('none', 3), ('mpbn_channel', 2), ('mpbn_element', 3)],
+)
 @pytest.mark.parametrize('name', ARCHITECTURES)
 def test_out_and_in_again_is_the_identity(name, norm, channels):
   config, variables = _case(name, norm, channels)

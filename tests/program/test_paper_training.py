@@ -6,11 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mpbn_jax import sharding, training
+from mpbn_jax import sharding, train_step, training
 from mpbn_jax.configs import paper
 from mpbn_jax.datasets import get_spec
 from mpbn_jax.evaluation import evaluate
-from mpbn_jax.train_step import start_state
 
 
 def _experiment(row, num_steps):
@@ -59,14 +58,27 @@ def test_every_row_builds(row):
   assert experiment.model.num_steps == row.num_steps
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('row', ROWS, ids=[row.names[0] for row in ROWS])
-def test_row_trains_two_steps_and_evaluates(row):
+def test_every_network_input_and_norm_can_be_trained(row):
   experiment = _experiment(row, row.num_steps)
-  step = training.make_train_step(experiment)
+  train_step.check_trainable(
+    experiment,
+    init=train_step.make_init(experiment),
+    step=train_step.make_train_step(experiment),
+  )
+  batch = experiment.batches.batch(0)
+  for name, like in experiment.batches.abstract(4).items():
+    assert (batch[name].shape, batch[name].dtype) == (like.shape, like.dtype)
+
+
+@pytest.mark.slow
+def test_row_trains_two_steps_and_evaluates():
+  (row,) = (row for row in ROWS if ('norm', 'mpbn_element') in _kinds(row))
+  experiment = _experiment(row, row.num_steps)
+  step = train_step.make_train_step(experiment)
   x = jnp.zeros((1, *experiment.dataset.example_shape))
   variables = common.random_variables(experiment.model, x)
-  initial = start_state(variables, optimizer=experiment.optimizer)
+  initial = train_step.start_state(variables, optimizer=experiment.optimizer)
   initial = jax.device_get(initial)  # the step donates its own
   state = initial
   for i in range(2):
