@@ -63,7 +63,7 @@ def random_norms(variables, *, seed=0, adversarial=False):
       hard = [1, -1, 0.7, -0.7, 0, 1e-6, -1e-6, 1e3, -1e3]
       return rng.permutation(np.resize(hard, value.size)).reshape(shape)
     spread = 0.5 if adversarial else 0.2
-    return {
+    draws = {
       'scale': rng.normal(1.0, 0.3, shape)
       * np.where(rng.random(shape) < 0.1, -1, 1),
       'factor': rng.uniform(0.5, 1.5, shape),
@@ -72,7 +72,8 @@ def random_norms(variables, *, seed=0, adversarial=False):
       'bias': rng.normal(0, spread, shape),
       'mean': rng.normal(0, spread, shape),
       'var': rng.uniform(0.05, 1.5, shape),
-    }[name]
+    }
+    return draws.get(name, draws['factor'])
 
   return jax.tree_util.tree_map_with_path(
     lambda path, value: jnp.asarray(leaf(path, value), jnp.float32), variables

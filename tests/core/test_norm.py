@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plain_norms import PLAIN
 from reference_norms import REFERENCES
+from registered import IDENTITY, known
 
 from mpbn_jax import NORMS, InputError
 from mpbn_jax.norm import PLACES, check_norm, moments, synaptic_filter
 
+KNOWN = known('norms')
 B, T, H, W, C = 5, 3, 4, 3, 6
 CONSTANTS = {'eps': 1e-5, 'v_th': 0.7, 'alpha_v_th': 0.35}
 
@@ -50,11 +53,7 @@ def _train(name, params, stats, x, **options):
   return jax.jit(function)(params, stats, x)
 
 
-def test_every_registered_norm_has_a_reference():
-  assert set(REFERENCES) == set(NORMS)
-
-
-@pytest.mark.parametrize('name', NORMS)
+@pytest.mark.parametrize('name', KNOWN)
 def test_entry_is_complete(name):
   norm = NORMS[name]
   params, stats = _init(name)
@@ -64,17 +63,16 @@ def test_entry_is_complete(name):
     assert {**params, **stats}[leaf].shape[0] == T
 
 
-@pytest.mark.parametrize('name', NORMS)
+@pytest.mark.parametrize('name', KNOWN)
 def test_initial_variables_are_the_identity(name):
-  identity = {'scale': 1, 'factor': 1, 'bias': 0, 'mean': 0, 'var': 1}
-  identity |= {'moment': 1, 'weight': 1}
   params, stats = _init(name)
   for leaf, value in {**params, **stats}.items():
     if leaf not in CONSTANTS:
-      assert (value == identity[leaf]).all(), leaf
+      assert leaf in IDENTITY, 'add it to IDENTITY in tests/registered.py'
+      assert (value == IDENTITY[leaf]).all(), leaf
 
 
-@pytest.mark.parametrize('name', NORMS)
+@pytest.mark.parametrize('name', KNOWN)
 def test_training_agrees_with_the_reference(name):
   params, stats, x = _case(name)
   y, new = _train(name, params, stats, x)
@@ -88,7 +86,7 @@ def test_training_agrees_with_the_reference(name):
     )
 
 
-@pytest.mark.parametrize('name', NORMS)
+@pytest.mark.parametrize('name', KNOWN)
 def test_evaluation_agrees_with_the_reference(name):
   params, stats, x = _case(name)
   y = jax.jit(NORMS[name].evaluate)(params, stats, x)
@@ -96,49 +94,7 @@ def test_evaluation_agrees_with_the_reference(name):
   np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
-def _plain_bn(params, x, axes):
-  mean = jnp.mean(x, axes, keepdims=True)
-  deviation = jnp.sqrt(jnp.var(x, axes, keepdims=True) + 1e-5)
-  return (x - mean) / deviation * params['scale'] + params.get('bias', 0)
-
-
-def _plain_psp(params, a, axes):
-  root = jnp.sqrt(jnp.mean(a**2, axes, keepdims=True) + 1e-5)
-  return params['scale'] * a / root
-
-
-def _activity(s):
-  """The closed form: every step's mean over C, fading by 0.9 a step."""
-  fading = np.array(
-    [[0.9 ** max(t - k, 0) * (k <= t) for k in range(T)] for t in range(T)]
-  )
-  mean = s.mean(-1, keepdims=True)
-  return 0.1 / C * jnp.einsum('tk,bkhwc->bthwc', fading, mean)
-
-
-# Training mode in plain jnp, for autodiff to be compared with.
-PLAIN = {
-  'bn': lambda p, s, x: _plain_bn(p, x, (0, 1, 2, 3)),
-  'tdbn': lambda p, s, x: _plain_bn(
-    {**p, 'scale': p['scale'] * s['alpha_v_th']}, x, (0, 1, 2, 3)
-  ),
-  'bntt': lambda p, s, x: jnp.stack(
-    [_plain_bn({'scale': p['scale'][t]}, x[:, t], (0, 1, 2)) for t in range(T)],
-    1,
-  ),
-  'tebn': lambda p, s, x: jnp.einsum(
-    't,bt...->bt...', p['factor'], _plain_bn(p, x, (0, 1, 2, 3))
-  ),
-  'mpbn_channel': lambda p, s, x: _plain_bn(p, x, (0, 1, 2)),
-  'mpbn_element': lambda p, s, x: _plain_bn(p, x, (0,)),
-  'neunorm': lambda p, s, x: x - p['weight'] * _activity(x),
-  'psp_bn': lambda p, s, x: _plain_psp(p, x, (0, 1, 2, 3)),
-  'psp_bn_step': lambda p, s, x: _plain_psp(p, x, (0, 2, 3)),
-  'psp_ln': lambda p, s, x: _plain_psp(p, x, (2, 3, 4)),
-}
-
-
-@pytest.mark.parametrize('name', NORMS)
+@pytest.mark.parametrize('name', KNOWN)
 def test_gradients_agree_with_autodiff_of_a_plain_version(name):
   params, stats, x = _case(name)
   cotangent = np.random.default_rng(2).normal(0, 1, x.shape)
@@ -159,7 +115,7 @@ def test_gradients_agree_with_autodiff_of_a_plain_version(name):
   )
 
 
-@pytest.mark.parametrize('name', [name for name in NORMS if _init(name)[1]])
+@pytest.mark.parametrize('name', [name for name in KNOWN if _init(name)[1]])
 def test_running_statistics_pass_no_gradient(name):
   params, stats, x = _case(name)
 
@@ -170,7 +126,7 @@ def test_running_statistics_pass_no_gradient(name):
   assert (jax.jit(jax.grad(moved))(x) == 0).all()
 
 
-@pytest.mark.parametrize('name', NORMS)
+@pytest.mark.parametrize('name', KNOWN)
 def test_statistics_are_float32_whatever_the_input_is(name):
   params, stats, x = _case(name)
   y, new = _train(name, params, stats, jnp.asarray(x, jnp.bfloat16))
@@ -179,7 +135,7 @@ def test_statistics_are_float32_whatever_the_input_is(name):
 
 
 @pytest.mark.parametrize(
-  'name', [name for name in NORMS if 'var' in _init(name)[1]]
+  'name', [name for name in KNOWN if 'var' in _init(name)[1]]
 )
 def test_one_value_per_statistic_is_refused(name):
   shape = (1, 1, 1, C) if NORMS[name].place == 'membrane' else (1, 1, 1, 1, C)
@@ -199,7 +155,7 @@ def test_copies_count_in_the_unbiased_variance_only():
 
 
 @pytest.mark.parametrize(
-  'name', [name for name in NORMS if 'var' in _init(name)[1]]
+  'name', [name for name in KNOWN if 'var' in _init(name)[1]]
 )
 def test_moments_are_right_where_the_mean_is_far_from_zero(name):
   """In the first step too, whose running mean is 0."""
@@ -234,7 +190,7 @@ def test_variance_of_a_constant_is_not_negative():
   assert (var >= 0).all()
 
 
-@pytest.mark.parametrize('name', NORMS)
+@pytest.mark.parametrize('name', KNOWN)
 def test_unknown_norm_lists_those_of_its_place(name):
   place = NORMS[name].place
   with pytest.raises(InputError, match=f'unknown {place}_norm.*{name}'):

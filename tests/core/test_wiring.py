@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import traverse_util
+from registered import known
 
 from mpbn_jax import (
   LIF,
@@ -55,7 +56,7 @@ def _readers(name, **settings):
   [
     # Those that are built as another, with more blocks, in full runs.
     pytest.param(name, marks=[pytest.mark.slow] * (name in LONG))
-    for name in MODELS
+    for name in known('networks')
   ],
 )
 def test_every_norm_is_read_and_every_layer_reads_one(name):

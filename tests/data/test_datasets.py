@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpbn_jax.configs.default import get_config
+from registered import CLASSES, IMAGE_SHAPES, known
 from runs import ROOT
 
 from mpbn_jax import InputError
@@ -58,31 +59,11 @@ def test_registered_name_is_the_specs(name):
   assert len(spec.mean) == len(spec.std) == spec.image_shape[-1]
 
 
-def test_shapes_and_classes_are_the_papers():
-  shapes = {name: get_spec(name).image_shape for name in DATASETS}
-  classes = {name: get_spec(name).num_classes for name in DATASETS}
-  assert shapes == {
-    'cifar10': (32, 32, 3),
-    'cifar100': (32, 32, 3),
-    'cifar10_dvs': (48, 48, 2),
-    'digits': (8, 8, 1),
-    'dvs_gesture': (64, 64, 2),
-    'event_digits': (16, 16, 2),
-    'imagenet': (224, 224, 3),
-    'nmnist': (34, 34, 2),
-    'photo_digits': (32, 32, 3),
-  }
-  assert classes == {
-    'cifar10': 10,
-    'cifar100': 100,
-    'cifar10_dvs': 10,
-    'digits': 10,
-    'dvs_gesture': 11,
-    'event_digits': 10,
-    'imagenet': 1000,
-    'nmnist': 10,
-    'photo_digits': 10,
-  }
+@pytest.mark.parametrize('name', known('data sets'))
+def test_shapes_and_classes_are_the_papers(name):
+  spec = get_spec(name)
+  assert spec.image_shape == IMAGE_SHAPES[name]
+  assert spec.num_classes == CLASSES[name]
 
 
 @pytest.mark.parametrize('name', EMBEDDED)

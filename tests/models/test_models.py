@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 import pytest
 import reference_network
+from registered import COUNTS, NEURON_LAYERS, known
 
 from mpbn_jax import (
   MODELS,
@@ -23,55 +24,7 @@ from mpbn_jax.interop.torch import to_reference
 from mpbn_jax.layers import LIF, ConvNorm, Factory
 from mpbn_jax.models.resnet import SpikingResNet
 
-# (settings, input shape) -> parameters; of the paper's implementation, but
-# for spiking_cnn, which is counted by hand:
-# 9 * (3 * 64 + 64 * 64 + 64 * 128 + 128 * 128) + 4 * (64 + 64 + 128 + 128)
-# + 10 * 129.
-COUNTS = [
-  ('resnet20', {}, (32, 32, 3), 11_256_010),
-  ('resnet20', {'num_classes': 100}, (32, 32, 3), 11_302_180),
-  ('resnet20', {}, (48, 48, 2), 11_255_434),
-  ('resnet20', {'membrane_norm': 'none'}, (32, 32, 3), 11_247_946),
-  (
-    'resnet20',
-    {'membrane_norm': 'none', 'num_classes': 100},
-    (32, 32, 3),
-    11_294_116,
-  ),
-  ('resnet20', {'membrane_norm': 'mpbn_element'}, (32, 32, 3), 11_886_922),
-  (
-    'resnet20',
-    {'membrane_norm': 'mpbn_element', 'num_classes': 100},
-    (32, 32, 3),
-    11_933_092,
-  ),
-  ('resnet19', {'width': 128}, (32, 32, 3), 12_578_186),
-  ('resnet19', {'width': 128, 'num_classes': 100}, (32, 32, 3), 12_624_356),
-  ('resnet19', {'width': 128}, (48, 48, 2), 12_577_034),
-  ('vgg16', {}, (32, 32, 3), 14_736_714),
-  ('vgg16', {'num_classes': 100}, (32, 32, 3), 14_782_884),
-  ('resnet18', {'num_classes': 1000}, (224, 224, 3), 11_697_320),
-  ('resnet34', {'num_classes': 1000}, (224, 224, 3), 21_812_904),
-  ('spiking_cnn', {}, (8, 8, 3), 262_602),
-  # By hand, n = 3: the stem 9 * 3 * 16 + 2 * 16; stage 1, three blocks of
-  # 2 * 9 * 16^2 + 8 * 16; the others, (9 * c / 2 + 9 * c + c / 2) * c + 9 * c
-  # in the first block and twice 2 * 9 * c^2 + 8 * c, c = 32 and 64; then
-  # 2 * 64 + 65 * 10.
-  ('preact_resnet', {'width': 16}, (32, 32, 3), 273_850),
-]
-NEURON_LAYERS = {
-  'resnet18': 17,
-  'resnet19': 17,
-  'resnet20': 19,
-  'resnet34': 33,
-  'preact_resnet': 19,
-  'spiking_cnn': 4,
-  'vgg16': 13,
-}
-
-
-def test_every_registered_network_is_counted():
-  assert {name for name, *_ in COUNTS} == set(MODELS) == set(NEURON_LAYERS)
+KNOWN = known('networks')
 
 
 @pytest.mark.parametrize(('name', 'settings', 'shape', 'count'), COUNTS)
@@ -83,7 +36,7 @@ def test_parameters_are_as_many_as_the_papers(name, settings, shape, count):
   assert sum(a.size for a in jax.tree.leaves(variables['params'])) == count
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', KNOWN)
 def test_every_neuron_layer_has_its_threshold_norm(name):
   model = build_model({'name': name, 'width': 4})
   x = jnp.zeros((1, common.SIDES[name], common.SIDES[name], 1))
@@ -99,7 +52,7 @@ def test_every_neuron_layer_has_its_threshold_norm(name):
 
 
 # ResNet34 is ResNet18 with more blocks, and compiles twice as long.
-NO_TWINS = sorted(set(MODELS) - {'resnet34'})
+NO_TWINS = sorted(set(KNOWN) - {'resnet34'})
 
 
 @functools.cache
@@ -158,7 +111,7 @@ def test_gradient_reaches_the_first_layer_of_a_new_network(name, norm):
   assert (gradients[first]['kernel'] != 0).any()
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', KNOWN)
 def test_initial_kernels_have_the_papers_deviation(name):
   _, variables = _new(name)
   params = variables['params']
@@ -351,7 +304,7 @@ def test_input_of_another_shape_is_refused(shape, message):
 FRAMES = jax.ShapeDtypeStruct((2, 3, 24, 24, 2), jnp.float32)
 
 
-@pytest.mark.parametrize('name', sorted(set(MODELS) - {'vgg16'}))
+@pytest.mark.parametrize('name', sorted(set(KNOWN) - {'vgg16'}))
 def test_maps_of_odd_sides_pass_every_network(name):
   model = build_model({'name': name, 'width': 4, 'num_steps': 3})
   logits = jax.eval_shape(
