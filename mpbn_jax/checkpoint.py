@@ -66,6 +66,7 @@ class Checkpoints:
     config: configuration of the run; it is stored in each checkpoint, and
       checkpoints of a run with another configuration are refused. None if the
       configuration is unknown.
+    data: checksum of the data that the run trains on; likewise.
     read_only: create, move and remove nothing; another process may write.
       Otherwise the caller must make sure that no other process writes.
 
@@ -78,10 +79,11 @@ class Checkpoints:
     directory: pathlib.Path,
     *,
     config: Mapping | None = None,
+    data: str | None = None,
     read_only: bool = False,
   ):
     self._directory = directory.absolute()
-    self._config = config
+    self._config, self._data = config, data
     self._read_only = read_only
     self._known: dict[int, dict] = {}  # notes of checkpoints read or saved
     if not read_only:
@@ -188,6 +190,7 @@ class Checkpoints:
       'step': step,
       'validation_accuracy': validation_accuracy,
       'config': None if config is None else config_lib.plain(config),
+      'data': self._data,
     }
     arrays.save(path, {_STATE: state}, notes=notes)
     self._known[step] = notes
@@ -248,6 +251,13 @@ class Checkpoints:
           f'({config_lib.listed(changed)}): give another --workdir, or the '
           'stored values'
         )
+    data = self._notes(step).get('data')
+    if None not in (data, self._data) and data != self._data:
+      raise InputError(
+        f'{self._path(step)} was saved by a run on other arrays (sha256 '
+        f'{data[:16]}, now {self._data[:16]}): register those with from_arrays '
+        'again, or choose another --workdir'
+      )
     with self._reading(step) as path:
       return arrays.read_like(path, {_STATE: like})[_STATE]
 

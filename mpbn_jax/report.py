@@ -40,7 +40,8 @@ def restore(
   stored = record.check_config_of(workdir, config)
   directory = workdir / record.CHECKPOINTS
   like = abstract_state(experiment)
-  checkpoints = Checkpoints(directory, config=config, read_only=True)
+  data = experiment.dataset.checksum
+  checkpoints = Checkpoints(directory, config=config, data=data, read_only=True)
   if config.evaluation.checkpoint == 'latest':
     restored = checkpoints.restore_latest(like)
   else:

@@ -70,7 +70,9 @@ def train(
     record.hold_workdir(workdir, config) as held,
     SignalCatcher() as signals,
   ):
-    checkpoints = Checkpoints(held.path / CHECKPOINTS, config=config)
+    checkpoints = Checkpoints(
+      held.path / CHECKPOINTS, config=config, data=experiment.dataset.checksum
+    )
     if state is None:
       state = init(init_key(experiment))
     wanted = True

@@ -104,7 +104,11 @@ def load_dataset(config: Mapping, *, num_steps: int) -> Dataset:
     validation_size=config['validation_size'],
     train_size=config['train_size'],
   )
-  dataset = Dataset(spec, splits, asked, mixup=config['mixup'])
+  loader, _ = find(spec.name)
+  checksum = None if config['fake'] else getattr(loader, 'checksum', None)
+  dataset = Dataset(
+    spec, splits, asked, mixup=config['mixup'], checksum=checksum
+  )
   if spec.frames and dataset.example_shape[0] != num_steps:
     raise InputError(
       f'expected recordings of {spec.name!r} in {num_steps} frames, got '

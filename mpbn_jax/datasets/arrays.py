@@ -1,6 +1,8 @@
 """Data sets made of a user's NumPy arrays."""
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,16 @@ class _Registered:
 
   spec: Spec
   splits: Mapping[str, Split]
+
+  @functools.cached_property
+  def checksum(self) -> str:
+    """The sha256 of all arrays: a name alone does not identify them."""
+    digest = hashlib.sha256()
+    for name, split in self.splits.items():
+      digest.update(f'{name} {split.images.shape}'.encode())
+      for array in (*chunks(split.images), split.labels.astype(np.int32)):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
   def load(self, spec: Spec, config: Mapping, *, num_steps: int):
     del spec, config, num_steps  # the splits are fixed
@@ -44,7 +56,8 @@ def from_arrays(
   The data set is then available to `--config.data.name=<name>` and
   `load_dataset` in this process. To use it on the command line, call this
   function in the configuration file. A second call with the same name replaces
-  the first. The arrays are not copied and may be memory maps.
+  the first; a run is not resumed on arrays other than those that it started
+  with. The arrays are not copied and may be memory maps.
 
   >>> import numpy as np
   >>> from mpbn_jax import datasets

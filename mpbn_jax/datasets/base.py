@@ -217,6 +217,7 @@ class Dataset:
     splits: 'train', 'test', and optionally 'validation'.
     augmentations: augmentations of the training images, in this order.
     mixup: alpha of the mixup that follows them; 0 disables it.
+    checksum: identifies data that their name does not identify, or None.
 
   Raises:
     InputError: the arrays do not match `Split`, or the examples `spec`.
@@ -226,6 +227,7 @@ class Dataset:
   splits: Mapping[str, Examples]
   augmentations: tuple[Augmentation, ...] = ()
   mixup: float = 0.0
+  checksum: str | None = None
 
   def __post_init__(self):
     checked: set[int] = set()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import runs
 
 from mpbn_jax import InputError, command_line, datasets, experiment
 from mpbn_jax.datasets import from_arrays, load_dataset
@@ -50,6 +51,29 @@ def test_command_line_trains_on_it():
   built = experiment.build(_config(*options, '--config.data.validation_size=3'))
   assert built.batches.batch(0)['image'].shape == (8, 4, 5, 2)
   assert len(built.dataset.splits['validation']) == 3
+
+
+def _trains(workdir):
+  options = ['--config.data.name=mine', '--config.data.batch_size=8']
+  options += ['--config.model.num_classes=3', '--config.num_epochs=1']
+  return runs.run(workdir, *options)
+
+
+def test_run_is_not_resumed_or_evaluated_on_other_arrays(tmp_path, capsys):
+  _register()
+  assert _trains(tmp_path / 'run') == 0
+  assert _trains(tmp_path / 'run') == 0
+  capsys.readouterr()
+  images, labels = _pair(30)
+  images[3, 2, 1, 0] ^= 1
+  _register(train=(images, labels))
+  assert _trains(tmp_path / 'run') == 2
+  message = runs.the_error(capsys.readouterr())
+  assert 'was saved by a run on other arrays (sha256' in message
+  assert 'register those with from_arrays again' in message
+  workdir = f'--workdir={tmp_path / "run"}'
+  assert runs.program.main(['--mode=evaluate', workdir]) == 2
+  assert 'on other arrays' in runs.the_error(capsys.readouterr())
 
 
 def test_preparing_says_that_nothing_is_needed(capsys):
