@@ -27,7 +27,9 @@ CACHE = pathlib.Path(
 )
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
-os.environ['JAX_COMPILATION_CACHE_DIR'] = str(CACHE)  # for subprocesses
+# Subprocesses compile likewise. The one of test_wheel.py compiles as users do.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(CACHE)
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'true'
 
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and
@@ -64,5 +66,6 @@ def registries():
 
 
 def pytest_collection_modifyitems(items):
-  """The longest file first: begun last, one worker would end with it alone."""
-  items.sort(key=lambda item: 'test_paper_training' not in item.nodeid)
+  """Files with slow tests first: one worker must not end with one alone."""
+  slow = {item.path for item in items if item.get_closest_marker('slow')}
+  items.sort(key=lambda item: item.path not in slow)

@@ -69,11 +69,9 @@ def config(*arguments: str):
 
 def start(workdir: pathlib.Path, *arguments: str) -> subprocess.Popen:
   """Starts main.py in a process of its own, with one device."""
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   return subprocess.Popen(
     [sys.executable, 'main.py', *TINY, f'--workdir={workdir}', *arguments],
     cwd=ROOT,
-    env=environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

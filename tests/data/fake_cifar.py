@@ -225,12 +225,11 @@ def start(
     environment: more of it.
     **settings: of `publish`.
   """
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   settings = json.dumps([largest_file, settings])
   return subprocess.Popen(
     [sys.executable, __file__, settings, *arguments],
     cwd=ROOT,
-    env=env | (environment or {}),
+    env={**os.environ, **(environment or {})},
     stdout=subprocess.PIPE,
     stderr=stderr,
     text=True,
