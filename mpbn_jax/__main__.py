@@ -34,7 +34,8 @@ import time
 from typing import NoReturn
 
 _STOPPED = (
-  'stopped; the checkpoints written so far stay: the same command continues'
+  'stopped; the checkpoints written so far are kept: run the same command '
+  'again to resume'
 )
 
 
@@ -80,8 +81,8 @@ def main(argv: list[str], *, program: str = 'python main.py') -> int:
     # Errors from files that this package writes already name the file.
     print(
       f'error: expected room to write, got an error ({error.strerror}), at '
-      f'{error.filename or "the output of this command"}: make room, then the '
-      'same command goes on',
+      f'{error.filename or "the output of this command"}: free some space and '
+      'run the same command again: it will resume',
       file=sys.stderr,
     )
     _drop_output()
@@ -153,7 +154,8 @@ def _prepare(config):
   except KeyboardInterrupt as stop:
     raise Interrupted(
       signal_of(stop),
-      'stopped; nothing half-prepared is kept: the same command starts again',
+      'stopped; nothing half-prepared is kept: run the same command again to '
+      'start over',
     ) from stop
 
 
@@ -164,8 +166,8 @@ def _import(files, command):
   # A .safetensors file has no checksum of its own.
   print(f'sha256 of {file}: {files.sha256(file)}')
   print(
-    'next: the same command without --checkpoint, and with --mode=evaluate, '
-    '--mode=fold or --mode=train'
+    'next: run the same command without --checkpoint, and with '
+    '--mode=evaluate, --mode=fold or --mode=train'
   )
 
 
@@ -198,7 +200,7 @@ def _keep_compiled_programs(directory):
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     logging.getLogger('mpbn_jax').warning(
-      'no compilation cache in %s (%s), every run compiles anew: set '
+      'no compilation cache in %s (%s), so every run compiles again: set '
       '--config.log.compilation_cache',
       path,
       error.strerror,

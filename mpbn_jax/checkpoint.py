@@ -27,10 +27,10 @@ _SEAL_OF_0_1_0 = 'files.json'
 # Messages about a checkpoint that cannot be read.
 _NEWEST = (
   'expected a readable checkpoint, but {error}: restore a copy, or run '
-  '--mode=train, which goes on from the one before it'
+  '--mode=train, which resumes from the one before it'
 )
 _BEST = (
-  'expected to read every checkpoint, to know the best one, but {error}: '
+  'expected to read every checkpoint, to find the best one, but {error}: '
   'restore a copy, or set --config.evaluation.checkpoint=latest'
 )
 
@@ -49,7 +49,7 @@ def _paths(directory):
   except OSError as error:
     raise InputError(
       f'expected the checkpoints of a run in {directory}, which cannot be read '
-      f'({error.strerror}): let this user read it, or give another --workdir'
+      f'({error.strerror}): let this user read it, or choose another --workdir'
     ) from error
   return {int(path.name): path for path in there if path.name.isdecimal()}
 
@@ -248,8 +248,8 @@ class Checkpoints:
       if changed:
         raise InputError(
           f'{self._path(step)} was saved with another configuration '
-          f'({config_lib.listed(changed)}): give another --workdir, or the '
-          'stored values'
+          f'({config_lib.listed(changed)}): choose another --workdir, or use '
+          'the stored values'
         )
     data = self._notes(step).get('data')
     if None not in (data, self._data) and data != self._data:
@@ -289,7 +289,7 @@ class Checkpoints:
       for damaged, reason in broken.items():
         aside = self._set_aside(damaged)
         _log.warning(
-          '%s: going on from %s, the one before it%s', reason, step, aside
+          '%s: resuming from %s, the one before it%s', reason, step, aside
         )
       for missing in sorted(expected - broken.keys() - set(self.steps())):
         path = self._directory / str(missing)

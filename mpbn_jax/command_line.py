@@ -37,7 +37,7 @@ FLAGS = {
   'init_from': (
     'DIR',
     'the work directory of a run that a new one takes its initial weights '
-    'from, as config.init_from; the head only if the classes are as many',
+    'from, as config.init_from; the head only if it has as many classes',
   ),
 }
 HELP = {'-h', '-help', '--help', '--helpfull'}
@@ -198,8 +198,8 @@ def _drop_paper(config, before):
   ]
   if changed and before['paper.accuracy'] is not None:
     _log.warning(
-      "the paper's %.2f%% is of other settings (%s): not shown beside the "
-      'result',
+      "the paper's %.2f%% was measured with other settings (%s): not shown "
+      'beside the result',
       before['paper.accuracy'],
       ', '.join(changed),
     )
@@ -220,8 +220,8 @@ def _set(config, key, value, *, optional):
     inside = [name for name in flat if name.startswith(f'{key}.')]
     if inside:
       raise InputError(
-        f'{key!r} is a group of keys, got --config.{key}: set one, as '
-        f'--config.{inside[0]}={flat[inside[0]]}'
+        f'{key!r} is a group of keys, got --config.{key}: set one of them, '
+        f'such as --config.{inside[0]}={flat[inside[0]]}'
       )
     raise config_lib.unknown_key(key, flat)
   *groups, last = key.split('.')

@@ -44,7 +44,7 @@ def flatten(config: Mapping, prefix: str = '') -> dict[str, Any]:
 
 # {key in earlier versions: its present name}
 RENAMED = {
-  'evaluation.fold_convolutions': "'evaluation.fold', 'thresholds' or 'all',",
+  'evaluation.fold_convolutions': "'evaluation.fold' ('thresholds' or 'all')",
   'model.current_norm': "'model.conv_norm'",
 }
 
@@ -115,7 +115,7 @@ def unknown_key(key: str, known: Iterable[str]) -> InputError:
   known = list(known)
   if key in RENAMED:
     return InputError(
-      f'unknown configuration key {key!r}: it is {RENAMED[key]} now'
+      f'unknown configuration key {key!r}: it was renamed to {RENAMED[key]}'
     )
   if key in ('optimizer.name', 'optimizer.type'):
     ours = ', '.join(name for name in known if name.startswith('optimizer.'))
@@ -221,7 +221,7 @@ def _check_kernels_fold(conv, spike):
     if entry is not None and entry.fold is None:
       raise InputError(
         f"evaluation.fold='all' needs normalizations that fold, "
-        f'{name!r} does not: {entry.why_not}; {mend}'
+        f'but {name!r} does not: {entry.why_not}; {mend}'
       )
 
 

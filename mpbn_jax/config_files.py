@@ -37,8 +37,8 @@ def load(source: pathlib.Path | str) -> ml_collections.ConfigDict:
   if not path.is_file():
     known = sorted(p.name for p in FOLDER.glob('[!_]*.py'))
     raise InputError(
-      f'expected a configuration file, got {file!r}, which is none: '
-      f'configs/ has {", ".join(known)}'
+      f'expected a configuration file, got {file!r}, which is not an existing '
+      f'file: configs/ has {", ".join(known)}'
     )
   if path.suffix == '.json':
     return _stored(path)
@@ -51,7 +51,7 @@ def load(source: pathlib.Path | str) -> ml_collections.ConfigDict:
   except Exception as error:  # whatever a user's file may raise
     raise InputError(_failure(path, error)) from error
   if not isinstance(config, ml_collections.ConfigDict):
-    got = 'none' if get_config is None else f'one with {config!r:.40}'
+    got = 'none' if get_config is None else f'one that returns {config!r:.40}'
     raise InputError(
       f'expected a function get_config() in {file} that returns a ConfigDict, '
       f'got {got}: start from configs/digits.py'
@@ -77,7 +77,7 @@ def _failure(path, error):
   text = ' '.join(str(error).split())
   return (
     f'expected a configuration that can be read, got {type(error).__name__} '
-    f'in {where}: {text}: mend that file'
+    f'in {where}: {text}: fix that file'
   )
 
 
@@ -108,7 +108,7 @@ def _stored(path):
   except (OSError, ValueError) as error:
     raise InputError(
       f'expected the configuration of a run in {path}, which cannot be read '
-      f'({error}): restore it, or give --config'
+      f'({error}): restore it, or pass --config'
     ) from error
   flat = config_lib.flatten(stored)
   known = config_lib.flatten(config)
@@ -117,8 +117,8 @@ def _stored(path):
   for key in others - of_network:
     raise InputError(
       f'expected the keys of configs/default.py in {path}, got '
-      f'{"no" if key in known else "another,"} {key!r}: use the version of '
-      'mpbn_jax that wrote it'
+      f'{"no" if key in known else "the unknown key"} {key!r}: use the version '
+      'of mpbn_jax that wrote it'
     )
   try:
     with config.unlocked():
@@ -128,6 +128,6 @@ def _stored(path):
   except (TypeError, ValueError) as error:
     raise InputError(
       f'expected the configuration of a run in {path}, got a value of another '
-      f'type ({error}): restore it, or give --config'
+      f'type ({error}): restore it, or pass --config'
     ) from error
   return config.lock()

@@ -165,7 +165,7 @@ def recorded(
     found = _at(kept.get('intermediates', {}), path)
     if _STACKED not in found:
       raise InputError(
-        f'expected to record the spikes of {name!r}, got none out of the '
+        f'expected to record the spikes of {name!r}, got none from the '
         "nn.scan or nn.vmap around it: give it variable_axes={'intermediates': "
         "0, 'given_spikes': 0, ...}"
       )
@@ -173,7 +173,7 @@ def recorded(
     if name in (given_spikes or {}) and runs > 1:
       raise InputError(
         f'expected layers that run once, to feed each the same spikes, got '
-        f'{name!r}, which runs {runs} times: use `compare` in place of it'
+        f'{name!r}, which runs {runs} times: use `compare` instead'
       )
     for run in range(runs):
       layers[f'{name}({run + 1})' if run else name] = {
@@ -308,7 +308,7 @@ def compare(
       raise FloatingPointError(
         f'expected finite logits on the split {split!r}, got NaN or infinity '
         f'for {counts["not_finite"].sum()} of {counts["mask"].sum()} examples '
-        'of a batch: no accuracy can be told'
+        'of a batch: the accuracy cannot be computed'
       )
     examples += int(counts['mask'].sum())
     correct += int(counts['correct'].sum())
@@ -338,7 +338,8 @@ def _per_example(name, layer, mask):
   if inside[0] != len(mask):
     raise InputError(
       f'expected spikes [B, T, ..., C] of {len(mask)} examples from {name!r}, '
-      f'got shape {inside}: hand neuron layers the batch on their first axis'
+      f'got shape {inside}: pass neuron layers arrays with the batch on the '
+      'first axis'
     )
   summed = tuple(range(len(stacked) + 1, spikes.ndim))
   return jnp.where(mask, spikes.sum(summed), 0)

@@ -55,7 +55,7 @@ def build_network(
   spec = get_spec(config.data.name)
   if config.model.num_classes != spec.num_classes:
     raise InputError(
-      f'model.num_classes must be {spec.num_classes}, the classes of '
+      f'model.num_classes must be {spec.num_classes}, the number of classes of '
       f'{spec.name!r}, got {config.model.num_classes}'
     )
   mesh = sharding.make_mesh() if mesh is None else mesh

@@ -55,14 +55,16 @@ def _why(path, number, error):
   if number in NO_ROOM:
     with contextlib.suppress(OSError):
       reason += f', {shutil.disk_usage(path.parent).free:,} bytes free'
-    mend = 'make room, then the same command goes on'
+    mend = 'free some space and run the same command again: it will resume'
   elif number in _GONE:
     mend = (
       'its directory was removed or replaced while it was in use; restore it, '
-      'or give another --workdir'
+      'or choose another --workdir'
     )
   else:
-    mend = 'make it writable, remove what is in the way, or give another place'
+    mend = (
+      'make it writable, remove what is in the way, or choose another place'
+    )
   return f'expected to write {path}, got an error ({reason}): {mend}'
 
 

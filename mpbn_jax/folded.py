@@ -131,8 +131,8 @@ def load_folded(
   if differences:
     raise InputError(
       f'{path} was folded from another network '
-      f'({config_lib.listed(differences)}): leave the model out, load_folded '
-      'returns the right one'
+      f'({config_lib.listed(differences)}): leave the model out, since '
+      'load_folded returns the right one'
     )
   return folded if model is None else model, variables
 

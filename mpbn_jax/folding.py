@@ -63,7 +63,7 @@ def fold(variables: Mapping) -> Variables:
     if 'threshold' in variables:
       raise InputError(
         'expected the variables of a trained network, got ones that are '
-        'folded and stripped already: fold the unfolded checkpoint'
+        'already folded and stripped: fold the unfolded checkpoint'
       )
     raise InputError(
       'expected variables with a normalization of the membrane potential '
@@ -77,7 +77,7 @@ def fold(variables: Mapping) -> Variables:
       raise InputError(
         f'expected one v_th, batch_stats/{"/".join((*path, name))}/v_th or a '
         f'learned params/{"/".join((*path, "v_th"))}, got '
-        f'{"none" if learned is None else "both"}: take the variables as '
+        f'{"none" if learned is None else "both"}: use the variables as '
         '`init` and training made them'
       )
     function = _over_blocks(norms.NORMS[name].fold, stats)
@@ -117,8 +117,8 @@ def fold_convolutions(variables: Mapping) -> Variables:
   if not _has_norm(variables, 'conv'):
     raise InputError(
       'expected variables with a normalization after the convolutions, got '
-      "none: there is nothing to fold (conv_norm='none', or folded and "
-      'stripped already)'
+      "none: there is nothing to fold (conv_norm='none', or already folded and "
+      'stripped)'
     )
 
   def fold_convolution(path, name, params, stats, layer):
@@ -127,8 +127,8 @@ def fold_convolutions(variables: Mapping) -> Variables:
     if kernel is None:
       raise InputError(
         f'expected a kernel beside {"/".join((*path, name))!r}, as in a '
-        f'ConvNorm, got none: give a layer that is not its {name!r} another '
-        'name'
+        f'ConvNorm, got none: rename this layer if it is not the {name!r} of a '
+        'kernel'
       )
     return function(params, stats, kernel, layer.get('bias'))
 
@@ -147,8 +147,8 @@ def _check_no_transform(variables):
       if '/kernel/' in path[-1]:
         raise InputError(
           'expected convolutions that use their kernels as they are stored, '
-          f'got {"/".join(path)!r}, with which a wrapper (nn.WeightNorm, say) '
-          'changes one: put the changed kernel in its place before folding'
+          f'got {"/".join(path)!r}, where a wrapper (such as nn.WeightNorm) '
+          'changes one: store the changed kernel in its place before folding'
         )
 
 
@@ -188,7 +188,7 @@ def fold_spike_norms(
   if not _has_norm(variables, 'spike'):
     raise InputError(
       'expected variables with a normalization of the spikes, got none: there '
-      "is nothing to fold (spike_norm='none', or folded and stripped already)"
+      "is nothing to fold (spike_norm='none', or already folded and stripped)"
     )
   for path, name in norms_at(variables, 'spike'):
     _foldable(name)
@@ -218,7 +218,7 @@ def fold_all(
   if not places:
     raise InputError(
       'expected variables with a normalization, got none: there is nothing to '
-      'fold (every norm is none, or folded and stripped already)'
+      'fold (every norm is none, or already folded and stripped)'
     )
   folded = dict(variables)
   if 'membrane' in places:
@@ -299,8 +299,8 @@ def _running_statistics(variables, path, name):
   if missing and _foldable(name):
     raise InputError(
       f'expected batch_stats/{"/".join((*path, name))} with the running '
-      f'statistics and constants, got no {", ".join(sorted(missing))}: give '
-      'the params AND the batch_stats, as `init` and training made them'
+      f'statistics and constants, got no {", ".join(sorted(missing))}: pass '
+      'both params and batch_stats, as `init` and training made them'
     )
   return stats
 

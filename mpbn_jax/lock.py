@@ -32,7 +32,7 @@ class Lock:
     if not _is_at(self._descriptor, self._path):
       raise NotWrittenError(
         f'expected {self._path.parent} as this process opened it, got it '
-        'removed or replaced: restore it, or give another --workdir'
+        'removed or replaced: restore it, or choose another --workdir'
       )
 
 
@@ -80,11 +80,11 @@ def _lock(descriptor, path):
   except OSError as error:
     if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
       raise InputError(
-        f'expected {path.parent} to be in use by no other process, got '
-        f'{_holder(path)}: wait for it, stop it, or give another --workdir'
+        f'expected no other process to use {path.parent}, got '
+        f'{_holder(path)}: wait for it, stop it, or choose another --workdir'
       ) from error
     _log.warning(  # some network file systems
-      'no lock to be had in %s (%s): let one process at a time use it',
+      'cannot get a lock in %s (%s): let only one process at a time use it',
       path.parent,
       error.strerror,
     )
@@ -113,8 +113,8 @@ def _holder(path):
   try:
     holder = json.loads(path.read_text())
     return (
-      f'process {holder["process"]} on {holder["host"]}, which uses it since '
-      f'{holder["since"]}'
+      f'process {holder["process"]} on {holder["host"]}, which has used it '
+      f'since {holder["since"]}'
     )
   except (OSError, ValueError, KeyError, TypeError):  # being written
     return 'another process'

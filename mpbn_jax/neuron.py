@@ -181,7 +181,7 @@ def lif_scan(
     v_th = 0.5 if v_th is None else v_th
     fire = fire_at(v_th)
   if reset == 'soft' and v_th is None:
-    raise InputError('a soft reset subtracts v_th: give v_th, got None')
+    raise InputError('a soft reset subtracts v_th, got None: pass v_th')
   step = functools.partial(
     lif_step,
     tau=tau,

@@ -58,7 +58,7 @@ def hold_workdir(
       holds a run with another configuration (names the keys).
   """
   if not os.fspath(workdir):
-    raise InputError("expected a work directory, got '': give a --workdir")
+    raise InputError("expected a work directory, got '': choose a --workdir")
   path = pathlib.Path(workdir)
   check_config_of(path, config)  # before anything is created
   try:
@@ -66,7 +66,7 @@ def hold_workdir(
   except OSError as error:
     raise InputError(
       f'expected a work directory that can be written, got {path} '
-      f'({error.strerror}): give another --workdir'
+      f'({error.strerror}): choose another --workdir'
     ) from error
   with hold(path) as lock:
     stored = check_config_of(path, config)
@@ -97,19 +97,19 @@ def check_config_of(path: pathlib.Path, config: Mapping) -> dict | None:
       return None
     raise InputError(
       f'expected {CONFIG} beside the checkpoints in {path}, got none: '
-      'restore it, or give another --workdir'
+      'restore it, or choose another --workdir'
     ) from error
   except (OSError, ValueError) as error:
     raise InputError(
       f'expected the configuration of a run in {file}, which cannot be '
-      f'read ({error}): restore it, or give another --workdir'
+      f'read ({error}): restore it, or choose another --workdir'
     ) from error
   changed = config_lib.differences(config, stored)
   if changed:
     raise InputError(
-      f'{file} is of a run with another configuration '
-      f'({config_lib.listed(changed)}): give another --workdir, or the stored '
-      'values'
+      f'{file} belongs to a run with another configuration '
+      f'({config_lib.listed(changed)}): choose another --workdir, or use the '
+      'stored values'
     )
   return stored
 

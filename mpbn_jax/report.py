@@ -51,7 +51,7 @@ def restore(
   if restored is None:
     raise InputError(
       f'expected a trained network, got no checkpoint in {directory}: run '
-      '--mode=train first, or give its --workdir'
+      '--mode=train first, or pass its --workdir'
     )
   step, state = restored
   of_run: Mapping = checkpoints.config_of(step) or stored or config

@@ -76,7 +76,7 @@ def load_run(
   if not file.is_file():
     raise InputError(
       f'expected the work directory of a run, got {workdir} without a '
-      f'{record.CONFIG}: give the --workdir that a run was trained in'
+      f'{record.CONFIG}: pass the --workdir that a run was trained in'
     )
   config = config_files.load(file)
   model, spec, _ = build_network(
@@ -115,7 +115,7 @@ def _restored(workdir, config, model, spec, checkpoint):
     raise InputError(
       f'expected a checkpoint in {workdir / record.CHECKPOINTS}, got none'
       + (' that was measured on validation' if checkpoint == 'best' else '')
-      + ': train that run first, or give another'
+      + ': train that run first, or choose another'
     )
   return restored
 
@@ -165,7 +165,7 @@ def with_weights_of(
     raise InputError(
       f'expected the weights of the same network in {workdir} '
       f'(config.init_from), got others: {config_lib.listed(problems)}: set '
-      "config.model as that run's config.json has it"
+      "config.model as in that run's config.json"
     )
   # If one leaf of the head is kept, the whole head is.
   if kept:

@@ -33,7 +33,7 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
     near = max(devices, round(batch_size / devices) * devices)
     raise InputError(
       f'{name} must be divisible by the {devices} devices, got '
-      f'{batch_size}: take {near}'
+      f'{batch_size}: use {near}'
     )
 
 

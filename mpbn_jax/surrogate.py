@@ -121,7 +121,7 @@ def get_surrogate(
   if not parameter > 0:
     raise InputError(
       f'surrogate_parameter is the {surrogate.meaning} of {name!r} and must '
-      f'be positive, got {parameter}; None takes {surrogate.parameter}'
+      f'be positive, got {parameter}; None uses {surrogate.parameter}'
     )
   return surrogate, float(parameter)
 

@@ -99,7 +99,7 @@ def train(
     raise Interrupted(
       signals.received,
       f'stopped at step {step} of {experiment.total_steps}, saved in {where}: '
-      'the same command continues',
+      'run the same command again to resume',
     )
   return experiment, state
 
@@ -124,7 +124,7 @@ def _going_on(experiment, step, stored, workdir):
   if before > asked and step >= experiment.total_steps:
     experiment = for_epochs(experiment, before)
     total = experiment.total_steps
-    state = 'is trained' if step == total else 'stays as it is'
+    state = 'is trained' if step == total else 'is left unchanged'
     print(
       f'{workdir} {state}: step {step} of {total} ({before} epochs; {asked} '
       'asked for)',
@@ -193,7 +193,7 @@ def _loop(experiment, train_step, state, held, checkpoints, signals):
     _check_variables(state.variables, step)
   except FloatingPointError as error:
     kept = checkpoints.steps()
-    stays = f'checkpoint {kept[-1]} stays' if kept else 'nothing was saved'
+    stays = f'checkpoint {kept[-1]} is kept' if kept else 'nothing was saved'
     raise FloatingPointError(
       f'{error}: lower optimizer.learning_rate or set optimizer.gradient_clip, '
       f'with another --workdir; {stays}'

@@ -58,8 +58,8 @@ class Wiring(Mapping):
       readers = _readers(self._model, _abstract(variables), self._x)
     if readers != self._readers:
       raise InputError(
-        'expected the readers_of_spikes of the network that the variables are '
-        f'of, which are {readers}, got {self._readers}'
+        'expected the readers_of_spikes of the network that the variables '
+        f'belong to, which are {readers}, got {self._readers}'
       )
     # The activations are dead code here and are not compiled.
     function = jax.jit(lambda v: _pass(self._model, v, self._x))
@@ -67,8 +67,8 @@ class Wiring(Mapping):
       folded = function(variables)
     except jax.errors.UnexpectedTracerError as error:
       raise InputError(
-        'expected every layer in an nn.cond, nn.while_loop, ... to be one of '
-        'the module that is handed to its function, got one from outside, into '
+        'expected every layer in an nn.cond, nn.while_loop, ... to belong to '
+        'the module that is passed to its function, got one from outside, into '
         'which no norm of spikes can be folded'
       ) from error
     return _counted(folded, readers)
@@ -144,7 +144,7 @@ def _readers(model, variables, x):
     reason = str(error).strip().split('\n')[0]
     raise InputError(
       'expected a network whose norms of spikes can be folded, got one that '
-      f'runs but cannot be traced for it: {type(error).__name__}: {reason}'
+      f'runs but cannot be traced for that: {type(error).__name__}: {reason}'
     ) from error
   readers = absorption.readers(folded)
   for norm in _norms_of_spikes(variables.get('params', {})):

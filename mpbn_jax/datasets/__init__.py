@@ -61,9 +61,9 @@ def _auto_augment(spec):
 
   if spec.image_shape[-1] != 3 or spec.max_value != 255:
     raise InputError(
-      'data.auto_augment needs images of 3 channels up to 255, got '
-      f'{spec.image_shape[-1]} up to {spec.max_value} of {spec.name!r}: set '
-      '--config.data.auto_augment=false'
+      'data.auto_augment needs images of 3 channels with values up to 255, got '
+      f'{spec.image_shape[-1]} with values up to {spec.max_value} for '
+      f'{spec.name!r}: set --config.data.auto_augment=false'
     )
   return augment.Augmentation(
     name='auto_augment',
@@ -113,7 +113,7 @@ def load_dataset(config: Mapping, *, num_steps: int) -> Dataset:
     raise InputError(
       f'expected recordings of {spec.name!r} in {num_steps} frames, got '
       f'{dataset.example_shape[0]}: set --config.model.num_steps='
-      f'{dataset.example_shape[0]}, or frame them anew'
+      f'{dataset.example_shape[0]}, or convert them to frames again'
     )
   return dataset
 
@@ -139,7 +139,7 @@ def _in_home(config):
     directory = pathlib.Path(config['dir']).expanduser()
   except RuntimeError as error:
     raise InputError(
-      f'expected the home directory of a user, got {config["dir"]!r}: give '
+      f'expected the home directory of a user, got {config["dir"]!r}: choose '
       'another --config.data.dir'
     ) from error
   return {**config, 'dir': str(directory)}
@@ -155,7 +155,7 @@ def _readable() -> Iterator[None]:
       raise
     raise InputError(
       f'expected files and directories that can be read, got {error.filename} '
-      f'({error.strerror}): mend that, or give another --config.data.dir'
+      f'({error.strerror}): fix that, or choose another --config.data.dir'
     ) from error
 
 
@@ -174,7 +174,7 @@ def prepare_dataset(config: Mapping, *, num_steps: int) -> None:
   spec = _checked_spec(config)
   loader, _ = find(spec.name)
   if config['fake'] or not hasattr(loader, 'prepare'):
-    print(f'{spec.name} needs no preparation: train with it at once')
+    print(f'{spec.name} needs no preparation: you can train with it right away')
     return
   with _readable():
     loader.prepare(spec, _in_home(config), num_steps=num_steps)

@@ -137,15 +137,15 @@ def _split(pair: Any, *, name, split, frames):
   if not isinstance(pair, tuple | list) or len(pair) != 2:
     raise InputError(
       f'expected (images, labels) as {split} of {name!r}, got '
-      f'{type(pair).__name__}: give a pair of arrays'
+      f'{type(pair).__name__}: pass a pair of arrays'
     )
   images, labels = pair
   axes = '[N, T, H, W, C]' if frames else '[N, H, W, C]'
   if isinstance(images, np.ndarray) and images.ndim != (5 if frames else 4):
     raise InputError(
       f'expected images {axes} in the split {split!r} of {name!r}, got '
-      f'{list(images.shape)}: bring them into that shape, for example with '
-      'images[..., None] if they lack the channels'
+      f'{list(images.shape)}: give them that shape, for example with '
+      'images[..., None] if they lack the channel axis'
     )
   for what, array in (('images', images), ('labels', labels)):
     if not isinstance(array, np.ndarray):

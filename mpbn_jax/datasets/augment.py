@@ -50,21 +50,22 @@ def check(config: Mapping, *, spec: Any) -> None:
   for key, most in (('shift', side - 1), ('roll', side - 1), ('cutout', side)):
     if config[key] > most:
       raise InputError(
-        f'data.{key} must be at most {most} pixels, of the '
-        f'{" x ".join(map(str, spec.image_shape[:2]))} of {spec.name!r}, got '
-        f'{config[key]}: set --config.data.{key} to a smaller number'
+        f'data.{key} must be at most {most} pixels for the '
+        f'{" x ".join(map(str, spec.image_shape[:2]))} images of '
+        f'{spec.name!r}, got {config[key]}: set --config.data.{key} to a '
+        'smaller number'
       )
   if config['mixup'] and spec.frames:
     # A single event with a weight below 1/2 would be rounded to 0.
     raise InputError(
-      f'data.mixup mixes images, got {config["mixup"]} for the counts of '
-      f'events of {spec.name!r}: set --config.data.mixup=0'
+      f'data.mixup mixes images, got {config["mixup"]} for the event counts of '
+      f'{spec.name!r}: set --config.data.mixup=0'
     )
   if config['mixup'] and spec.max_value < _FINE:
     raise InputError(
       f'data.mixup rounds to whole numbers, got {config["mixup"]} for the '
-      f'images of {spec.name!r}, which have only {spec.max_value + 1} of them: '
-      'set --config.data.mixup=0'
+      f'images of {spec.name!r}, which have only {spec.max_value + 1} '
+      'different values: set --config.data.mixup=0'
     )
 
 

@@ -83,7 +83,7 @@ def fetch(source: Source, index: int) -> tuple[Any, int]:
     raise not_read(source.name(index), error) from error
   if label < 0:  # tensorflow_datasets' marker for labels that are not public
     raise InputError(
-      f'expected the label of {source.name(index)}, got {label}: take a split '
+      f'expected the label of {source.name(index)}, got {label}: use a split '
       'whose labels are known'
     )
   return content, label
@@ -94,7 +94,7 @@ def not_read(name: str, error: BaseException) -> InputError:
   reason = getattr(error, 'strerror', None) or str(error)
   reason = ' '.join(reason.split()) or type(error).__name__
   return InputError(
-    f'expected to read {name}, got {reason}: mend that or restore the data '
+    f'expected to read {name}, got {reason}: fix that or restore the data '
     '(only images that cannot be decoded are ever skipped)'
   )
 
@@ -235,7 +235,7 @@ class Dataset:
       if not len(split):
         raise InputError(
           f'expected at least one example in the split {name!r} of '
-          f'{self.spec.name!r}, got none: give it some'
+          f'{self.spec.name!r}, got none: add some'
         )
       whole = split.examples if isinstance(split, Subset) else split
       if isinstance(whole, Split) and id(whole) not in checked:

@@ -80,7 +80,7 @@ class TrainingBatches:
       if rest % shares:
         raise InputError(
           f'data.last_batch=keep leaves {rest} of the {count:,} training '
-          f'examples of {dataset.spec.name!r} to the last batch, which '
+          f'examples of {dataset.spec.name!r} for the last batch, which '
           f'{shares} devices cannot share: set --config.data.last_batch=drop, '
           'or another --config.data.batch_size'
         )
@@ -165,7 +165,7 @@ def _part(key, batch_size, host):
   index, count = host
   if batch_size % count:
     raise InputError(
-      f'{key} must be divisible by the {count} hosts, got {batch_size}: take '
+      f'{key} must be divisible by the {count} hosts, got {batch_size}: use '
       f'{max(1, round(batch_size / count)) * count}'
     )
   share = batch_size // count

@@ -49,8 +49,9 @@ def check_spec(spec: Any) -> None:
     )
   if not spec.class_names or len(set(spec.class_names)) != spec.num_classes:
     raise InputError(
-      f'expected class names of {spec.name!r}, each once, got '
-      f'{len(spec.class_names)} with {len(set(spec.class_names))} different'
+      f'expected distinct class names for {spec.name!r}, got '
+      f'{len(spec.class_names)}, of which {len(set(spec.class_names))} are '
+      'distinct'
     )
 
 
@@ -72,14 +73,14 @@ def check_shapes(shapes: dict[str, tuple[int, ...]], *, spec: Any) -> None:
     if shape != (*frames, *spec.image_shape) or 0 in shape:
       raise InputError(
         f'expected examples of shape {expected} in the split {split!r} of '
-        f'{spec.name!r}, got {"x".join(map(str, shape))}: bring them into that '
-        'shape, or give the spec theirs'
+        f'{spec.name!r}, got {"x".join(map(str, shape))}: give them that '
+        "shape, or set the spec's image_shape to theirs"
       )
   if len(set(shapes.values())) > 1:
     told = ', '.join(f'{split} {shape}' for split, shape in shapes.items())
     raise InputError(
       f'expected examples of one shape in all splits of {spec.name!r}, got '
-      f'{told}: frame all recordings with the same number of steps'
+      f'{told}: convert all recordings to the same number of frames'
     )
 
 
@@ -122,7 +123,7 @@ def check_arrays(
     )
   if not len(labels):
     raise InputError(
-      f'expected at least one example in {of}, got none: give it some'
+      f'expected at least one example in {of}, got none: add some'
     )
   low, high = int(labels.min()), int(labels.max())
   if low < 0 or high >= spec.num_classes:
@@ -164,14 +165,14 @@ def _check_range(images, of, spec):
       return
   if largest > spec.max_value:
     raise InputError(
-      f'expected images of at most {spec.max_value} in {of}, got {largest}: '
-      "scale them, or set the spec's max_value"
+      f'expected image values of at most {spec.max_value} in {of}, got '
+      f"{largest}: scale the images, or set the spec's max_value"
     )
   if largest <= 1 < spec.max_value:
     raise InputError(
-      f'expected images up to {spec.max_value} in {of}, got none above '
-      f'{largest}, all but black to a network: multiply by {spec.max_value} '
-      "before rounding, or set the spec's max_value to 1"
+      f'expected image values up to {spec.max_value} in {of}, got none above '
+      f'{largest}, which is almost black to a network: multiply by '
+      f"{spec.max_value} before rounding, or set the spec's max_value to 1"
     )
 
 
@@ -207,12 +208,12 @@ def check_batch(
   if images.dtype != np.uint8 or images.shape != (count, *shape):
     raise InputError(
       f'expected images uint8 {[count, *shape]} in {of}, got {images.dtype} '
-      f'{list(images.shape)}: mend what reads the data'
+      f'{list(images.shape)}: fix the code that reads the data'
     )
   if labels.dtype.kind not in 'iu':
     raise InputError(
-      f'expected integers as labels in {of}, got {labels.dtype}: mend what '
-      'reads the data'
+      f'expected integers as labels in {of}, got {labels.dtype}: fix the code '
+      'that reads the data'
     )
   if count and not -1 <= int(labels.min()) <= int(labels.max()) < (
     spec.num_classes

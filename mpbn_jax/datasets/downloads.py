@@ -131,5 +131,5 @@ def download(url: str, path: pathlib.Path) -> str | None:
   except requests.Timeout:
     return 'no answer'
   except requests.RequestException:
-    return 'no connection, or one that broke'
+    return 'no connection, or it was lost'
   return None

@@ -64,13 +64,13 @@ def writing(path: pathlib.Path) -> Iterator[None]:
       free = megabytes(shutil.disk_usage(there).free)
       raise InputError(
         f'expected room to write {path}, got {os.strerror(error.errno)!r} '
-        f'({free} free): make room or give another --config.data.dir, then '
-        'the same command again; nothing half-written is kept'
+        f'({free} free): free some space or choose another --config.data.dir, '
+        'then run the same command again; nothing half-written is kept'
       ) from error
     if error.errno in _FORBIDDEN:
       raise InputError(
         f'expected a directory that can be written, got {path.parent} '
-        f'({os.strerror(error.errno)}): give another --config.data.dir'
+        f'({os.strerror(error.errno)}): choose another --config.data.dir'
       ) from error
     raise
 
@@ -86,9 +86,9 @@ def room_for(path: pathlib.Path, *, needed: int) -> Iterator[None]:
   def no_room():
     return InputError(
       f'expected room for {needed:,} bytes to write {path}, got '
-      f'{shutil.disk_usage(path.parent).free:,} bytes free: make room or give '
-      'another --config.data.dir, then the same command again; nothing '
-      'half-written is kept'
+      f'{shutil.disk_usage(path.parent).free:,} bytes free: free some space or '
+      'choose another --config.data.dir, then run the same command again; '
+      'nothing half-written is kept'
     )
 
   if shutil.disk_usage(path.parent).free < needed:
@@ -123,11 +123,11 @@ def exclusive(path: pathlib.Path, *, what: str) -> Iterator[None]:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      _log.warning('%s: another process prepares it, waiting', what)
+      _log.warning('%s: another process is preparing it, waiting', what)
       fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:  # some network file systems
       _log.warning(
-        '%s: no lock to be had beside %s (%s), prepare it in one process only',
+        '%s: cannot get a lock beside %s (%s): prepare it in one process only',
         what,
         path,
         error.strerror,
@@ -150,8 +150,8 @@ def atomic_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """
   if path.exists():
     raise InputError(
-      f'expected nothing at {path}, got what was not prepared wholly: remove '
-      'it, then the same command again'
+      f'expected nothing at {path}, got data that was not completely prepared: '
+      'remove it, then run the same command again'
     )
   place = path.with_name(f'{path.name}.incomplete')
   try:

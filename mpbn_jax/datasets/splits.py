@@ -59,7 +59,7 @@ def divide(
 def _check_size(key, size, available, name):
   if size > available:
     raise InputError(
-      f'data.{key} must be at most {available}, of the training examples of '
+      f'data.{key} must be at most {available} of the training examples of '
       f'{name!r}, got {size}: set --config.data.{key}={available} or less'
     )
 

@@ -52,7 +52,7 @@ def _weights(path):
     counts = entry.shape == () and entry.dtype.lower() in _COUNTS
     if not is_floating(entry.dtype) and not counts:
       raise InputError(
-        f'expected numbers with a point in {path}, got {name} of dtype '
+        f'expected floating-point numbers in {path}, got {name} of dtype '
         f'{entry.dtype}: save it as float32'
       )
   return found
@@ -116,7 +116,7 @@ def _check_no_run(workdir, config):
   if steps:
     raise InputError(
       f'expected a --workdir for a new run, got {workdir}, which holds a run '
-      f'(checkpoint {steps[-1]}): give another'
+      f'(checkpoint {steps[-1]}): choose another'
     )
   record.check_config_of(workdir, config)
 

@@ -85,8 +85,8 @@ def entries(path: pathlib.Path | str) -> dict[str, Entry]:
   path = pathlib.Path(path)
   if not path.is_file():
     raise InputError(
-      f"expected a file of weights, got '{path}', which is none: give its path "
-      'as --checkpoint=FILE'
+      f"expected a file of weights, got '{path}', which is not an existing "
+      'file: pass its path as --checkpoint=FILE'
     )
   suffix = path.suffix.lower()
   if suffix not in _READERS:
@@ -129,8 +129,8 @@ def say_what_is_unchecked(path: pathlib.Path) -> None:
       return
     kind = 'the format of PyTorch before 1.6'
   _log.warning(
-    'damage to the numbers in %s cannot be seen, since %s has no checksum: '
-    'compare its sha256 with the one of its source',
+    'damage to the numbers in %s cannot be detected, since %s has no checksum: '
+    'compare its sha256 with that of its source',
     path,
     kind,
   )
@@ -148,7 +148,7 @@ def _npz(path):
     for member in archive.infolist():
       name = member.filename.removesuffix('.npy')
       if name == member.filename:
-        raise ValueError(f'{name} in it is no array')
+        raise ValueError(f'{name} in it is not an array')
       if name in found:
         raise ValueError(f'{name} is in it twice')
       found[name] = _npy(path, name, archive, member)
@@ -268,8 +268,8 @@ def _torch(path):
     import torch  # large, and only needed here
   except ImportError as error:
     raise InputError(
-      f'expected PyTorch, to read {path}, which cannot be imported '
-      f'({_reason(error)}): pip install torch, or where it is installed write '
+      f'expected PyTorch to read {path}, but it cannot be imported '
+      f'({_reason(error)}): pip install torch, or where it is installed run '
       "s = torch.load('x.pth', weights_only=True, map_location='cpu'); "
       "numpy.savez('x.npz', **{k: v.float().numpy() for k, v in s.items()})"
     ) from error
@@ -284,8 +284,8 @@ def _torch(path):
       if found is None:
         raise
       raise InputError(
-        f'expected tensors alone in {path}, got {found}, and code in '
-        'checkpoints is never run: save what model.state_dict() returns alone, '
+        f'expected only tensors in {path}, got {found}, and code in '
+        'checkpoints is never run: save only what model.state_dict() returns, '
         'with torch.save'
       ) from error
   tensors = _tensors_in(content, path, torch)
@@ -298,7 +298,7 @@ def _check_archive(path):
     for member in archive.infolist():
       if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(
-          f'{member.filename} is compressed, as never by PyTorch'
+          f'{member.filename} is compressed, which PyTorch never does'
         )
     damaged = archive.testzip()
   if damaged is not None:
@@ -317,7 +317,7 @@ def _tensors_in(content: Any, path, torch) -> Mapping[str, Any]:
   if len(nested) > 1:
     raise InputError(
       f'expected one state dict in {path}, got {" and ".join(nested)}: save '
-      'the one that is meant alone, with torch.save'
+      'only the one that you need, with torch.save'
     )
   if nested:
     return next(iter(nested.values()))

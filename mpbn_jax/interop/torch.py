@@ -167,7 +167,7 @@ def _by_name(state):
   for name, value in state.items():
     if not isinstance(name, str):
       raise TypeError(
-        f'expected arrays by name, got the key {name!r}: give what '
+        f'expected arrays by name, got the key {name!r}: pass what '
         'model.state_dict() returns'
       )
     if name.endswith('num_batches_tracked'):
@@ -286,7 +286,7 @@ def to_reference(variables: Mapping, config: Mapping) -> dict[str, np.ndarray]:
   if not {'params', 'batch_stats'} >= set(variables):
     raise InputError(
       'expected unfolded variables, {params, batch_stats}, got the '
-      f'collections {", ".join(variables)}: the reference knows no folding'
+      f'collections {", ".join(variables)}: the reference does not fold'
     )
   state = {}
   for path, leaf in _by_path(variables).items():

@@ -67,9 +67,9 @@ def read(
   if x._fold is Fold.NOW:
     if not module.is_mutable_collection('folded'):
       raise InputError(
-        f'expected {"/".join(module.path)!r} to take in the norm '
-        f'{x.source!r}, got a transform around it (nn.WeightNorm, say) that '
-        'keeps `folded` as it is: this norm cannot be folded'
+        f'expected {"/".join(module.path)!r} to absorb the norm {x.source!r}, '
+        'got a transform around it (such as nn.WeightNorm) that keeps `folded` '
+        'as it is: this norm cannot be folded'
       )
     leaf = jnp.int32(1)
     for key in reversed(way):
@@ -167,6 +167,6 @@ def _refuse_other(module, mark, got):
   path = module.path
   source = '/'.join((*path[: len(path) - int(up.removeprefix(_UP))], *down))
   raise InputError(
-    f'expected {"/".join(path)!r}, whose kernel takes in the norm {source!r}, '
-    f'to read its spikes only, got {got} as well: give that a layer of its own'
+    f'expected {"/".join(path)!r}, whose kernel absorbs the norm {source!r}, '
+    f'to read only its spikes, got {got} as well: give that a layer of its own'
   )

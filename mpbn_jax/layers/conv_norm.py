@@ -128,8 +128,8 @@ class DenseNorm(NormedLayer):
       if isinstance(x, Spikes):
         raise InputError(
           'expected an array to flatten, or spikes [B, T, C], got the normed '
-          f'spikes of {x.source!r}, {x.ndim} axes: take mean_over_space of '
-          'them, or read them through an Identity'
+          f'spikes of {x.source!r}, with {x.ndim} axes: apply mean_over_space '
+          'to them, or read them through an Identity'
         )
       x = x.reshape((*x.shape[:2], -1))
     return normed_currents(

@@ -101,7 +101,7 @@ def average_pool(
       return pooled.astype(x.dtype)  # the counts are float32
   if min(height, width) + 2 * padding < window:
     raise InputError(
-      f'average pooling with a window of {window}x{window} came to maps of '
+      f'average pooling with a window of {window}x{window} got maps of '
       f'{height}x{width}: this network needs larger images'
     )
   if apart:  # no overlap: a reshape and a mean

@@ -124,7 +124,7 @@ class Spikes:
     raise InputError(
       f'expected an array, got the normed spikes of {self.source!r}, which '
       'ConvNorm, DenseNorm, Readout and Identity read and average_pool, '
-      'mean_over_space and over_time hand on: read them through an Identity, '
+      'mean_over_space and over_time pass on: read them through an Identity, '
       'which returns an array (or take .array: then their norm cannot be '
       'folded)'
     )
@@ -202,5 +202,5 @@ def check_merged(spikes: Spikes, function: str, *, merged: bool) -> None:
     raise InputError(
       f'expected {function} {due} over_time, got the normed spikes of '
       f'{spikes.source!r} {got} of it: over_time(lambda x: average_pool(x, '
-      'window=2), spikes) is how steps are merged and split again'
+      'window=2), spikes), for example, merges the steps and splits them again'
     )

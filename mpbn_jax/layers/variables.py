@@ -94,7 +94,7 @@ class NormVariables:
         check_constant(module, at, name, self.stats, settings[name])
       elif name in self.stats:
         raise InputError(
-          f'expected no {at}/{name} beside a learned {name}, got one: take '
+          f'expected no {at}/{name} beside a learned {name}, got one: use '
           'the variables of a model with the same settings'
         )
 
@@ -134,7 +134,7 @@ def check_constant(
     raise InputError(
       f'expected {at}/{name}, the constant that {layer!r} was made with, got '
       f'{", ".join(sorted(leaves)) or "none"}: variables of `init` have it, '
-      'and `fold` hands it on'
+      'and `fold` passes it on'
     )
   stored = leaves[name]
   if isinstance(stored, jax.core.Tracer) or isinstance(value, jax.core.Tracer):
@@ -160,7 +160,7 @@ def check_shapes(at: str, leaves: Mapping, expected: Mapping) -> None:
     shape, want = jnp.shape(leaves[name]), tuple(expected[name].shape)
     if shape != want:
       raise InputError(
-        f'expected {at}/{name} of shape {want}, got {shape}: take the '
+        f'expected {at}/{name} of shape {want}, got {shape}: use the '
         'variables of a model with the same settings and inputs'
       )
 
@@ -185,7 +185,7 @@ def folded_neurons(module: Any, shape: tuple[int, ...]) -> dict:
   at = '/'.join(('threshold', *module.path))
   if missing := [name for name in names if name not in leaves]:
     raise InputError(
-      f'expected {at}/{missing[0]}, got {", ".join(leaves)} alone: call `fold` '
+      f'expected {at}/{missing[0]}, got only {", ".join(leaves)}: call `fold` '
       'on the unfolded variables again'
     )
   element = jnp.ndim(leaves['threshold']) > 1
@@ -228,6 +228,6 @@ def refuse_training(train: bool) -> None:
   """Raises InputError if a folded layer would be trained."""
   if train:
     raise InputError(
-      'a folded network cannot be trained, its statistics are gone: '
+      'a folded network cannot be trained, since its statistics are gone: '
       'train the unfolded variables and fold again'
     )

@@ -131,12 +131,13 @@ def _unknown_setting(name, key, value):
   have = sorted(model for model in MODELS if key in network_settings(model))
   if have:
     return InputError(
-      f'{name!r} has no {key} to choose, got {key}={value}: leave it out, or '
-      f'take another model ({", ".join(have)})'
+      f'{name!r} has no setting {key}, got {key}={value}: leave it out, or '
+      f'choose another model ({", ".join(have)})'
     )
   if key == 'current_norm':
     return InputError(
-      f"unknown setting of {name!r} 'current_norm': it is 'conv_norm' now"
+      f"unknown setting of {name!r} 'current_norm': it was renamed to "
+      "'conv_norm'"
     )
   known = network_settings(name) | CONV_SETTINGS.keys() | LIF_SETTINGS.keys()
   return unknown(f'setting of {name!r}', key, known)

@@ -52,7 +52,7 @@ def refuse_last_scale(value: float | None, *, conv: str, spike: str) -> None:
   """Raises InputError if last_scale is set but no norm has a scale."""
   if value is not None:
     raise InputError(
-      'last_scale is what the scale of the last norm of a block starts at, '
+      'last_scale is the initial scale of the last norm of a block, '
       f'got {value} with conv_norm={conv!r} and spike_norm={spike!r}, where '
-      'there is none: set last_scale=None, or another norm'
+      'there is none: set last_scale=None, or choose another norm'
     )

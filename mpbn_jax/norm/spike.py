@@ -18,7 +18,7 @@ def check_tau_s(tau_s: float) -> None:
   if not 0 <= tau_s < 1:
     raise InputError(
       'tau_s is the kept fraction of the postsynaptic potential and must lie '
-      f'in [0, 1), got {tau_s}; 0 hands on the spikes themselves'
+      f'in [0, 1), got {tau_s}; 0 disables the filter'
     )
 
 
@@ -78,7 +78,7 @@ def _psp_bn_train(params, stats, a, *, momentum):
   axes = tuple(axes)
   if base.count_over(a, axes) < 1:
     raise InputError(
-      f'expected at least one potential for a moment, got shape {a.shape}: '
+      f'expected at least one potential to average over, got shape {a.shape}: '
       'train with a batch that is not empty'
     )
   moment = _second_moment(a, axes)
@@ -167,5 +167,5 @@ NEUNORM = base.NormAfterFiring(
   init=lambda shape, **_: ({'weight': jnp.ones(shape[-1:], jnp.float32)}, {}),
   train=lambda params, stats, s, *, momentum: (_neunorm(params, s), stats),
   evaluate=lambda params, stats, s: _neunorm(params, s),
-  why_not='it subtracts the activity of all channels and all steps before',
+  why_not='it subtracts the activity of all channels and all earlier steps',
 )

@@ -73,8 +73,8 @@ def convolution(
     )
   if kernel.shape[3] % groups:
     raise InputError(
-      f'expected as many output channels in each of {groups} groups, got '
-      f'{kernel.shape[3]} together'
+      'expected the same number of output channels in each of '
+      f'{groups} groups, got {kernel.shape[3]} in total'
     )
   if not _is_pair(strides, least=1):
     raise InputError(f'expected two strides of at least 1, got {strides!r}')

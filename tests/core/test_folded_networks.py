@@ -180,7 +180,7 @@ def test_folding_variables_without_mpbn_says_so():
 
 def test_folding_twice_after_stripping_says_so():
   _, variables = common.small()
-  with pytest.raises(InputError, match='folded and stripped already'):
+  with pytest.raises(InputError, match='already folded and stripped'):
     fold(strip(fold(variables)))
 
 

@@ -101,10 +101,10 @@ def refused(message):
 
 
 def other(reader, norm, got):
-  return f"{reader}', whose kernel takes in the norm '{norm}', .* got {got}"
+  return f"{reader}', whose kernel absorbs the norm '{norm}', .* got {got}"
 
 
-@refused('expected every layer in an nn.cond, nn.while_loop, ... to be one of')
+@refused('expected every layer in an nn.cond, nn.while_loop, ... to belong to')
 def reader_from_outside_in_one_branch(x):
   class Branches(nn.Module):
     @nn.compact
@@ -124,7 +124,7 @@ def reader_from_outside_in_one_branch(x):
   return end(Branches()(x))
 
 
-@refused('runs but cannot be traced for it: TypeError: while_loop body')
+@refused('runs but cannot be traced for that: TypeError: while_loop body')
 def loop_of_flax(x):
   class Loop(nn.Module):
     @nn.compact
@@ -218,7 +218,7 @@ def scan_that_does_not_pass_folded_on(x):
   return end(blocks(name='blocks').as_carry(x, None)[0])
 
 
-@refused('nn.WeightNorm, say. that keeps `folded` as it is')
+@refused('such as nn.WeightNorm. that keeps `folded` as it is')
 def weight_norm_around_a_reader(x):
   reader = nn.WeightNorm(ConvNorm(4, norm='none', name='conv'))
   return end(lif(reader(spikes(x), train=False)))

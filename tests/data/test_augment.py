@@ -138,14 +138,16 @@ def test_change_as_large_as_the_image_is_refused(key, most):
   with pytest.raises(InputError) as caught:
     _asked('cifar10', **{key: most + 1})
   assert str(caught.value) == (
-    f"data.{key} must be at most {most} pixels, of the 32 x 32 of 'cifar10', "
-    f'got {most + 1}: set --config.data.{key} to a smaller number'
+    f'data.{key} must be at most {most} pixels for the 32 x 32 images of '
+    f"'cifar10', got {most + 1}: set --config.data.{key} to a smaller number"
   )
 
 
 def test_mixup_of_counts_of_events_is_refused():
   # It would round single events to none.
-  with pytest.raises(InputError, match="0.2 for the counts .*'cifar10_dvs'"):
+  with pytest.raises(
+    InputError, match="0.2 for the event counts .*'cifar10_dvs'"
+  ):
     _asked('cifar10_dvs', mixup=0.2)
   _asked('cifar10_dvs', mixup=0.0)
 

@@ -231,7 +231,7 @@ def test_frames_of_another_number_of_steps_are_refused(monkeypatch):
     (dict(max_value=1000), 'max_value .* 1 to 255.* got 1000'),
     (dict(max_value=0), 'max_value'),
     (dict(class_names=()), 'class names'),
-    (dict(class_names=('a', 'a', 'b')), 'got 3 with 2 different'),
+    (dict(class_names=('a', 'a', 'b')), 'got 3, of which 2 are distinct'),
   ],
 )
 def test_spec_that_describes_no_images_is_refused(change, message):
@@ -287,7 +287,7 @@ def test_label_that_is_not_public_is_not_taken_for_a_bad_image():
     def name(self, index):
       return f'record {index}'
 
-  with pytest.raises(InputError, match='label of record 5, got -1: take'):
+  with pytest.raises(InputError, match='label of record 5, got -1: use a'):
     fetch(Source(), 5)
 
 
@@ -312,12 +312,14 @@ def test_damaged_digits_are_refused(monkeypatch):
 
 def test_policy_for_255_shades_is_refused_for_others():
   spec = dataclasses.replace(SPEC, max_value=16)
-  with pytest.raises(InputError, match='up to 255, got 3 up to 16'):
+  with pytest.raises(InputError, match='up to 255, got 3 with values up to 16'):
     augmentations({**OFF, 'auto_augment': True}, spec=spec)
 
 
 def test_mixing_images_of_two_shades_is_refused():
   spec = dataclasses.replace(SPEC, max_value=1)
-  with pytest.raises(InputError, match='whole numbers, .* only 2 of them'):
+  with pytest.raises(
+    InputError, match='whole numbers, .* only 2 different values'
+  ):
     augmentations({**OFF, 'mixup': 0.2}, spec=spec)
   augmentations({**OFF, 'mixup': 0.2}, spec=get_spec('digits'))

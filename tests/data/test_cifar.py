@@ -136,7 +136,7 @@ def test_what_tensorflow_datasets_prepared_is_read(name, tmp_path, capsys):
   capsys.readouterr()
   prepare(tmp_path, name)
   out = capsys.readouterr().out
-  assert out.startswith(f'{name} is prepared already: {tmp_path}/{name}/3.0.2,')
+  assert out.startswith(f'{name} is already prepared: {tmp_path}/{name}/3.0.2,')
 
 
 def test_part_of_a_data_set_is_not_taken_for_the_whole(tmp_path):

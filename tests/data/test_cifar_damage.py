@@ -91,14 +91,14 @@ WRONG_LAYOUTS = [
     BINARY,
     f'{BIN}/test_batch.bin',
     b'\x0a' + bytes(20 * 3073 - 1),
-    'with the label 10, of 10 classes',
+    'with the label 10 for 10 classes',
   ),
   (PYTHON, f'{PY}/data_batch_1', SHORT, 'with pixels [39, 3072], not [40'),
   (
     PYTHON,
     f'{PY}/data_batch_1',
     fake_cifar.pickled([('labels', [1] * 40), ('data', b'no array')]),
-    'with something else than pixels',
+    'with something other than pixels',
   ),
   (
     PYTHON,
@@ -139,7 +139,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, monkeypatch):
   packed = fake_cifar.pack(members)
   believe(monkeypatch, PYTHON, packed)
   message = refuse(tmp_path, packed, PYTHON)
-  assert 'data_batch_1 unreadable (it wants to call posix.system)' in message
+  assert 'data_batch_1 unreadable (it tries to call posix.system)' in message
   assert not trace.exists()
 
 
@@ -163,8 +163,8 @@ def check_damaged(directory, use=load):
   message = str(caught.value)
   assert '\n' not in message
   assert re.fullmatch(
-    rf"expected 'cifar10', prepared in {home(directory)}, got what cannot be "
-    r'read \(.+\): remove that directory, then run python main.py '
+    rf"expected 'cifar10', prepared in {home(directory)}, which cannot be read "
+    r'\(.+\): remove that directory, then run python main.py '
     rf'--mode=prepare --config.data.name=cifar10 '
     rf'--config.data.dir={directory}',
     message,

@@ -29,7 +29,7 @@ def test_what_the_system_does_not_let_read_is_named(name, function, tmp_path):
   # Who may read everything, as root, may not do this either.
   directory = tmp_path / ('x' * 300)
   with pytest.raises(
-    InputError, match=rf'{directory}.* \(File name too long\): mend that, or'
+    InputError, match=rf'{directory}.* \(File name too long\): fix that, or'
   ):
     use(function, directory, name)
 

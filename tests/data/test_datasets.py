@@ -355,7 +355,9 @@ def test_leaving_one_augmentation_out_changes_no_other():
 
 
 def test_auto_augment_of_grey_images_is_refused():
-  with pytest.raises(InputError, match='3 channels up to 255, got 1 .*digits'):
+  with pytest.raises(
+    InputError, match='3 channels with values up to 255, got 1 .*digits'
+  ):
     _dataset(auto_augment=True)
 
 

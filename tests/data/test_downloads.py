@@ -84,7 +84,7 @@ def test_offline_says_within_seconds_which_archive_to_lay_where(
   assert time.monotonic() - start < 20
   assert the_error(capsys.readouterr()) == (
     f'error: expected {BINARY}, got no download of http://127.0.0.1:9/{BINARY} '
-    f'(no connection, or one that broke): lay {BINARY} or {PYTHON} into '
+    f'(no connection, or it was lost): put {BINARY} or {PYTHON} into '
     f'{tmp_path}/downloads/manual and run the same command again\n'
   )
   assert files(tmp_path) == []
@@ -93,9 +93,9 @@ def test_offline_says_within_seconds_which_archive_to_lay_where(
 @pytest.mark.parametrize(
   ('how', 'reason'),
   [
-    ({'cut': 1}, 'no connection, or one that broke'),
+    ({'cut': 1}, 'no connection, or it was lost'),
     ({'status': 404}, '404 Not Found'),
-    ({'seconds': 5}, 'no connection, or one that broke'),
+    ({'seconds': 5}, 'no connection, or it was lost'),
   ],
 )
 def test_download_that_fails_says_why_and_leaves_nothing(
@@ -104,7 +104,7 @@ def test_download_that_fails_says_why_and_leaves_nothing(
   monkeypatch.setattr(downloads, '_NO_BYTES', 0.2)
   with serving(fake_cifar.packed(BINARY), **how) as folder:
     publish(monkeypatch, folder=folder)
-    with pytest.raises(InputError, match=re.escape(f'({reason}): lay')):
+    with pytest.raises(InputError, match=re.escape(f'({reason}): put')):
       prepare(tmp_path)
   assert files(tmp_path) == []
 
@@ -134,7 +134,7 @@ def test_download_of_something_else_is_not_kept(
   with serving(content) as folder:
     publish(monkeypatch, folder=folder)
     with pytest.raises(
-      InputError, match=f'expected {folder}{BINARY} with .*{said}.*: lay '
+      InputError, match=f'expected {folder}{BINARY} with .*{said}.*: put '
     ):
       prepare(tmp_path)
   assert files(tmp_path) == []
@@ -158,6 +158,7 @@ def test_ctrl_c_ends_a_download_at_once_and_leaves_nothing(tmp_path):
   assert time.monotonic() - start < 20
   assert (process.returncode, out) == (128 + signal.SIGINT, '')
   assert err == (
-    'stopped; nothing half-prepared is kept: the same command starts again\n'
+    'stopped; nothing half-prepared is kept: run the same command again to '
+    'start over\n'
   )
   assert files(tmp_path) == []

@@ -109,13 +109,13 @@ def test_what_is_prepared_is_left_alone(archived, capsys):
   name, here, _ = archived
   fakes.prepare(here, name)
   out = capsys.readouterr().out
-  assert 'become frames' in out
+  assert ' recordings to frames, ' in out
   assert f'{name} prepared in ' in out
   fakes.remove_recordings(here)  # to make room
   before = fakes.files(here)
   fakes.prepare(here, name)
   (line,) = capsys.readouterr().out.splitlines()
-  assert line.startswith(f'{name} is prepared already: {here}')
+  assert line.startswith(f'{name} is already prepared: {here}')
   assert line.endswith(' test recordings, T = 3')
   assert fakes.files(here) == before
 
@@ -140,7 +140,7 @@ def test_absent_archive_without_internet_says_where_to_put_it(archived):
   with pytest.raises(InputError) as caught:
     fakes.prepare(here, name)
   assert re.search(
-    rf'\(no connection\): put \S*(zip|gz) into {here / KINDS[name]}, then',
+    rf'\(no connection\): put \S*(zip|gz) into {here / KINDS[name]} and run',
     str(caught.value),
   )
   assert fakes.files(here) == set()
@@ -175,7 +175,8 @@ def test_archive_that_is_downloaded_is_checked_and_unpacked(
     fakes.prepare(here, name)
   assert f'expected {asked[0]} with the md5 checksum ' in str(caught.value)
   assert re.search(
-    rf'put \S*(zip|gz) into {here / KINDS[name]}, then the', str(caught.value)
+    rf'put \S*(zip|gz) into {here / KINDS[name]} and run the same command ag',
+    str(caught.value),
   )
   assert not list(here.glob('[!s]*/*'))
   fakes.prepare(here, name)

@@ -20,7 +20,7 @@ def test_frames_of_another_type_on_the_disk_are_made_anew(
   images = before.images.copy()  # the file below it is written anew
   np.save(file, np.load(file).astype(np.int16))
   after = event_files.load(tmp_path, 'nmnist').splits['test']
-  assert 'is damaged: its frames are made anew' in caplog.text
+  assert 'is damaged: making its frames again' in caplog.text
   np.testing.assert_array_equal(after.images, images)
   np.testing.assert_array_equal(after.labels, before.labels)
 
@@ -41,7 +41,7 @@ def test_names_that_only_look_like_a_class_are_refused(
   event_files.write(tmp_path, name)
   (source,) = tmp_path.glob(f'*/{old}')
   source.rename(source.with_name(new))
-  with pytest.raises(InputError, match='which is of another'):
+  with pytest.raises(InputError, match='which belongs to another class'):
     event_files.load(tmp_path, name)
 
 
@@ -65,11 +65,11 @@ EVENTS = np.array([[3, 4, 1, 10], [5, 6, 0, 20]], float)
   [
     (0, np.nan, 'NaN'),
     (3, np.inf, 'infinity'),
-    (1, 3.5, 'no pixels'),
-    (0, -1, 'no pixels'),
-    (0, 2**16 + 3, 'no pixels'),
-    (2, 7, 'other polarities'),
-    (2, 0.5, 'other polarities'),
+    (1, 3.5, 'are not pixels'),
+    (0, -1, 'are not pixels'),
+    (0, 2**16 + 3, 'are not pixels'),
+    (2, 7, 'polarities other than 0 and 1'),
+    (2, 0.5, 'polarities other than 0 and 1'),
   ],
 )
 def test_numbers_that_tonic_would_cut_off_are_refused(column, value, message):

@@ -153,5 +153,5 @@ def test_command_trains_on_recordings(tmp_path, capsys):
   where = ('--config.data.name=nmnist', f'--config.data.dir={tmp_path}')
   assert runs.run(tmp_path / 'run', *where) == 0
   out = capsys.readouterr().out
-  assert 'nmnist: 200 recordings become frames' in out
+  assert 'nmnist: converting 200 recordings to frames' in out
   assert re.search(r'spikes that differ +0 of [1-9]', out)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures('few_recordings')
 def test_frames_are_made_once(dvs, capsys):
   first = fakes.load(dvs, 'cifar10_dvs').splits
   out = capsys.readouterr().out
-  assert '100 recordings become frames, 1 MB, in ' in out
+  assert 'converting 100 recordings to frames, 1 MB, in ' in out
   fakes.remove_recordings(dvs)
   again = fakes.load(dvs, 'cifar10_dvs').splits
   assert capsys.readouterr().out == ''
@@ -56,7 +56,7 @@ def test_truncated_frames_are_made_anew(size, dvs, caplog):
   path.write_bytes(content[:size])
   again = fakes.load(dvs, 'cifar10_dvs').splits
   assert len(caplog.messages) == 1
-  assert f'{path.parent} is damaged: its frames are made anew' in caplog.text
+  assert f'{path.parent} is damaged: making its frames again' in caplog.text
   for part, split in again.items():
     np.testing.assert_array_equal(split.images, expected[part])
 
@@ -88,7 +88,7 @@ def test_frames_of_other_recordings_are_made_anew(tmp_path, caplog):
   assert '11 more than the archive' in copies
   (path,) = (tmp_path / FRAMES).glob('[!.]*')
   assert message == (
-    f'{path} is of 220 recordings, not 231: its frames are made anew'
+    f'{path} was made from 220 recordings, not 231: making its frames again'
   )
   # They stay where recordings are removed, one by one or all.
   shutil.rmtree(user)
@@ -101,7 +101,9 @@ def test_frames_of_too_few_recordings_are_refused(dvs, monkeypatch):
   fakes.remove_recordings(dvs)
   more = dataclasses.replace(cifar10_dvs.COLLECTIONS['all'], count=101)
   monkeypatch.setitem(cifar10_dvs.COLLECTIONS, 'all', more)
-  with pytest.raises(InputError, match='is of 100 recordings, not 101; expec'):
+  with pytest.raises(
+    InputError, match='was made from 100 recordings, not 101; expec'
+  ):
     fakes.load(dvs, 'cifar10_dvs')
 
 
@@ -145,9 +147,10 @@ def test_of_two_processes_one_waits_and_takes_what_the_other_made(dvs):
     ]
     for process in processes:
       assert process.stdout.readline() == 'starts\n'
-      assert 'another process prepares it, waiting' in process.stdout.readline()
+      line = process.stdout.readline()
+      assert 'another process is preparing it, waiting' in line
   outputs = [process.communicate(timeout=100)[0] for process in processes]
-  assert sum('become frames' in out for out in outputs) == 1, outputs
+  assert sum(' recordings to frames' in out for out in outputs) == 1, outputs
   sums = {out.splitlines()[-1] for out in outputs}
   expected = fakes.load(dvs, 'cifar10_dvs').splits['train'].images.sum()
   assert sums == {f'sum {expected}'}
@@ -176,7 +179,7 @@ def test_full_disk_leaves_nothing_that_is_taken_for_frames(dvs):
   resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
   try:
     with pytest.raises(
-      InputError, match='1,382,400 bytes .* bytes free: make room'
+      InputError, match='1,382,400 bytes .* bytes free: free some space'
     ):
       fakes.load(dvs, 'cifar10_dvs')
   finally:

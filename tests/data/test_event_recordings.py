@@ -54,7 +54,8 @@ def test_recording_of_no_class_is_named(name, old, new, tmp_path):
   with pytest.raises(InputError) as caught:
     fakes.load(tmp_path, name)
   assert re.search(
-    rf'of the 1[01] classes of .*, got {new}\S*, which is of another: move it',
+    rf'of the 1[01] classes of .*, got {new}\S*, which belongs to another '
+    'class: move it',
     str(caught.value),
   )
 

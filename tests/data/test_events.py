@@ -188,15 +188,19 @@ def test_counts_above_255_become_255():
 @pytest.mark.parametrize(
   ('field', 'value', 'message'),
   [
-    ('x', 7, 'x of 0 to 6, of a sensor of 7x11 pixels, got x = 7 in one.bin'),
-    ('x', -1, 'x of 0 to 6, .* got x = -1 in one.bin'),
-    ('y', 11, 'y of 0 to 10, .* got y = 11 in one.bin'),
+    (
+      'x',
+      7,
+      'x from 0 to 6, for a sensor of 7x11 pixels, got x = 7 in one.bin',
+    ),
+    ('x', -1, 'x from 0 to 6, .* got x = -1 in one.bin'),
+    ('y', 11, 'y from 0 to 10, .* got y = 11 in one.bin'),
     (
       'p',
       2,
-      'p of 0 to 1, of a sensor of two polarities, got p = 2 in one.bin',
+      'p from 0 to 1, for a sensor of two polarities, got p = 2 in one.bin',
     ),
-    ('p', -1, 'p of 0 to 1, .* got p = -1 in one.bin'),
+    ('p', -1, 'p from 0 to 1, .* got p = -1 in one.bin'),
   ],
 )
 def test_event_outside_the_sensor_is_refused(field, value, message):

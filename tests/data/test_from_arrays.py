@@ -151,12 +151,15 @@ REFUSED = {
   'labels': (dict(test=(IMAGES, LABELS + 1)), 'labels 0 to 2 .* subtract 1'),
   'lengths': (dict(test=(IMAGES, LABELS[1:])), '9 images and 8 labels'),
   'shapes': (dict(test=_pair(9, (5, 4, 2))), "the split 'test' of 'mine', got"),
-  'classes': (dict(class_names='aab'), 'class names of .*, each once'),
+  'classes': (
+    dict(class_names='aab'),
+    'distinct class names for .*, of which . are dist',
+  ),
   'constant': (
     dict(train=(np.full_like(IMAGES, 7), LABELS)),
     'positive deviations std',
   ),
-  'max_value': (dict(max_value=100), 'images of at most 100'),
+  'max_value': (dict(max_value=100), 'image values of at most 100'),
   'mean': (dict(mean=(0.5,)), 'a finite mean for each of the 2 channels'),
 }
 

@@ -76,7 +76,7 @@ def _not_read(split):
     read(split)
   message = str(caught.value)
   assert '\n' not in message
-  assert 'mend that or restore the data' in message
+  assert 'fix that or restore the data' in message
   assert 'on_bad_image' not in message
   return message
 

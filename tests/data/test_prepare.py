@@ -36,7 +36,7 @@ def test_prepare_says_where_how_many_and_how_long(
   out, err = capsys.readouterr()
   assert err == ''
   assert re.fullmatch(
-    rf'converts {archive}\n'
+    rf'converting {archive}\n'
     rf'cifar10 prepared in \d+\.\d s: {home(tmp_path)}, 200 train and 20 test '
     r'images, 1 MB\n',
     out,
@@ -57,7 +57,7 @@ def test_preparing_again_does_nothing_and_says_so(tmp_path, capsys):
   assert main(arguments) == 0
   out, err = capsys.readouterr()
   assert (out.count('\n'), err) == (1, '')
-  assert f'cifar10 is prepared already: {home(tmp_path)}, 200 train' in out
+  assert f'cifar10 is already prepared: {home(tmp_path)}, 200 train' in out
   assert runs.snapshot(tmp_path) == before
 
 
@@ -68,7 +68,9 @@ def test_what_needs_no_preparation_says_so(arguments, capsys):
   assert main(['--mode=prepare', *arguments]) == 0
   out, err = capsys.readouterr()
   assert err == ''
-  assert re.fullmatch(r'\w+ needs no preparation: train with it .*\n', out)
+  assert re.fullmatch(
+    r'\w+ needs no preparation: you can train with it .*\n', out
+  )
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_unwritable_directory_is_one_line(below, tmp_path, capsys):
   assert main(['--mode=prepare', *options(f'{file}{below}')]) == 2
   message = the_error(capsys.readouterr())
   assert 'expected a directory that can be written, got ' in message
-  assert 'give another --config.data.dir' in message
+  assert 'choose another --config.data.dir' in message
   assert file.read_text() == 'mine'
 
 
@@ -155,7 +157,9 @@ def check_full(message, directory):
   assert message.startswith('error: ')
   assert message.count('\n') == 1
   assert f'expected room to write {home(directory)}, got ' in message
-  assert re.search(r'\([\d,]+ MB free\): make room or give another', message)
+  assert re.search(
+    r'\([\d,]+ MB free\): free some space or choose another', message
+  )
   assert files(directory) == [f'downloads/manual/{BINARY}']
   assert [p.name for p in home(directory).parent.iterdir()] == ['.1.0.0.lock']
 
@@ -203,13 +207,13 @@ def test_two_processes_prepare_once(tmp_path):
     ]
     waits = [process.stderr.readline() for process in processes]
   assert waits == 2 * [
-    'warning: cifar10: another process prepares it, waiting\n'
+    'warning: cifar10: another process is preparing it, waiting\n'
   ]
   ends = [process.communicate() for process in processes]
   assert [process.returncode for process in processes] == [0, 0]
   assert [err for _, err in ends] == ['', '']  # it was said once
   first, second = sorted((out for out, _ in ends), key=len)
-  assert first.startswith('cifar10 is prepared already: ')
+  assert first.startswith('cifar10 is already prepared: ')
   assert 'cifar10 prepared in ' in second
 
 
@@ -232,7 +236,7 @@ def test_file_system_without_locks_is_warned_about(
   with preparation.exclusive(tmp_path / 'x', what='frames'):
     pass
   (message,) = caplog.messages
-  assert message.startswith('frames: no lock to be had beside ')
+  assert message.startswith('frames: cannot get a lock beside ')
   assert 'one process only' in message
 
 

@@ -201,7 +201,9 @@ def test_layer_that_runs_twice_is_fed_no_single_set_of_spikes():
 def test_layers_whose_spikes_a_scan_keeps_to_itself_are_refused():
   model = Blocks(axes={'params': 0})
   variables = jax.eval_shape(lambda: _variables(model))
-  with pytest.raises(InputError, match="spikes of 'blocks/z', got none out of"):
+  with pytest.raises(
+    InputError, match="spikes of 'blocks/z', got none from the"
+  ):
     jax.eval_shape(
       lambda v, x: recorded(model, v, x),
       variables,

@@ -264,7 +264,7 @@ def test_directory_with_a_run_is_refused(changed, workdir, capsys):
   assert import_file(workdir, golden_path(), *changed) == 2
   message = the_error(capsys.readouterr())
   assert 'expected a --workdir for a new run' in message
-  assert 'holds a run (checkpoint 0): give another' in message
+  assert 'holds a run (checkpoint 0): choose another' in message
   assert runs.snapshot(workdir) == before
 
 

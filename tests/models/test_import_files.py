@@ -115,8 +115,16 @@ def f32(shape, first, last):
 
 # Name to (file, how it is written into a directory, what the line must say).
 BAD_FILES = {
-  'missing': ('a.npz', lambda path: None, ['which is none', 'a.npz']),
-  'directory': ('a.npz', lambda path: path.mkdir(), ['which is none']),
+  'missing': (
+    'a.npz',
+    lambda path: None,
+    ['which is not an existing file', 'a.npz'],
+  ),
+  'directory': (
+    'a.npz',
+    lambda path: path.mkdir(),
+    ['which is not an existing file'],
+  ),
   'unknown suffix': (
     'a.bin',
     lambda path: path.write_bytes(b''),
@@ -147,7 +155,7 @@ BAD_FILES = {
   'npz with text': (
     'a.npz',
     lambda path: np.savez(path, w=np.asarray(['text'])),
-    ['expected numbers', 'w of dtype <U4'],
+    ['expected floating-point numbers', 'w of dtype <U4'],
   ),
   'npz without arrays': (
     'a.npz',
@@ -160,7 +168,7 @@ BAD_FILES = {
       np.savez(path, w=np.zeros(3, np.float32)),
       npz(path, shape=(3,), name='notes.txt'),
     ),
-    ['cannot be read as .npz', 'notes.txt in it is no array'],
+    ['cannot be read as .npz', 'notes.txt in it is not an array'],
   ),
   'npz with a name twice': (
     'a.npz',
@@ -190,12 +198,12 @@ BAD_FILES = {
   'npz of complex numbers': (
     'a.npz',
     lambda path: np.savez(path, w=np.zeros(3, np.complex64)),
-    ['expected numbers', 'w of dtype complex64'],
+    ['expected floating-point numbers', 'w of dtype complex64'],
   ),
   'npz of integers': (
     'a.npz',
     lambda path: np.savez(path, w=np.zeros(3, int)),
-    ['expected numbers', 'w of dtype int64', 'float32'],
+    ['expected floating-point numbers', 'w of dtype int64', 'float32'],
   ),
   'safetensors of integers': (
     'a.safetensors',

@@ -159,8 +159,12 @@ def test_formats_without_checksums_are_named(torch, tmp_path, caplog):
   read_state(tmp_path / 'old.pth')
   read_state(safetensors(tmp_path / 'a.safetensors', STATE, KINDS))
   old, safe = caplog.messages
-  assert 'old.pth cannot be seen, since the format of PyTorch before 1.6' in old
-  assert 'a.safetensors cannot be seen, since .safetensors has no che' in safe
+  assert (
+    'old.pth cannot be detected, since the format of PyTorch before 1.6' in old
+  )
+  assert (
+    'a.safetensors cannot be detected, since .safetensors has no che' in safe
+  )
 
 
 def test_without_torch_the_error_says_what_to_do(tmp_path, monkeypatch, capsys):

@@ -167,16 +167,16 @@ def test_every_layer_gets_the_settings_of_its_network(name):
       'unknown spike_norm .x.: expected .*neunorm, none',
     ),
     ({'tau_s': 1.0}, r'tau_s is the kept fraction.*\[0, 1\), got 1.0'),
-    ({'depth': 22}, r'no depth to choose, got depth=22: .* \(preact_resnet\)'),
-    ({'remat': True}, r'no remat to choose, got remat=True: .*resnet20'),
-    ({'last_scale': 0.5}, 'no last_scale to choose, .* another model'),
+    ({'depth': 22}, r'no setting depth, got depth=22: .* \(preact_resnet\)'),
+    ({'remat': True}, r'no setting remat, got remat=True: .*resnet20'),
+    ({'last_scale': 0.5}, 'no setting last_scale, .* choose another model'),
     ({'surogate': None}, "setting of 'spiking_cnn' 'surogate'.*'surrogate'"),
-    ({'current_norm': None}, "it is 'conv_norm' now"),
-    ({'current_norm': 'bn'}, "'current_norm': it is 'conv_norm' now"),
+    ({'current_norm': None}, "it was renamed to 'conv_norm'"),
+    ({'current_norm': 'bn'}, "'current_norm': it was renamed to 'conv_norm'"),
     ({'stage_sizes': (1, 1)}, "unknown setting of 'spiking_cnn' 'stage_size"),
     (
       {'name': 'resnet20', 'last_scale': 0.5, 'conv_norm': 'none'},
-      'last_scale is what the scale.*got 0.5 with conv_norm=.none',
+      'last_scale is the initial scale.*got 0.5 with conv_norm=.none',
     ),
     (
       {

@@ -154,7 +154,7 @@ def test_failing_to_save_leaves_the_one_before(tmp_path, monkeypatch):
   checkpoints = Checkpoints(directory)
   with monkeypatch.context() as patch:
     patch.setattr(arrays.ocp.Checkpointer, 'save', full)
-    with pytest.raises(NotWrittenError, match='2.*No space .* make room'):
+    with pytest.raises(NotWrittenError, match='2.*No space .* free some space'):
       checkpoints.save(2, tree(2))
   assert runs.snapshot(directory) == before
   checkpoints.save(2, tree(2))

@@ -127,7 +127,7 @@ BAD_INPUT = {
   'tau negative': ([KEY + 'model.tau=-0.1'], 'tau', 'kept fraction', '-0.1'),
   'batch and devices': (
     [KEY + 'data.batch_size=6'],
-    'data.batch_size must be divisible by the 4 devices, got 6: take 8',
+    'data.batch_size must be divisible by the 4 devices, got 6: use 8',
   ),
   'evaluation batch and devices': (
     [KEY + 'evaluation.batch_size=6'],
@@ -245,7 +245,7 @@ def test_unwritable_workdir_is_one_line(below, tmp_path, capsys):
   assert runs.run(f'{file}{below}') == 2
   message = the_error(capsys.readouterr())
   assert 'expected a work directory that can be written' in message
-  assert 'give another --workdir' in message
+  assert 'choose another --workdir' in message
   assert file.read_text() == 'mine'
 
 

@@ -48,7 +48,7 @@ def test_settings_of_a_network_are_checked_by_its_own_class(tmp_path, capsys):
   assert runs.run(tmp_path / 'run', *arguments) == 2
   assert "did you mean 'model.layers'" in capsys.readouterr().err
   with pytest.raises(
-    InputError, match=r"'spiking_cnn' has no layers .*\(mlp\)"
+    InputError, match=r"'spiking_cnn' has no setting layers, .*\(mlp\)"
   ):
     build_model({'name': 'spiking_cnn', 'layers': 2})
 

@@ -34,9 +34,9 @@ def test_second_process_is_told_who_uses_it_and_since_when(tmp_path):
   ):
     pass
   found = re.fullmatch(
-    rf'expected {tmp_path} to be in use by no other process, got process '
-    rf'{os.getpid()} on {re.escape(socket.gethostname())}, which uses it since '
-    r'(.*): wait for it, stop it, or give another --workdir',
+    rf'expected no other process to use {tmp_path}, got process '
+    rf'{os.getpid()} on {re.escape(socket.gethostname())}, which has used it '
+    r'since (.*): wait for it, stop it, or choose another --workdir',
     str(error.value),
   )
   since = datetime.datetime.fromisoformat(found[1])
@@ -67,7 +67,7 @@ def test_lock_is_one_whatever_the_name_of_the_directory(tmp_path):
   (tmp_path / 'latest').symlink_to('run')
   with (
     lock.hold(tmp_path / 'run'),
-    pytest.raises(InputError, match='latest to be in use by no other'),
+    pytest.raises(InputError, match='no other process to use .*latest,'),
     lock.hold(tmp_path / 'latest'),
   ):
     pass
@@ -108,7 +108,7 @@ def test_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
 
   monkeypatch.setattr(lock.fcntl, 'flock', flock)
   with lock.hold(tmp_path):
-    assert 'let one process at a time use it' in caplog.text
+    assert 'let only one process at a time use it' in caplog.text
 
 
 # ---- runs

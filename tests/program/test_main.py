@@ -180,7 +180,7 @@ def test_run_that_was_stopped_beyond_what_is_asked_for_stays(
   monkeypatch.setattr(report, 'summarize', lambda *_, **__: None)
   before = runs.snapshot(workdir)
   assert runs.run(workdir, KEY + 'num_epochs=1') == 0
-  says = 'stays as it is: step 16 of 32 (2 epochs; 1 asked for)'
+  says = 'is left unchanged: step 16 of 32 (2 epochs; 1 asked for)'
   assert says in capsys.readouterr().out
   assert runs.snapshot(workdir) == before
 

@@ -63,7 +63,7 @@ def test_full_disk_keeps_the_checkpoint_and_the_same_command_goes_on(
   line = the_line(capfd)
   assert str(workdir / 'checkpoints' / '32') in line
   assert 'No space left on device, ' in line
-  assert 'make room, then the same command goes on' in line
+  assert 'free some space and run the same command again: it will res' in line
   assert runs.snapshot(workdir / 'checkpoints') == before
   filler.unlink()
   assert runs.run(workdir) == 0
@@ -101,9 +101,13 @@ def test_what_the_kernel_does_not_take_is_one_line(tmp_path, no_long_files):
   kernel = np.random.default_rng(0).normal(size=(40, 40))
   tree = {'params': {'kernel': kernel.astype(np.float32)}}
   checkpoints = Checkpoints(tmp_path / 'c')
-  with pytest.raises(NotWrittenError, match='c/1, .*File too large.*make room'):
+  with pytest.raises(
+    NotWrittenError, match='c/1, .*File too large.*free some space'
+  ):
     checkpoints.save(1, {'state': tree})
-  with pytest.raises(NotWrittenError, match='/7, .*File too large.*make room'):
+  with pytest.raises(
+    NotWrittenError, match='/7, .*File too large.*free some space'
+  ):
     save_folded(tmp_path / '7', tree, model={}, step=7, kernels=False)
   metrics = record.Metrics(tmp_path, step=0, tensorboard=False)
   metrics.write(1, {'n' * 3000: 0.5})

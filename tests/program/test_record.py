@@ -134,7 +134,9 @@ def test_configuration_of_another_format_is_one_short_line(tmp_path):
   (tmp_path / 'config.json').write_text('{"format": 2, "lr": 0.1}')
   with pytest.raises(InputError, match='; and [0-9]+ more') as error:
     record.check_config_of(tmp_path, default.get_config())
-  assert f'{tmp_path}/config.json is of a run with another' in str(error.value)
+  assert f'{tmp_path}/config.json belongs to a run with another' in str(
+    error.value
+  )
   assert len(str(error.value)) < 1000
 
 

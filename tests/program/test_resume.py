@@ -70,8 +70,8 @@ def test_stopped_by_a_signal_saves_and_resumes_bit_for_bit(
   at_step(20, lambda: signal.raise_signal(signum))
   assert runs.run(workdir) == 128 + signum
   assert capsys.readouterr().err == (
-    f'stopped at step 20 of {LAST}, saved in {workdir}/checkpoints/20: the '
-    'same command continues\n'
+    f'stopped at step 20 of {LAST}, saved in {workdir}/checkpoints/20: run the '
+    'same command again to resume\n'
   )
   assert f'continues: step 20 of {LAST}' in finish(workdir, capsys)
   check_equal(workdir, uninterrupted)
@@ -206,7 +206,8 @@ def test_signal_that_is_lost_while_evaluating_is_the_exit_code(
   code = runs.run(workdir, '--mode=evaluate')
   assert code == 128 + signal.SIGTERM
   assert capsys.readouterr().err == (
-    'stopped; the checkpoints written so far stay: the same command continues\n'
+    'stopped; the checkpoints written so far are kept: run the same command '
+    'again to resume\n'
   )
 
 
@@ -249,7 +250,8 @@ def test_signal_while_importing_is_one_line(signum, tmp_path):
   _, err = process.communicate()
   assert process.returncode == 128 + signum
   assert err == (
-    'stopped; the checkpoints written so far stay: the same command continues\n'
+    'stopped; the checkpoints written so far are kept: run the same command '
+    'again to resume\n'
   )
   assert not workdir.exists()
 
@@ -267,7 +269,8 @@ def test_signal_while_evaluating_is_one_line(
   arguments = ('--config.log.tensorboard=true',)
   assert runs.run(workdir, *arguments) == 128 + signum
   assert capsys.readouterr().err == (
-    'stopped; the checkpoints written so far stay: the same command continues\n'
+    'stopped; the checkpoints written so far are kept: run the same command '
+    'again to resume\n'
   )
   assert runs.snapshot(workdir) == before
   assert signal.getsignal(signum) == handler
@@ -325,7 +328,7 @@ def test_nan_leaves_the_checkpoint_before_it(
   _, err = capsys.readouterr()
   assert re.match(
     r'error: expected finite variables, got batch_stats/\S+ with NaN or '
-    rf'infinity at step 48: lower .*; checkpoint {LAST} stays\n$',
+    rf'infinity at step 48: lower .*; checkpoint {LAST} is kept\n$',
     err,
   )
   assert runs.snapshot(workdir / 'checkpoints') == before

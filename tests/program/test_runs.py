@@ -50,7 +50,7 @@ def test_config_json_is_a_configuration(tmp_path):
   ('change', 'message'),
   [
     (lambda c: c.pop('seed'), "got no 'seed'"),
-    (lambda c: c.update(more=1), "got another, 'more'"),
+    (lambda c: c.update(more=1), "got the unknown key 'more'"),
     (lambda c: c.update(seed='x'), 'a value of another type'),
     (lambda c: c.pop('format'), 'format 1, and this version .* format 2'),
     (lambda c: c['model'].update(name='resnet21'), "unknown model 'resnet21'"),
@@ -94,7 +94,7 @@ def test_unknown_parts_of_a_run_are_named(options, message):
 
 
 def test_folder_without_a_run_is_refused(tmp_path):
-  with pytest.raises(InputError, match='without a config.json: give the'):
+  with pytest.raises(InputError, match='without a config.json: pass the'):
     load_run(tmp_path)
 
 

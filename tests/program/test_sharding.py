@@ -121,6 +121,6 @@ def test_batch_that_does_not_divide_says_by_what():
   config.data.batch_size = 30
   with pytest.raises(
     InputError,
-    match='data.batch_size must be divisible by the 4 devices, got 30: take',
+    match='data.batch_size must be divisible by the 4 devices, got 30: use',
   ):
     training.build(config)

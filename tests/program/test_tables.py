@@ -218,7 +218,9 @@ def test_the_papers_accuracy_is_not_shown_beside_another_experiment(
   assert config.paper.accuracy is None
   assert config.paper.deviation is None
   key = argument.split('=')[0]
-  assert f"paper's 93.54% is of other settings ({key})" in caplog.text
+  assert (
+    f"paper's 93.54% was measured with other settings ({key})" in caplog.text
+  )
 
 
 def test_the_papers_accuracy_stays_beside_its_own_experiment(caplog):

@@ -94,7 +94,7 @@ def prepare(spec: Spec, config: Mapping, *, num_steps: int) -> None:
         _say(place, spec, f'prepared in {time.monotonic() - start:.1f} s')
         return
   _read(place, spec)  # raises if it is damaged
-  _say(place, spec, 'is prepared already')
+  _say(place, spec, 'is already prepared')
 
 
 def _home(root, spec):
@@ -120,7 +120,7 @@ def _convert(place, spec, folder):
   from mpbn_jax.datasets.cifar import archives, builder
 
   archive, path = archives.obtain(spec.name, folder)
-  print(f'converts {path}', flush=True)
+  print(f'converting {path}', flush=True)
   splits = archives.read(path, archive=archive, num_classes=spec.num_classes)
   with preparation.atomic_directory(place) as directory:
     builder.write(directory, spec=spec, splits=splits)

@@ -58,7 +58,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
   def find_class(self, module, name):
     if (module, name) not in self._known:
-      raise pickle.UnpicklingError(f'it wants to call {module}.{name}')
+      raise pickle.UnpicklingError(f'it tries to call {module}.{name}')
     return self._known[module, name]
 
 
@@ -143,7 +143,7 @@ def obtain(name: str, folder: pathlib.Path) -> tuple[Archive, pathlib.Path]:
   archive = (there or known)[0]
   # The download manager of tensorflow-datasets would try for minutes on a
   # machine without internet, and would not stop at Ctrl-C.
-  mend = f'lay {names} into {folder} and run the same command again'
+  mend = f'put {names} into {folder} and run the same command again'
   return archive, downloads.obtain(archive, folder, mend=mend)
 
 
@@ -181,13 +181,13 @@ def read(
 def _problem(pixels, labels, count, num_classes):
   """Returns the problem with the content of a file, or None."""
   if getattr(pixels, 'dtype', None) != np.uint8:
-    return 'something else than pixels'
+    return 'something other than pixels'
   if pixels.shape != (count, _PIXELS):
     return f'pixels {list(pixels.shape)}, not {[count, _PIXELS]}'
   if labels.shape != (count,):
     return f'{labels.size} labels, not {count}'
   if labels.max() >= num_classes:
-    return f'the label {labels.max()}, of {num_classes} classes'
+    return f'the label {labels.max()} for {num_classes} classes'
   return None
 
 

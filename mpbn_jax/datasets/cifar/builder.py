@@ -117,7 +117,7 @@ def _check_written(place, spec, splits):
   except Exception as error:
     raise InputError(
       f'expected to read back what was written to {place}, got something else '
-      f'({error}): is that disk sound? Give another --config.data.dir'
+      f'({error}): check that disk, or choose another --config.data.dir'
     ) from error
 
 
@@ -165,7 +165,7 @@ def read(
   except Exception as error:  # damaged files may raise anything
     text = ' '.join(str(error).split()) or type(error).__name__
     raise InputError(
-      f'expected {spec.name!r}, prepared in {place}, got what cannot be read '
+      f'expected {spec.name!r}, prepared in {place}, which cannot be read '
       f'({text[:200]}): remove that directory, then run '
       f'{preparation.command(spec.name, place.parent.parent)}'
     ) from error

@@ -39,7 +39,7 @@ def obtain(collection: Collection, directory: str | os.PathLike) -> None:
     archive = downloads.Archive(
       name=reader.filename, url=reader.url, checksum=f'md5:{reader.file_md5}'
     )
-    mend = f'put {archive.name} into {location}, then the same command again'
+    mend = f'put {archive.name} into {location} and run the same command again'
     _unpack(downloads.obtain(archive, location, mend=mend), location)
 
 

@@ -89,7 +89,7 @@ def load(
     splits, problem = _read(path, shape, config['dir'], collections)
     if splits is None:
       if problem:
-        _log.warning('%s: its frames are made anew', problem)
+        _log.warning('%s: making its frames again', problem)
         shutil.rmtree(path)
       _write(path, recordings, spec=spec, config=config, num_steps=num_steps)
       splits, _ = _read(path, shape, config['dir'], collections)
@@ -122,7 +122,7 @@ def prepare(
       spec, config, num_steps=num_steps, collections=collections, split=split
     )
   seconds = time.monotonic() - start
-  what = 'is prepared already' if done else f'prepared in {seconds:.1f} s'
+  what = 'is already prepared' if done else f'prepared in {seconds:.1f} s'
   parts = ' and '.join(f'{len(splits[part]):,} {part}' for part in PARTS)
   print(f'{spec.name} {what}: {path}, {parts} recordings, T = {num_steps}')
 
@@ -160,7 +160,9 @@ def _read(path, example_shape, directory, collections):
   # Some or all recordings may have been removed to save space.
   if made == found or found < least <= made:
     return splits, ''
-  return None, f'{path} is of {made:,} recordings, not {max(found, least):,}'
+  return None, (
+    f'{path} was made from {made:,} recordings, not {max(found, least):,}'
+  )
 
 
 def _read_part(path, part, example_shape):
@@ -168,7 +170,7 @@ def _read_part(path, part, example_shape):
   labels = np.load(path / f'{part}_labels.npy')
   found = images.shape, images.dtype, labels.dtype
   if found != ((len(labels), *example_shape), np.uint8, np.int32):
-    raise ValueError(f'{path} holds other arrays than its name says')
+    raise ValueError(f'{path} holds arrays other than its name says')
   return Split(images, labels)
 
 
@@ -185,7 +187,7 @@ def _write(path, recordings, *, spec, config, num_steps):
     tqdm(total=total, desc=spec.name, disable=None) as bar,
   ):
     print(
-      f'{spec.name}: {total:,} recordings become frames, '
+      f'{spec.name}: converting {total:,} recordings to frames, '
       f'{preparation.megabytes(needed)}, in {path}',
       flush=True,
     )

@@ -88,9 +88,9 @@ def _check(field, values, end, sensor, name):
   for value in (values.min(), values.max()):
     if not 0 <= value < end:
       raise InputError(
-        f'expected events with {field} of 0 to {end - 1}, of a sensor of '
+        f'expected events with {field} from 0 to {end - 1}, for a sensor of '
         f'{sensor}, got {field} = {value} in {name}: the file is damaged or '
-        'of another sensor'
+        'from another sensor'
       )
 
 

@@ -103,8 +103,8 @@ def open_reader(collection: Collection, directory: str | os.PathLike) -> Any:
     if not 0 <= label < len(reader.classes):
       raise InputError(
         f'expected recordings of the {len(reader.classes)} classes of '
-        f'{collection.kind} in {root}, got {path}, which is of another: move '
-        'it elsewhere, or give it back its name'
+        f'{collection.kind} in {root}, got {path}, which belongs to another '
+        'class: move it elsewhere, or restore its name'
       )
     number = int((re.findall(r'\d+', path.stem) or ['-1'])[-1])
     keys.append((label, number, str(path)))

@@ -75,7 +75,7 @@ class NMNIST(_Unlisted, tonic.datasets.NMNIST):
     size = os.path.getsize(self.data[index])
     if size % _NMNIST_EVENT:
       raise ValueError(
-        f'it is truncated: {size} bytes are not events of {_NMNIST_EVENT}'
+        f'it is truncated: {size} bytes are not a multiple of {_NMNIST_EVENT}'
       )
     return super().__getitem__(index)
 
@@ -105,9 +105,9 @@ def check_columns(events: np.ndarray) -> None:
     or pixels.size
     and (pixels.min() < 0 or pixels.max() > np.iinfo(np.int16).max)
   ):
-    raise ValueError('its first two columns are no pixels')
+    raise ValueError('its first two columns are not pixels')
   if not np.isin(polarities, (0, 1)).all():
-    raise ValueError('its third column holds other polarities than 0 and 1')
+    raise ValueError('its third column holds polarities other than 0 and 1')
 
 
 def check_aedat4(path: str) -> None:
@@ -118,7 +118,7 @@ def check_aedat4(path: str) -> None:
   """
   with open(path, 'rb') as file:
     if file.read(len(_AEDAT4)) != _AEDAT4:
-      raise ValueError('it does not begin as AEDAT 4 does')
+      raise ValueError('it does not begin like an AEDAT 4 file')
     (size,) = struct.unpack('<I', file.read(4))
     header = file.read(size)
   # A flatbuffer: the root is a table whose vtable locates the fields, of which

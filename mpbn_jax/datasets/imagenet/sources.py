@@ -70,7 +70,7 @@ def find(
     raise InputError(
       f'expected ImageNet, found neither {root}/imagenet2012/<version>/'
       f'dataset_info.json (tensorflow_datasets, array_record) nor {tree}/train '
-      'and val (a folder for each class): lay it there or set --config.data.dir'
+      'and val (a folder for each class): put it there or set --config.data.dir'
     )
   return {
     name: FolderTree(part, class_names, pool=pool)
@@ -269,7 +269,7 @@ def _kept(path, count):
   except (FileNotFoundError, NotADirectoryError):
     return None
   except Exception as error:  # whatever damaged files may raise
-    _log.warning('%s is damaged (%s): labels are read anew', path, error)
+    _log.warning('%s is damaged (%s): reading the labels again', path, error)
     return None
   return labels
 
