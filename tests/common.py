@@ -154,26 +154,20 @@ def images(count=8, side=8, channels=1, seed=0):
 
 def assert_image_equals_its_frames(model, variables, x):
   """Compares training on images with the same frame at each of T steps."""
-  logits, updates = _train(model, variables, x)
+
+  @jax.jit
+  def train(x):
+    return model.apply(variables, x, train=True, mutable=['batch_stats'])
+
+  logits, updates = train(x)
   frames = jnp.repeat(x[:, None], model.num_steps, 1)
-  assert_trains_alike(model, variables, frames, logits, updates)
-
-
-def assert_trains_alike(model, variables, x, logits, updates):
-  """Checks that training on x gives these logits and statistics."""
-  others, other_updates = _train(model, variables, x)
-  np.testing.assert_allclose(logits, others, atol=1e-4)
+  frame_logits, frame_updates = train(frames)
+  np.testing.assert_allclose(logits, frame_logits, atol=1e-4)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
     updates,
-    other_updates,
+    frame_updates,
   )
-
-
-def _train(model, variables, x):
-  return jax.jit(
-    lambda v, x: model.apply(v, x, train=True, mutable=['batch_stats'])
-  )(variables, x)
 
 
 # (file, what the reference built; widths are a sixteenth of the paper's)

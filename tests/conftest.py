@@ -1,5 +1,6 @@
 """Four virtual devices and a compilation cache for all tests."""
 
+import gc
 import os
 import pathlib
 import signal
@@ -26,7 +27,7 @@ CACHE = pathlib.Path(
   or pathlib.Path(tempfile.gettempdir()) / 'mpbn_jax_test_cache'
 )
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 # Subprocesses compile likewise. The one of test_wheel.py compiles as users do.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(CACHE)
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'true'
@@ -63,6 +64,13 @@ def registries():
   for registry, entries in saved:
     registry.clear()
     registry.update(entries)
+
+
+def pytest_collection_finish():
+  """Keeps the garbage collector from walking through JAX for every trace."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_collection_modifyitems(items):

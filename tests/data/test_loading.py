@@ -83,11 +83,11 @@ def test_smaller_training_split_is_chosen_after_validation():
 @pytest.mark.parametrize(
   ('sizes', 'message'),
   [
-    (dict(validation_size=60), 'validation_size must be at most 59, .* got 60'),
-    (dict(train_size=61), 'train_size must be at most 60, .* got 61: set'),
+    (dict(validation_size=60), 'validation_size must be at most 59 .* got 60'),
+    (dict(train_size=61), 'train_size must be at most 60 .* got 61: set'),
     (
       dict(validation_size=20, train_size=41),
-      'train_size must be at most 40, .* got 41',
+      'train_size must be at most 40 .* got 41',
     ),
   ],
 )

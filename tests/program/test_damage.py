@@ -16,7 +16,7 @@ import pytest
 import runs
 
 from mpbn_jax import experiment as experiments
-from mpbn_jax import record, report
+from mpbn_jax import record, report, train_step
 from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.errors import InputError
 from mpbn_jax.folded import load_folded
@@ -76,7 +76,7 @@ DAMAGES = (flip, flip, overwrite, truncate, empty, delete, directory_instead)
 def experiment():
   """Builds once what every restoring builds."""
   experiment = experiments.build(CONFIG)
-  shapes = report._abstract_state(experiment)
+  shapes = train_step.abstract_state(experiment)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(report, 'build', lambda config: experiment)
     patch.setattr(report, '_abstract_state', lambda experiment: shapes)
@@ -116,7 +116,7 @@ def use_folded(experiment, workdir):
 
 def go_on(experiment, workdir):
   """Does as training does before and after its steps."""
-  like = report._abstract_state(experiment)
+  like = train_step.abstract_state(experiment)
   with record.hold_workdir(workdir, CONFIG) as held:
     checkpoints = Checkpoints(held.path / 'checkpoints', config=CONFIG)
     step, state = checkpoints.restore_latest(like)
@@ -141,7 +141,7 @@ def expected(experiment, pristine):
     action: bits(action(experiment, pristine))
     for action in (evaluate, evaluate_best, use_folded)
   }
-  like = report._abstract_state(experiment)
+  like = train_step.abstract_state(experiment)
   reader = Checkpoints(pristine / 'checkpoints', read_only=True)
   found[go_on] = {
     step: bits(reader.restore(like, step=step)) for step in reader.steps()
