@@ -180,7 +180,7 @@ GOLDEN_NETWORKS = {
 
 
 @functools.cache
-def golden(file):
+def golden(file, **settings):
   """Returns (config, model, variables, x [B, H, W, C], the arrays)."""
   arrays = dict(np.load(GOLDEN / f'{file}.npz'))
   config = GOLDEN_NETWORKS[file] | {
@@ -190,7 +190,7 @@ def golden(file):
   }
   variables = from_reference(golden_state(arrays), config)
   x = jnp.asarray(arrays['x'].transpose(0, 2, 3, 1))
-  return config, build_model(config), variables, x, arrays
+  return config, build_model(config | settings), variables, x, arrays
 
 
 def golden_state(arrays):

@@ -40,7 +40,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 # These look at what a compiler does to bits.
-FULLY_OPTIMIZED = {'test_folded_networks', 'test_folding', 'test_neuron'}
+FULLY_OPTIMIZED = {
+  'test_folded_networks',
+  'test_folding',
+  'test_golden_folds',
+  'test_neuron',
+}
 
 
 @pytest.fixture(autouse=True, scope='module')

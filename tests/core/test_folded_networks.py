@@ -1,7 +1,5 @@
 """Whole networks that are folded: their spikes, what is left, and errors."""
 
-import functools
-
 import common
 import flax.linen as nn
 import jax
@@ -65,51 +63,6 @@ def test_stripping_folded_convolutions_leaves_no_normalization_at_all():
   assert set(folded['params']) == {'head'}
   logits = model.apply(folded, common.images(), train=False)
   assert np.isfinite(logits).all()
-
-
-@functools.cache
-def _golden_run(file):
-  """Returns (run, variables, x, logits, layers) of the unfolded network."""
-  _, model, variables, x, _ = common.golden(file)
-  run = common.as_users_compile(lambda v, x: recorded(model, v, x))
-  return run, variables, x, *run(variables, x)
-
-
-GOLDEN = pytest.mark.parametrize(
-  'file',
-  [
-    # The smallest of them in the inner loop, the others in full runs.
-    pytest.param(file, marks=[pytest.mark.slow] * (file != 'resnet19_t1'))
-    for file in common.GOLDEN_NETWORKS
-  ],
-)
-
-
-@GOLDEN
-def test_folded_convolutions_agree_layer_by_layer(file):
-  run, variables, x, logits, layers = _golden_run(file)
-  other, folded_layers = run(strip(fold_convolutions(fold(variables))), x)
-  for name, layer in layers.items():
-    # Every golden decision is 4e-6 from its threshold: rounding flips none, so
-    # each layer reads the unfolded network's spikes.
-    folded = folded_layers[name]
-    np.testing.assert_array_equal(layer['spikes'], folded['spikes'], name)
-    error = jnp.abs(layer['currents'] - folded['currents']).max()
-    assert error <= 1e-5 * jnp.abs(layer['currents']).max(), name
-  change = float(jnp.abs(other - logits).max())
-  print(f'{file}: logits change by {change:.2g}')
-  assert change <= 1e-4
-
-
-@GOLDEN
-def test_folded_golden_network_fires_the_same_spikes(file):
-  run, variables, x, logits, layers = _golden_run(file)
-  again, folded_layers = run(strip(fold(variables)), x)
-  np.testing.assert_array_equal(logits, again)
-  for name in layers:
-    np.testing.assert_array_equal(
-      layers[name]['spikes'], folded_layers[name]['spikes']
-    )
 
 
 @pytest.mark.parametrize('learn_v_th', [False, True])

@@ -83,7 +83,7 @@ def variables_in(workdir, file=SMALL):
 # ---- what import makes
 
 
-# Every network folds in tests/core/test_folded_networks.py.
+# Every network folds in tests/models/test_golden_folds.py.
 @pytest.mark.parametrize('file', [SMALL, 'vgg16_t2'])
 def test_imported_network_folds_without_a_differing_spike(
   file, imported, tmp_path

@@ -243,9 +243,7 @@ def test_remat_computes_again_and_changes_no_gradient():
   x = common.images()
 
   def gradients(**settings):
-    model, variables = common.small(
-      'preact_resnet', depth=10, num_steps=2, unroll=False, **settings
-    )
+    model, variables = common.small('preact_resnet', depth=10, **settings)
 
     @jax.jit
     def loss(params):

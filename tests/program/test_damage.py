@@ -79,7 +79,7 @@ def experiment():
   shapes = train_step.abstract_state(experiment)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(report, 'build', lambda config: experiment)
-    patch.setattr(report, '_abstract_state', lambda experiment: shapes)
+    patch.setattr(report, 'abstract_state', lambda experiment: shapes)
     # Left by main.py, with the stream of another test.
     patch.setattr(logging.getLogger('mpbn_jax'), 'handlers', [])
     yield experiment
