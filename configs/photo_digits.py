@@ -24,9 +24,8 @@ def get_config():
 
   config.optimizer.learning_rate = 0.3
   config.optimizer.warmup_epochs = 1.0
-  # Without clipping, some seeds stay at chance for epochs at this rate; at a
-  # third of the rate, all seeds learn too slowly. After 10 epochs, seeds still
-  # differ by how early they start to learn.
+  # Without clipping, some seeds stay at chance for epochs at this rate. After
+  # 10 epochs, seeds still differ by how early they start to learn.
   config.optimizer.gradient_clip = 1.0
   config.optimizer.weight_decay = 5e-4
   return config

@@ -254,9 +254,9 @@ class Checkpoints:
     data = self._notes(step).get('data')
     if None not in (data, self._data) and data != self._data:
       raise InputError(
-        f'{self._path(step)} was saved by a run on other arrays (sha256 '
-        f'{data[:16]}, now {self._data[:16]}): register those with from_arrays '
-        'again, or choose another --workdir'
+        f'{self._path(step)} was saved by a run on other data (sha256 '
+        f'{data[:16]}, now {self._data[:16]}): register with from_arrays what '
+        'it was trained on, or choose another --workdir'
       )
     with self._reading(step) as path:
       return arrays.read_like(path, {_STATE: like})[_STATE]

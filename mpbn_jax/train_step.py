@@ -67,7 +67,7 @@ def start_state(
 
 
 def make_init(experiment: Experiment) -> Any:
-  """Returns the compiled key -> state before the first step.
+  """Returns the compiled function key -> state before the first step.
 
   The state is replicated over the mesh.
   """

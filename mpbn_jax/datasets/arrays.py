@@ -1,7 +1,6 @@
 """Data sets made of a user's NumPy arrays."""
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,10 +23,15 @@ class _Registered:
   spec: Spec
   splits: Mapping[str, Split]
 
-  @functools.cached_property
+  @property
   def checksum(self) -> str:
-    """The sha256 of all arrays: a name alone does not identify them."""
-    digest = hashlib.sha256()
+    """The sha256 of all arrays and of what they mean.
+
+    A name alone does not identify them, and an array can change in place.
+    """
+    spec = self.spec
+    scale = [spec.max_value, *map(float, spec.mean), *map(float, spec.std)]
+    digest = hashlib.sha256(f'{scale} {spec.class_names}'.encode())
     for name, split in self.splits.items():
       digest.update(f'{name} {split.images.shape}'.encode())
       for array in (*chunks(split.images), split.labels.astype(np.int32)):
@@ -56,8 +60,9 @@ def from_arrays(
   The data set is then available to `--config.data.name=<name>` and
   `load_dataset` in this process. To use it on the command line, call this
   function in the configuration file. A second call with the same name replaces
-  the first; a run is not resumed on arrays other than those that it started
-  with. The arrays are not copied and may be memory maps.
+  the first; a run is not resumed on data other than those that it started with:
+  neither on other arrays, nor with another scale or other classes. The arrays
+  are not copied and may be memory maps.
 
   >>> import numpy as np
   >>> from mpbn_jax import datasets

@@ -19,7 +19,7 @@ class ConvNorm(NormedLayer):
 
       c = norm(conv(x))
 
-  `NormedLayer` documents the variables, folds and further attributes.
+  `currents.NormedLayer` documents the variables, folds and further attributes.
 
   Attributes:
     features: number of output channels.
@@ -93,8 +93,8 @@ class DenseNorm(NormedLayer):
 
       c = norm(x @ kernel)
 
-  `NormedLayer` documents the variables, folds and further attributes; kernels
-  are [C_in, features].
+  `currents.NormedLayer` documents the variables, folds and further attributes.
+  Kernels are [C_in, features].
 
   Attributes:
     features: number of output channels.

@@ -37,7 +37,7 @@ CONSTANTS = {'eps': jnp.float32(EPS), 'v_th': jnp.float32(0.5)}
 
 @pytest.mark.parametrize('adversarial', [False, True])
 @pytest.mark.parametrize('name', FOLDABLE)
-@pytest.mark.parametrize('seed', range(2))
+@pytest.mark.parametrize('seed', range(3))
 def test_threshold_separates_every_potential(name, adversarial, seed):
   _, variables = neuron_layer(name, seed=seed, adversarial=adversarial)
   theta, polarity = assert_folded_decides_alike(

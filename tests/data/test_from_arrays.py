@@ -59,21 +59,26 @@ def _trains(workdir):
   return runs.run(workdir, *options)
 
 
-def test_run_is_not_resumed_or_evaluated_on_other_arrays(tmp_path, capsys):
+def test_run_is_not_resumed_or_evaluated_on_other_data(tmp_path, capsys):
   _register()
   assert _trains(tmp_path / 'run') == 0
   assert _trains(tmp_path / 'run') == 0
   capsys.readouterr()
   images, labels = _pair(30)
   images[3, 2, 1, 0] ^= 1
-  _register(train=(images, labels))
-  assert _trains(tmp_path / 'run') == 2
-  message = runs.the_error(capsys.readouterr())
-  assert 'was saved by a run on other arrays (sha256' in message
-  assert 'register those with from_arrays again' in message
+  for changes in (
+    {'train': (images, labels)},
+    {'std': (0.5, 0.5)},
+    {'class_names': CLASSES[::-1]},
+  ):
+    _register(**changes)
+    assert _trains(tmp_path / 'run') == 2
+    message = runs.the_error(capsys.readouterr())
+    assert 'was saved by a run on other data (sha256' in message
+    assert 'register with from_arrays what it was trained on' in message
   workdir = f'--workdir={tmp_path / "run"}'
   assert runs.program.main(['--mode=evaluate', workdir]) == 2
-  assert 'on other arrays' in runs.the_error(capsys.readouterr())
+  assert 'on other data' in runs.the_error(capsys.readouterr())
 
 
 def test_preparing_says_that_nothing_is_needed(capsys):

@@ -60,19 +60,6 @@ class TwoLayers(SpikingNetwork):
     return self.lif(name='lif2')(x, train=train)
 
 
-# Each of these norms once at least, and each spike norm without another.
-COVERING = [
-  ('tdbn', 'none'),
-  *(fold for fold in KERNEL_FOLDS if fold[1] != 'none'),
-]
-
-
-def test_the_smaller_choice_has_every_norm_that_folds_into_kernels():
-  for place in (0, 1):
-    norms = {fold[place] for fold in KERNEL_FOLDS}
-    assert {fold[place] for fold in COVERING} == norms
-
-
 def _pairs():
   """Returns combinations in which every two norms of two places meet."""
   current, membrane, spikes = (names_at(place) for place in PLACES)
@@ -152,7 +139,7 @@ def _network(network, **norms):
 @pytest.mark.parametrize(
   ('network', 'current', 'spikes'),
   [
-    *(('preact_resnet', *norms) for norms in COVERING),
+    *(('preact_resnet', *norms) for norms in KERNEL_FOLDS),
     # Pools, projections and identity shortcuts: one norm of each place.
     *(('resnet20', *norms) for norms in (('bntt', 'none'), ('none', 'psp_bn'))),
   ],

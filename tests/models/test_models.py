@@ -65,11 +65,11 @@ def _new(name, norm='mpbn_channel'):
   return model, common.init(model, x)
 
 
-# The encoders are convolutions of 3x3, or of 7x7 with a stride.
-@pytest.mark.parametrize('name', ['spiking_cnn', 'resnet18'])
+@pytest.mark.parametrize('name', NO_TWINS)
 def test_image_equals_the_same_frame_at_every_step(name):
-  model, variables = common.small(name, common.SIDES[name], unroll=False)
-  x = common.images(2, common.SIDES[name])
+  side = common.SIDES[name]
+  model, variables = common.small(name, side, num_steps=2, unroll=False)
+  x = common.images(2, side)
   common.assert_image_equals_its_frames(model, variables, x)
 
 
