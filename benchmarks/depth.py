@@ -152,6 +152,7 @@ def compile_seconds(depth):
   run = experiment(CASES['PSP-BN'], depth=depth)
   state = init_state(run)
   batch = sharding.shard_batch(run.batches.batch(0), run.mesh)
+  jax.clear_caches()
   step = make_train_step(run)
   start = time.perf_counter()
   step.lower(state, batch).compile()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
 
-from mpbn_jax import losses, sharding
+from mpbn_jax import losses, programs, sharding
 from mpbn_jax.datasets.base import Spec
 from mpbn_jax.datasets.batches import evaluation_batches
 from mpbn_jax.datasets.prefetch import Prefetch
@@ -30,8 +30,7 @@ class EvaluationMetrics(clu_metrics.Collection):
   accuracy: clu_metrics.Accuracy
 
 
-# One compiled program per model and data set, however often it is requested.
-@functools.lru_cache(maxsize=8)
+@programs.shared
 def _evaluation_step(model: nn.Module, spec: Spec) -> Callable:
   @jax.jit
   def step(variables, metrics, batch):
@@ -219,6 +218,11 @@ class LayerComparison:
   spikes: int
 
 
+@programs.shared
+def _recorded(model):
+  return jax.jit(functools.partial(recorded, model))
+
+
 def compare_layers(
   model: nn.Module, variables: Mapping, other: Mapping, x: jax.Array
 ) -> dict[str, LayerComparison]:
@@ -227,7 +231,7 @@ def compare_layers(
   Free-running networks drift apart after the first flip; this isolates the
   difference of each layer, for example with folded convolutions.
   """
-  run = jax.jit(functools.partial(recorded, model))
+  run = _recorded(model)
   _, layers = run(variables, x)
   _, others = run(other, x, given_spikes=layers)
 
@@ -244,34 +248,24 @@ def compare_layers(
   return {name: difference(layers[name], others[name]) for name in layers}
 
 
-def compare(
-  experiment: Experiment, variables: Mapping, other: Mapping, *, split: str
-) -> Comparison:
-  """Returns how the model with `other` variables differs from `variables`.
-
-  The two networks are two compiled programs, as in actual use, and every spike
-  of every layer is compared. Padding is excluded.
-
-  Args:
-    experiment: from `experiment.build`.
-    variables: variables of its model.
-    other: other variables of its model, for example folded ones.
-    split: usually 'test'.
-  """
-  model, normalize = experiment.model, experiment.dataset.spec.normalize
-
+@programs.shared
+def _recorded_spikes(model, spec):
   @jax.jit
   def run(variables, batch):
-    logits, layers = recorded(model, variables, normalize(batch['image']))
+    images = spec.normalize(batch['image'])
+    logits, layers = recorded(model, variables, images)
     for layer in layers.values():
       layer['spikes'] = layer['spikes'] > 0
       del layer['currents']
     return logits, layers
 
+  return run
+
+
+@programs.shared
+def _counts(mesh):
   # The results are small and replicated on every host.
-  @functools.partial(
-    jax.jit, out_shardings=sharding.replicated(experiment.mesh)
-  )
+  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def count(logits, other_logits, layers, other_layers, batch):
     mask = batch['mask']
 
@@ -294,6 +288,25 @@ def compare(
       'flips': {k: _per_example(k, v, mask) for k, v in flips.items()},
     }
 
+  return count
+
+
+def compare(
+  experiment: Experiment, variables: Mapping, other: Mapping, *, split: str
+) -> Comparison:
+  """Returns how the model with `other` variables differs from `variables`.
+
+  The two networks are two compiled programs, as in actual use, and every spike
+  of every layer is compared. Padding is excluded.
+
+  Args:
+    experiment: from `experiment.build`.
+    variables: variables of its model.
+    other: other variables of its model, for example folded ones.
+    split: usually 'test'.
+  """
+  run = _recorded_spikes(experiment.model, experiment.dataset.spec)
+  count = _counts(experiment.mesh)
   examples, correct, other_correct, largest = 0, 0, 0, 0.0
   fired: dict[str, int] = {}
   sizes: dict[str, int] = {}

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mpbn_jax import programs
 from mpbn_jax.errors import unknown
 
 # When the cosine decays; in the paper's code, once per epoch.
@@ -34,15 +35,26 @@ def learning_rate(
   every = config['decay_every']
   if every not in DECAY_EVERY:
     raise unknown('optimizer.decay_every', every, DECAY_EVERY)
+  return _learning_rate(
+    config['learning_rate'],
+    config['warmup_epochs'],
+    every,
+    steps_per_epoch,
+    num_epochs,
+  )
+
+
+@programs.shared
+def _learning_rate(peak, warmup_epochs, every, steps_per_epoch, num_epochs):
   smooth = optax.warmup_cosine_decay_schedule(
-    init_value=0.0 if config['warmup_epochs'] else config['learning_rate'],
-    peak_value=config['learning_rate'],
-    warmup_steps=round(config['warmup_epochs'] * steps_per_epoch),
+    init_value=0.0 if warmup_epochs else peak,
+    peak_value=peak,
+    warmup_steps=round(warmup_epochs * steps_per_epoch),
     decay_steps=num_epochs * steps_per_epoch,
   )
   if every == 'step':
     return smooth
-  warmup = config['warmup_epochs'] * steps_per_epoch
+  warmup = warmup_epochs * steps_per_epoch
 
   def by_epoch(step):
     start = step // steps_per_epoch * steps_per_epoch
@@ -62,11 +74,21 @@ def optimizer(config: Mapping) -> optax.GradientTransformation:
     config: `config.optimizer`; uses momentum, nesterov, weight_decay and
       gradient_clip (0 disables clipping).
   """
+  return _optimizer(
+    config['momentum'],
+    config['nesterov'],
+    config['weight_decay'],
+    config['gradient_clip'],
+  )
+
+
+@programs.shared
+def _optimizer(momentum, nesterov, weight_decay, gradient_clip):
   parts = []
-  if config['gradient_clip']:
-    parts.append(optax.clip_by_global_norm(config['gradient_clip']))
-  parts.append(optax.add_decayed_weights(config['weight_decay'], is_kernel))
-  parts.append(optax.trace(config['momentum'], nesterov=config['nesterov']))
+  if gradient_clip:
+    parts.append(optax.clip_by_global_norm(gradient_clip))
+  parts.append(optax.add_decayed_weights(weight_decay, is_kernel))
+  parts.append(optax.trace(momentum, nesterov=nesterov))
   return optax.chain(*parts)
 
 

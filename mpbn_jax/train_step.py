@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from clu import metrics as clu_metrics
 
-from mpbn_jax import losses, sharding
+from mpbn_jax import losses, programs, sharding
 from mpbn_jax.experiment import Experiment
 from mpbn_jax.norm import NORMS
 from mpbn_jax.wiring import readers_of_spikes
@@ -71,14 +71,21 @@ def make_init(experiment: Experiment) -> Any:
 
   The state is replicated over the mesh.
   """
-  shape = (1, *experiment.dataset.example_shape)
+  return _init(
+    experiment.model,
+    (1, *experiment.dataset.example_shape),
+    experiment.optimizer,
+    experiment.mesh,
+  )
 
+
+@programs.shared
+def _init(model, shape, optimizer, mesh):
   def init(key):
-    variables = experiment.model.init(key, jnp.zeros(shape), train=False)
-    return start_state(variables, optimizer=experiment.optimizer)
+    variables = model.init(key, jnp.zeros(shape), train=False)
+    return start_state(variables, optimizer=optimizer)
 
-  replicated = sharding.replicated(experiment.mesh)
-  return jax.jit(init, out_shardings=replicated)
+  return jax.jit(init, out_shardings=sharding.replicated(mesh))
 
 
 def init_key(experiment: Experiment) -> jax.Array:
@@ -111,11 +118,24 @@ def make_train_step(experiment: Experiment) -> Callable:
   Under `jit` over the mesh every mean is over the whole batch: statistics and
   loss are the same as on one device.
   """
-  config, model = experiment.config, experiment.model
-  loss_function = losses.get_loss(config.loss.name)
+  loss = experiment.config.loss
+  return _train_step(
+    experiment.model,
+    experiment.dataset.spec,
+    losses.get_loss(loss.name),
+    loss.label_smoothing,
+    experiment.optimizer,
+    experiment.learning_rate,
+    experiment.mesh,
+  )
 
+
+@programs.shared
+def _train_step(
+  model, spec, loss_function, label_smoothing, optimizer, learning_rate, mesh
+):
   def step(state, batch):
-    images = experiment.dataset.spec.normalize(batch['image'])
+    images = spec.normalize(batch['image'])
 
     def loss_of(params):
       variables = {'params': params, 'batch_stats': state.batch_stats}
@@ -129,7 +149,7 @@ def make_train_step(experiment: Experiment) -> Callable:
       loss_of_labels = functools.partial(
         loss_function,
         step_logits,
-        label_smoothing=config.loss.label_smoothing,
+        label_smoothing=label_smoothing,
       )
       loss = losses.of_labels(loss_of_labels, batch).mean()
       return loss, (step_logits.mean(1), updates)
@@ -137,12 +157,12 @@ def make_train_step(experiment: Experiment) -> Callable:
     (loss, (logits, updates)), gradients = jax.value_and_grad(
       loss_of, has_aux=True
     )(state.params)
-    directions, opt_state = experiment.optimizer.update(
+    directions, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
-    learning_rate = experiment.learning_rate(state.step)
+    rate = learning_rate(state.step)
     params = optax.apply_updates(
-      state.params, jax.tree.map(lambda d: -learning_rate * d, directions)
+      state.params, jax.tree.map(lambda d: -rate * d, directions)
     )
     predicted = logits.argmax(-1)
     correct = losses.of_labels(
@@ -158,11 +178,10 @@ def make_train_step(experiment: Experiment) -> Callable:
     )
     return state, loss
 
-  replicated = sharding.replicated(experiment.mesh)
-  batch = sharding.along_batch(experiment.mesh)
+  replicated = sharding.replicated(mesh)
   return jax.jit(
     step,
-    in_shardings=(replicated, batch),
+    in_shardings=(replicated, sharding.along_batch(mesh)),
     out_shardings=replicated,
     donate_argnums=0,
   )

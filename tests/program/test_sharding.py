@@ -106,7 +106,9 @@ def test_network_is_traced_once_to_check_it_and_to_train_it(monkeypatch):
     return encoder(network)
 
   monkeypatch.setattr(SpikingCNN, 'encoder', counted)
-  experiment = _experiment(4)
+  # Of a network that no other test has compiled.
+  mesh = sharding.make_mesh(jax.devices())
+  experiment = training.build(_config(tau=0.125), mesh=mesh)
   init = train_step.make_init(experiment)
   step = train_step.make_train_step(experiment)
   train_step.check_trainable(experiment, init=init, step=step)

@@ -1,0 +1,45 @@
+"""Compiled programs, shared between equal networks and experiments."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from mpbn_jax import norm as norms
+from mpbn_jax import surrogate
+
+
+def shared(make: Callable) -> Callable:
+  """Makes a function that compiles return its earlier result.
+
+  JAX keeps compiled code with the function object that was compiled. A function
+  that is created again, for an equal network, would be traced and compiled
+  again: when a run is resumed or repeated in a notebook, for example.
+
+  Results are remembered for equal arguments while the registries of norms and
+  surrogates, which a network looks up by name, hold the same entries. The last
+  eight are kept, and `<function>.cache_clear()` forgets them. Arguments that
+  cannot be hashed are not remembered.
+
+  Args:
+    make: a function of positional arguments, which must determine its result.
+  """
+
+  @functools.lru_cache(maxsize=8, typed=True)
+  def remembered(registered, *args):
+    del registered
+    return make(*args)
+
+  @functools.wraps(make)
+  def function(*args: Any) -> Any:
+    registered = (
+      *norms.NORMS.items(),
+      *surrogate.SURROGATES.items(),
+    )
+    try:
+      hash(args)
+    except TypeError:
+      return make(*args)
+    return remembered(registered, *args)
+
+  function.cache_clear = remembered.cache_clear  # type: ignore[attr-defined]
+  return function
