@@ -58,6 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Initial scale of the last norm of every residual block; None uses the
   # network's default: 1, or 1 / n in preact_resnet with n blocks per stage.
   model.last_scale = ml_collections.config_dict.placeholder(float)
+  model.autodiff = False  # JAX's own backward pass: slower, more memory
   model.unroll = True  # unroll the T steps: faster, but slower to compile
 
   config.data = data = ml_collections.ConfigDict()

@@ -46,6 +46,8 @@ class NormedLayer(nn.Module, kw_only=True):
     eps: added to variances. It and the factor by which `tdbn` scales are
       initial values: they are stored with the variables, and the layer uses the
       stored values.
+    autodiff: whether JAX derives the backward pass of the norm, in place of the
+      one that stores less.
   """
 
   norm: str = 'bn'
@@ -58,6 +60,7 @@ class NormedLayer(nn.Module, kw_only=True):
   )
   momentum: float = norms.MOMENTUM
   eps: float = norms.EPS
+  autodiff: bool = False
 
   def __post_init__(self):
     check_types(self)
@@ -142,6 +145,8 @@ def _normalize(layer, y, *, train, copies):
   if norm.per_time_step:
     variables.check_steps(layer, y.shape[1] * copies)
     y, options = jnp.repeat(y, copies, axis=1), {}
+  if layer.autodiff and norm.derivative:
+    options['autodiff'] = True
   own = variables.NormVariables(
     layer,
     y.shape[2:],

@@ -1,6 +1,6 @@
 """A layer of leaky integrate-and-fire neurons, with norms of u and spikes."""
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +14,8 @@ from mpbn_jax.layers.attributes import check_types
 from mpbn_jax.layers.spike_norm import SpikeNorm
 from mpbn_jax.layers.spikes import Spikes, check_array
 from mpbn_jax.neuron import Fire, check_reset, check_tau, fire_at, lif_scan
+from mpbn_jax.ops import recurrence
+from mpbn_jax.ops.recurrence import Recurrence
 from mpbn_jax.surrogate import emit, get_surrogate, spike
 
 
@@ -65,6 +67,8 @@ class LIF(nn.Module):
       variables, and the layer uses the stored value.
     unroll: whether to unroll the time steps in the compiled program (faster,
       but slower to compile) or to loop over them.
+    autodiff: whether JAX derives the backward pass, in place of the one of
+      `ops.recurrence`, which is faster and stores less.
   """
 
   tau: float = 0.25
@@ -82,6 +86,7 @@ class LIF(nn.Module):
   momentum: float = norms.MOMENTUM
   eps: float = norms.EPS
   unroll: bool = True
+  autodiff: bool = False
 
   def __post_init__(self):
     check_types(self)
@@ -112,18 +117,8 @@ class LIF(nn.Module):
     check_array(currents)
     variables.check_input('currents', currents)
     tau, v_th = self._tau_and_v_th(currents.shape[-1])
-    fire, state, write, v_th = self._predicate(currents.shape[2:], v_th, train)
-    spikes, state = lif_scan(
-      jnp.moveaxis(currents, 1, 0).astype(jnp.float32),
-      tau=tau,
-      fire=fire,
-      state=state,
-      reset=self.reset,
-      detach_reset=self.detach_reset,
-      v_th=v_th,
-      unroll=self.unroll,
-    )
-    write(state)
+    by_time = jnp.moveaxis(currents, 1, 0).astype(jnp.float32)
+    spikes = self._spikes(by_time, tau, v_th, train)
     spikes = jnp.moveaxis(spikes, 0, 1)
     self.sow('intermediates', 'currents', currents)
     self.sow('intermediates', 'spikes', spikes)
@@ -170,34 +165,29 @@ class LIF(nn.Module):
       v_th = self.param('v_th', init, (channels,), jnp.float32)
     return tau, v_th
 
-  def _predicate(
-    self, shape, v_th, train
-  ) -> tuple[Fire, Any, Callable, jax.Array | float]:
-    """Returns (fire, its initial state, handler of its last state, v_th)."""
+  def _spikes(self, currents, tau, v_th, train):
+    """Returns the spikes of currents, both [T, B, ..., C]."""
+    shape = currents.shape[2:]
     surrogate: dict[str, Any] = dict(
       surrogate=self.surrogate, parameter=self.surrogate_parameter
     )
-
-    def forget(state):
-      del state
+    scan: dict[str, Any] = dict(
+      reset=self.reset, detach_reset=self.detach_reset, unroll=self.unroll
+    )
+    neurons = functools.partial(lif_scan, currents, tau=tau, **scan)
 
     if self.has_variable('threshold', 'threshold'):
       variables.refuse_training(train)
-      leaves = variables.folded_neurons(self, shape)
-      threshold, polarity = leaves['threshold'], leaves['polarity']
+      folded = variables.folded_neurons(self, shape)
       if not self.learn_v_th:  # a soft reset subtracts the folded v_th
-        v_th = leaves['v_th']
-
-      def fire_folded(state, u):
-        fired = polarity * u > polarity * threshold
-        # An infinite threshold has a gain of 0: 0 * inf would be NaN.
-        finite = jnp.where(leaves['gain'] == 0, 0.0, threshold)
-        return state, emit(fired, leaves['gain'] * (u - finite), **surrogate)
-
-      return fire_folded, None, forget, v_th
+        v_th = folded['v_th']
+      return neurons(fire=_fire_folded(folded, surrogate), v_th=v_th)[0]
 
     if self.norm == norms.NONE:
-      return fire_at(v_th, **surrogate), None, forget, v_th
+      if not train or self.autodiff:
+        return neurons(fire=fire_at(v_th, **surrogate), v_th=v_th)[0]
+      settings = Recurrence(**surrogate, **scan)
+      return recurrence.lif_scan(settings, currents, tau, v_th, {}, {})[0]
 
     norm = norms.NORMS[self.norm]
     own = variables.NormVariables(
@@ -206,16 +196,46 @@ class LIF(nn.Module):
     params, stats = own.params, own.stats
     # A learned v_th is a parameter of the layer, not a constant of the norm.
     v_th = stats.get('v_th', v_th)
+    if not train:
 
-    def fire_train(state, u):
-      n, state = norm.train(params, state, u, momentum=self.momentum)
-      return state, spike(n, v_th, **surrogate)
+      def fire(state, u):
+        fired = norm.fires(params, {**stats, 'v_th': v_th}, u)
+        n = norm.evaluate(params, stats, u)
+        return state, emit(fired, n - v_th, **surrogate)
 
-    def fire_evaluate(state, u):
-      fired = norm.fires(params, {**stats, 'v_th': v_th}, u)
-      n = norm.evaluate(params, stats, u)
-      return state, emit(fired, n - v_th, **surrogate)
+      return neurons(fire=fire, v_th=v_th)[0]
 
-    if train:
-      return fire_train, stats, own.advance, v_th
-    return fire_evaluate, None, forget, v_th
+    if isinstance(norm.train, norms.BatchNorm) and not self.autodiff:
+      settings = Recurrence(
+        norm=norm.train, momentum=self.momentum, **surrogate, **scan
+      )
+      affine = {name: params[name] for name in ('scale', 'bias')}
+      spikes, stats = recurrence.lif_scan(
+        settings, currents, tau, v_th, affine, stats
+      )
+    else:
+      options = {'autodiff': True} if norm.derivative else {}
+
+      def fire(stats, u):
+        n, stats = norm.train(
+          params, stats, u, momentum=self.momentum, **options
+        )
+        return stats, spike(n, v_th, **surrogate)
+
+      spikes, stats = neurons(fire=fire, state=stats, v_th=v_th)
+    own.advance(stats)
+    return spikes
+
+
+def _fire_folded(folded, surrogate) -> Fire:
+  """Returns the predicate of neurons with a folded norm."""
+  threshold, polarity = folded['threshold'], folded['polarity']
+  gain = folded['gain']
+
+  def fire(state, u):
+    fired = polarity * u > polarity * threshold
+    # An infinite threshold has a gain of 0: 0 * inf would be NaN.
+    finite = jnp.where(gain == 0, 0.0, threshold)
+    return state, emit(fired, gain * (u - finite), **surrogate)
+
+  return fire

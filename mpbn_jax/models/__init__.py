@@ -31,7 +31,7 @@ MODELS: dict[str, Callable[..., SpikingNetwork]] = {
 # {configuration key: attribute} for the layers of a network.
 CONV_SETTINGS = {
   'conv_norm': 'norm',
-  **{key: key for key in ('v_th', 'momentum', 'eps')},
+  **{key: key for key in ('v_th', 'momentum', 'eps', 'autodiff')},
 }
 LIF_SETTINGS = {
   'membrane_norm': 'norm',
@@ -40,7 +40,8 @@ LIF_SETTINGS = {
     for key in (
       *('tau', 'v_th', 'learn_tau', 'learn_v_th'),
       *('spike_norm', 'tau_s', 'momentum', 'eps'),
-      *('surrogate', 'surrogate_parameter', 'reset', 'detach_reset', 'unroll'),
+      *('surrogate', 'surrogate_parameter', 'reset', 'detach_reset'),
+      *('unroll', 'autodiff'),
     )
   },
 }

@@ -1,6 +1,7 @@
 """Types of normalizations, and functions shared by batch normalizations."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -34,10 +35,13 @@ class Norm:
       `settings` names; shape is the input shape without batch axes, [..., C].
       It takes no random key and may be called more than once. A parameter named
       'scale' is the one that `scale_init` and `last_scale` multiply.
-    train: (params, stats, x, *, momentum) -> (y, stats).
+    train: (params, stats, x, *, momentum) -> (y, stats). No gradient flows
+      through the statistics.
     evaluate: (params, stats, x) -> y.
     fold: see the subclass; None if the norm cannot be folded.
     why_not: the reason if `fold` is None.
+    derivative: whether `train` has a backward pass of its own, and an argument
+      `autodiff` that replaces it with JAX's.
   """
 
   place: ClassVar[str]  # the configuration key is <place>_norm
@@ -48,6 +52,7 @@ class Norm:
   evaluate: Callable
   fold: Callable | None = None
   why_not: str = ''
+  derivative: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,14 +252,110 @@ def evaluate(params, stats, x):
   return scale_and_shift(params, mean, var, x, eps=eps)
 
 
-def train(params, stats, x, *, momentum, axes, copies=1):
-  """Returns (x normalized with batch statistics, new running statistics)."""
+@dataclasses.dataclass(frozen=True)
+class BatchNorm:
+  """Batch normalization in training: `Norm.train` of the norms made of it.
+
+      y = scale * (x - mean) / sqrt(var + eps) + bias
+
+  Its backward pass stores x and the moments, no array besides of x's size.
+
+  Attributes:
+    over_batch: whether each element of a map has its own statistics, those over
+      the first axis; otherwise each channel has.
+  """
+
+  over_batch: bool = False
+
+  def axes(self, x: jax.Array) -> tuple[int, ...]:
+    """Returns the axes over which the statistics of x are taken."""
+    return (0,) if self.over_batch else tuple(range(x.ndim - 1))
+
+  def __call__(
+    self,
+    params: Leaves,
+    stats: Leaves,
+    x: jax.Array,
+    *,
+    momentum: float,
+    copies: int = 1,
+    autodiff: bool = False,
+  ) -> tuple[jax.Array, Leaves]:
+    """Returns (x normalized with batch statistics, new running statistics).
+
+    Args:
+      params: {scale, bias}; other leaves are not read.
+      stats: running {mean, var}, eps, and leaves that stay as they are.
+      x: [B, ..., C].
+      momentum: weight of the new value in running statistics.
+      copies: how many equal time steps each step of x represents.
+      autodiff: whether JAX derives the backward pass.
+    """
+    function = _batch_norm.fun if autodiff else _batch_norm
+    own = {name: params[name] for name in ('scale', 'bias')}
+    y, moments = function(own, x, stats['eps'], self.axes(x))
+    stats = self.advance(stats, moments, x, momentum=momentum, copies=copies)
+    return y, stats
+
+  def advance(self, stats, moments, x, *, momentum, copies=1):
+    """Returns the running statistics after a batch with these moments."""
+    count = copies * count_over(x, self.axes(x))
+    return advance(stats, *moments, count=count, momentum=momentum)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _batch_norm(params, x, eps, axes):
+  """Returns (y, (mean, var)); no gradient flows through the moments."""
   mean, var = moments(x, axes=axes)
-  count = copies * count_over(x, axes)
-  stats = advance(stats, mean, var, count=count, momentum=momentum)
-  return scale_and_shift(params, mean, var, x, eps=stats['eps']), stats
+  y = scale_and_shift(params, mean, var, x, eps=eps)
+  return y, jax.lax.stop_gradient((mean, var))
 
 
-def train_all_but_last(params, stats, x, **options):
-  """Returns the result of `train` with statistics per channel."""
-  return train(params, stats, x, axes=tuple(range(x.ndim - 1)), **options)
+def _batch_norm_forward(params, x, eps, axes):
+  y, moments = _batch_norm(params, x, eps, axes)
+  return (y, moments), (params['scale'], x, eps, moments)
+
+
+def _batch_norm_backward(axes, stored, cotangents):
+  scale, x, eps, moments = stored
+  dx, dparams = batch_norm_gradients(
+    cotangents[0], x, moments, scale=scale, eps=eps, axes=axes
+  )
+  return dparams, dx, None
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+def batch_norm_gradients(
+  cotangent: jax.Array,
+  x: jax.Array,
+  moments: tuple[jax.Array, jax.Array],
+  *,
+  scale: jax.Array,
+  eps: jax.Array,
+  axes: tuple[int, ...],
+) -> tuple[jax.Array, Leaves]:
+  """Returns the gradients of x and of {scale, bias} in batch normalization.
+
+      g = cotangent, d = x - mean, r = 1 / sqrt(var + eps)
+      dbias = sum(g),  dscale = r * sum(g * d),
+      dx = scale * r * (g - mean(g) - d * r^2 * mean(g * d))
+
+  Args:
+    cotangent: gradient of y, [B, ..., C].
+    x: [B, ..., C].
+    moments: (mean, biased variance) of x over the axes.
+    scale: with the shape of the moments.
+    eps: added to the variance.
+    axes: leading axes of x.
+  """
+  mean, var = moments
+  g, centred = cotangent.astype(jnp.float32), x.astype(jnp.float32) - mean
+  deviation = jax.lax.rsqrt(var + eps)
+  total, along_x = jnp.sum(g, axes), jnp.sum(g * centred, axes)
+  count = count_over(x, axes)
+  slope = along_x * jnp.square(deviation) / count
+  dx = scale * deviation * (g - total / count - centred * slope)
+  dparams = {'scale': along_x * deviation, 'bias': total}
+  return dx.astype(x.dtype), dparams

@@ -18,12 +18,15 @@ def _fold_affine(params, stats, kernel, bias):
   return {'kernel': kernel * gain, 'bias': bias}
 
 
+_batch_norm = base.BatchNorm()
+
 # Plain batch normalization over all time steps together.
 BN = base.NormAfterConvolution(
   init=lambda shape, *, eps, **_: base.init_affine(shape[-1:], eps=eps),
-  train=base.train_all_but_last,
+  train=_batch_norm,
   evaluate=base.evaluate,
   fold=_fold_affine,
+  derivative=True,
 )
 
 
@@ -41,7 +44,7 @@ def _with_alpha_v_th(params, stats):
 
 def _tdbn_train(params, stats, x, **options):
   params = _with_alpha_v_th(params, stats)
-  return base.train_all_but_last(params, stats, x, **options)
+  return _batch_norm(params, stats, x, **options)
 
 
 def _tdbn_evaluate(params, stats, x):
@@ -62,6 +65,7 @@ TDBN = base.NormAfterConvolution(
   train=_tdbn_train,
   evaluate=_tdbn_evaluate,
   fold=_tdbn_fold,
+  derivative=True,
 )
 
 
@@ -129,7 +133,7 @@ def _times_factor(factor, y):
 
 
 def _tebn_train(params, stats, x, **options):
-  y, stats = base.train_all_but_last(params, stats, x, **options)
+  y, stats = _batch_norm(params, stats, x, **options)
   return _times_factor(params['factor'], y), stats
 
 
@@ -151,5 +155,6 @@ TEBN = base.NormAfterConvolution(
   train=_tebn_train,
   evaluate=_tebn_evaluate,
   fold=_tebn_fold,
+  derivative=True,
   per_time_step='factor',
 )

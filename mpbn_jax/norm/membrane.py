@@ -11,10 +11,6 @@ from mpbn_jax.norm import base
 LARGEST = float(np.finfo(np.float32).max)
 
 
-def _train_over_batch(params, stats, u, **options):
-  return base.train(params, stats, u, axes=(0,), **options)
-
-
 def _init(shape, *, eps, v_th):
   params, stats = base.init_affine(shape, eps=eps)
   if v_th is not None:
@@ -134,7 +130,8 @@ def _fold_into_threshold(params, stats):
 # Channel-wise (paper, Eq. 7): statistics over B, H, W at each step.
 MPBN_CHANNEL = base.NormBeforeFiring(
   init=lambda shape, **settings: _init(shape[-1:], **settings),
-  train=base.train_all_but_last,
+  train=base.BatchNorm(),
+  derivative=True,
   evaluate=base.evaluate,
   fires=_fires,
   fold=_fold_into_threshold,
@@ -143,7 +140,8 @@ MPBN_CHANNEL = base.NormBeforeFiring(
 # Element-wise (paper, Sec. 5.2, Eq. 13): statistics over B alone.
 MPBN_ELEMENT = base.NormBeforeFiring(
   init=_init,
-  train=_train_over_batch,
+  train=base.BatchNorm(over_batch=True),
+  derivative=True,
   evaluate=base.evaluate,
   fires=_fires,
   fold=_fold_into_threshold,

@@ -107,6 +107,7 @@ SETTINGS = {
   'momentum': 0.4,
   'eps': 0.01,
   'unroll': False,
+  'autodiff': True,
 }
 # {layer: {key: attribute that it becomes}}
 ATTRIBUTES = {
