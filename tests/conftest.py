@@ -28,7 +28,7 @@ CACHE = pathlib.Path(
 )
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-# Subprocesses compile likewise. The one of test_wheel.py compiles as users do.
+# Subprocesses compile likewise.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(CACHE)
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'true'
 

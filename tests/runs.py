@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import main as program
-from mpbn_jax import arrays, command_line
+from mpbn_jax import arrays, command_line, record
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Those that go on with a run; tests/models/test_import.py has the other.
@@ -67,11 +67,25 @@ def config(*arguments: str):
   return command_line.parse([*TINY, *arguments]).config
 
 
+def at_step(monkeypatch, step: int, function) -> None:
+  """Has a function called once, when training reports a step."""
+  say = record.Progress.say
+
+  def and_call(self, at, text):
+    say(self, at, text)
+    if at == step:
+      monkeypatch.setattr(record.Progress, 'say', say)
+      function()
+
+  monkeypatch.setattr(record.Progress, 'say', and_call)
+
+
 def start(workdir: pathlib.Path, *arguments: str) -> subprocess.Popen:
-  """Starts main.py in a process of its own, with one device."""
+  """Starts main.py in a process of its own, with as many devices."""
   return subprocess.Popen(
     [sys.executable, 'main.py', *TINY, f'--workdir={workdir}', *arguments],
     cwd=ROOT,
+    env={**os.environ, 'JAX_NUM_CPU_DEVICES': str(jax.device_count())},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

@@ -20,7 +20,7 @@ train, test = slice(0, 1400), slice(1400, None)
 
 model = mpbn_jax.build_model({'name': 'spiking_cnn', 'width': 16})
 variables = model.init(jax.random.key(0), images[:1], train=False)
-optimizer = optax.sgd(optax.cosine_decay_schedule(0.1, 220), momentum=0.9)
+optimizer = optax.sgd(optax.cosine_decay_schedule(0.2, 132), momentum=0.9)
 opt_state = optimizer.init(variables['params'])
 
 
@@ -40,7 +40,7 @@ def train_step(variables, opt_state, x, y):
 
 
 rng = np.random.default_rng(0)
-for _ in range(20):  # epochs
+for _ in range(12):  # epochs
   for batch in rng.permutation(1400)[:1375].reshape(-1, 125):
     variables, opt_state = train_step(
       variables, opt_state, images[batch], labels[batch]

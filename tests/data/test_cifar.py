@@ -12,11 +12,12 @@ import PIL.Image
 import pytest
 import runs
 import tensorflow_datasets as tfds
-from cifar_directories import check_equal, home, load, prepare
+from cifar_directories import check_equal, home, load, prepare, publish
 from fake_cifar import ARCHIVES
 from runs import arrays_of, metrics, the_error
 from tensorflow_datasets.image_classification import cifar as theirs
 
+import main
 from mpbn_jax import InputError
 from mpbn_jax.datasets import get_spec
 from mpbn_jax.datasets.cifar import archives
@@ -186,8 +187,8 @@ def test_no_tensorflow_is_imported(tmp_path):
 
 # ---- from the archive to the trained network
 
-COUNTS = {'train': 2000, 'test': 200}
-STEPS = 2 * 16  # two epochs of 2,000 images in batches of 125
+COUNTS = {'train': 500, 'test': 100}
+STEPS = 2 * 5  # two epochs of 500 images in batches of 100
 # The data are what this is about: the network is one that compiles quickly.
 TRAINING = (
   '--config=configs/cifar10.py',
@@ -195,44 +196,36 @@ TRAINING = (
   '--config.model.width=4',
   '--config.model.num_steps=1',
   '--config.num_epochs=2',
-  '--config.data.batch_size=125',
-  '--config.log.every_steps=5',
+  '--config.data.batch_size=100',
+  '--config.evaluation.batch_size=100',
+  '--config.log.every_steps=3',
   '--config.log.tensorboard=false',
 )
 
 
-def train(directory, workdir):
-  return fake_cifar.start(
-    *TRAINING,
-    f'--config.data.dir={directory}',
-    f'--workdir={workdir}',
-    **COUNTS,
-  )
-
-
 @pytest.mark.slow
-def test_interrupted_training_ends_with_the_same_bits(tmp_path):
+def test_interrupted_training_ends_with_the_same_bits(
+  tmp_path, capsys, monkeypatch
+):
+  publish(monkeypatch, **COUNTS)
   fake_cifar.lay(tmp_path, BINARY, **COUNTS)
-  preparing = fake_cifar.start(
-    *TRAINING, '--mode=prepare', f'--config.data.dir={tmp_path}', **COUNTS
-  )
-  out, err = preparing.communicate()
-  assert (preparing.returncode, err) == (0, '')
-  assert '2,000 train and 200 test images' in out
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-  # First the one that compiles the training step and no more.
-  interrupted = train(tmp_path, parts)
-  for line in interrupted.stdout:
-    if line.startswith('step 5/'):
-      interrupted.send_signal(signal.SIGTERM)
-      break
-  _, err = interrupted.communicate()
-  assert interrupted.returncode == 128 + signal.SIGTERM, err
-  assert re.match(rf'stopped at step \d+ of {STEPS}, saved in', err)
-  both = train(tmp_path, whole), train(tmp_path, parts)
-  ends = [process.communicate() for process in both]
-  assert [err for _, err in ends] == ['', '']
-  assert f'{parts} continues: step ' in ends[1][0]
+
+  def run(workdir, *more):
+    directory = f'--config.data.dir={tmp_path}'
+    code = main.main([*TRAINING, directory, f'--workdir={workdir}', *more])
+    return code, *capsys.readouterr()
+
+  code, out, err = run(whole, '--mode=prepare')
+  assert (code, err) == (0, '')
+  assert '500 train and 100 test images' in out
+  runs.at_step(monkeypatch, 6, lambda: signal.raise_signal(signal.SIGTERM))
+  code, _, err = run(parts)
+  assert code == 128 + signal.SIGTERM, err
+  assert re.match(rf'stopped at step 6 of {STEPS}, saved in', err)
+  ends = [run(workdir) for workdir in (whole, parts)]
+  assert [err for _, _, err in ends] == ['', '']
+  assert f'{parts} continues: step 6' in ends[1][1]
   ours, other = arrays_of(parts, STEPS), arrays_of(whole, STEPS)
   assert ours.keys() == other.keys()
   for name, array in ours.items():
