@@ -1,1 +1,1 @@
-"""Hand-optimized lowerings of hot operations, next to plain references."""
+"""Hand-optimized convolution and recurrence, next to plain versions."""

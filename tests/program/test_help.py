@@ -100,8 +100,11 @@ def test_help_lists_every_known_name(key, known, capsys):
   text = capsys.readouterr().out
   after = text[text.index(f'\n  --config.{key}=') :]
   comment = ' '.join(after.split('--config.')[1].split()[1:])
-  for name in known:
-    assert re.search(rf'\b{name}\b', comment), (name, comment)
+  missing = [n for n in known if not re.search(rf'\b{n}\b', comment)]
+  assert not missing, (
+    f'--help shows the comment of {key} in configs/default.py: add '
+    f'{", ".join(missing)} to it'
+  )
 
 
 def test_help_shows_the_values_of_the_given_file(capsys):

@@ -1,0 +1,82 @@
+"""How long does inference take: MPBN, folded, and without any norm of u?
+
+    python benchmarks/inference.py --batch=16 --steps=4 --width=64 --peers
+    python benchmarks/inference.py --rounds=31 --only=folded,plain
+
+Spiking ResNet20: with MPBN, folded into thresholds, folded into convolutions
+too, and the same network without MPBN ('plain'), next to peers with MPBN. All
+take turns. FLOPs and bytes are those that XLA counts.
+"""
+
+import argparse
+
+import measure
+import networks
+
+PEERS = ('spikingjelly', 'pytorch')
+
+
+def functions(options):
+  """Returns ({name: function}, {name: cost analysis})."""
+  shape = dict(num_steps=options.steps, width=options.width)
+  images, labels = networks.data(options.batch)
+  network = networks.model(**shape)
+  plain = networks.model(**shape, norm=False)
+  variables = {
+    **networks.folds(networks.initial(network, images)),
+    'plain': networks.initial(plain, images),
+  }
+  found, costs = {}, {}
+  for name, own in variables.items():
+    of = plain if name == 'plain' else network
+    found[name], costs[name] = networks.forward(of, own, images)
+  if options.peers:
+    import peers
+
+    for name in PEERS:
+      found[name] = peers.functions(name, images, labels, **shape)['forward']
+  return found, costs
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--batch', type=int, default=16)
+  parser.add_argument('--steps', type=int, default=4)
+  parser.add_argument('--width', type=int, default=64)
+  parser.add_argument('--rounds', type=int, default=11)
+  parser.add_argument('--peers', action='store_true')
+  parser.add_argument('--only', help='comma-separated names of the table')
+  options = parser.parse_args()
+  settings = {
+    key: getattr(options, key) for key in ('batch', 'steps', 'width', 'rounds')
+  }
+  found, costs = functions(options)
+  if options.only:
+    found = {name: found[name] for name in options.only.split(',')}
+  found['floor'] = networks.floor(costs['folded']['flops'])
+  seconds = measure.in_turns(found, rounds=options.rounds)
+  print(f'forward pass of ResNet20, 32x32x3, float32, {settings}')
+  print(f'{"ms":>32} {"x floor":>8} {"GFLOP":>7} {"GB":>6}   x folded [95 %]')
+  results = {}
+  for name in found:
+    value, low, high = measure.ratio(seconds[name], seconds['folded'])
+    to_floor, _, _ = measure.ratio(seconds[name], seconds['floor'])
+    median = 1e3 * measure.medians(seconds)[name]
+    cost = costs.get(name, {})
+    flops, moved = cost.get('flops', 0), cost.get('bytes accessed', 0)
+    results[name] = {
+      'ms': median,
+      'to_floor': to_floor,
+      'to_folded': [value, low, high],
+      'flops': flops,
+      'bytes': moved,
+    }
+    print(
+      f'{name:<25} {median:6.0f} {to_floor:8.2f} {flops / 1e9:7.3f} '
+      f'{moved / 1e9:6.3f} {value:8.3f} [{low:.3f}, {high:.3f}]'
+    )
+  measure.record(__file__, settings, results)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,122 @@
+"""Times of functions that take turns, and the records of results."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # benchmarks run from a checkout
+RECORDS = ROOT / 'benchmarks' / 'records.jsonl'
+
+
+def in_turns(
+  functions: Mapping[str, Callable], *, rounds: int, warm_up: int = 2
+) -> dict[str, list[float]]:
+  """Returns {name: seconds of each round} of functions that take turns.
+
+  Each function must wait for its result. Every round runs all of them, so that
+  whatever else the machine does slows down all alike.
+  """
+  times: dict[str, list[float]] = {name: [] for name in functions}
+  for turn in range(-warm_up, rounds):
+    for name, function in functions.items():
+      start = time.perf_counter()
+      function()
+      if turn >= 0:
+        times[name].append(time.perf_counter() - start)
+  return times
+
+
+def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+  """Returns {name: median seconds}."""
+  return {name: statistics.median(values) for name, values in times.items()}
+
+
+def ratio(
+  times: Sequence[float], others: Sequence[float], *, samples: int = 10_000
+) -> tuple[float, float, float]:
+  """Returns median(times) / median(others) and its 95 % bootstrap interval.
+
+  Rounds are drawn in pairs, as they were measured.
+  """
+  a, b = np.asarray(times), np.asarray(others)
+  drawn = np.random.default_rng(0).integers(0, len(a), (samples, len(a)))
+  ratios = np.median(a[drawn], 1) / np.median(b[drawn], 1)
+  low, high = np.quantile(ratios, (0.025, 0.975))
+  return float(np.median(a) / np.median(b)), float(low), float(high)
+
+
+def peak_memory() -> float:
+  """Returns the largest resident set of this process so far, in MiB."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak / (2**20 if sys.platform == 'darwin' else 2**10)
+
+
+def in_a_process(script: str, *arguments: str) -> dict:
+  """Returns what a script prints as JSON on its last line, when run alone."""
+  done = subprocess.run(
+    [sys.executable, script, *arguments],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+  )
+  result: dict = json.loads(done.stdout.splitlines()[-1])
+  return result
+
+
+def conditions() -> dict:
+  """Returns device, versions, commit and date of a measurement."""
+  import jax
+
+  names = ('jax', 'flax', 'numpy', 'torch', 'spikingjelly')
+  versions = {'python': platform.python_version()}
+  for name in names:
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  commit = subprocess.run(
+    ['git', 'describe', '--always', '--dirty'],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+  ).stdout.strip()
+  device = jax.devices()[0]
+  return {
+    'device': f'{device.platform} {device.device_kind}',
+    'devices': jax.device_count(),
+    'cores': len(os.sched_getaffinity(0)),
+    'machine': platform.machine(),
+    'versions': versions,
+    'commit': commit,
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+  }
+
+
+def record(script: str, settings: Mapping, results: Mapping) -> None:
+  """Appends a measurement to `records.jsonl`, and prints its conditions."""
+  entry = {
+    'script': pathlib.Path(script).name,
+    **conditions(),
+    'settings': dict(settings),
+    'results': dict(results),
+  }
+  with RECORDS.open('a') as file:
+    file.write(json.dumps(entry) + '\n')
+  versions = ', '.join(f'{k} {v}' for k, v in entry['versions'].items())
+  print(
+    f'{entry["device"]}, {entry["cores"]} cores, {versions}, commit '
+    f'{entry["commit"]}, {entry["date"]}'
+  )

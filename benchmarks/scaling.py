@@ -1,0 +1,70 @@
+"""How do time and memory of a training step grow, with T, batch or width?
+
+    python benchmarks/scaling.py --over=steps --width=16 --batch=32
+    python benchmarks/scaling.py --over=batch --name='MPBN, autodiff'
+
+Each point runs alone in a process of its own, with a warm compilation cache
+(`train_step.py --alone`). Prints a line a + b * value fitted to time and to
+memory, and the exponent of the last doubling beyond the first point: at most 1
+where growth is at most linear.
+"""
+
+import argparse
+import math
+import os
+import tempfile
+
+import measure
+import numpy as np
+from train_step import OURS
+
+VALUES = {
+  'steps': (1, 2, 4, 8, 16),
+  'batch': (8, 16, 32, 64, 128),
+  'width': (8, 16, 32, 64),
+}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--over', choices=VALUES, default='steps')
+  parser.add_argument('--name', choices=OURS, default='MPBN')
+  parser.add_argument('--batch', type=int, default=32)
+  parser.add_argument('--steps', type=int, default=2)
+  parser.add_argument('--width', type=int, default=16)
+  options = parser.parse_args()
+  script = str(measure.ROOT / 'benchmarks' / 'train_step.py')
+  settings = vars(options)
+  print(f'training step of ResNet20, {settings}')
+  print(f'{options.over:>6} {"ms":>8} {"peak MiB":>9}')
+  points = []
+  with tempfile.TemporaryDirectory() as cache:
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = cache
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+    for value in VALUES[options.over]:
+      shape = {k: settings[k] for k in ('batch', 'steps', 'width')}
+      shape[options.over] = value
+      arguments = [f'--{key}={number}' for key, number in shape.items()]
+      for _ in range(2):  # the second finds the compilation cache
+        found = measure.in_a_process(
+          script, f'--alone={options.name}', *arguments
+        )
+      points.append((value, 1e3 * found['seconds'], found['peak']))
+      print(f'{value:6d} {points[-1][1]:8.0f} {points[-1][2]:9.0f}', flush=True)
+  values, *columns = np.array(points).T
+  results = {'points': points}
+  for name, column in zip(('ms', 'MiB'), columns, strict=True):
+    slope, start = np.polyfit(values, column, 1)
+    growth = (column[-1] - column[0]) / (column[-2] - column[0])
+    linear = (values[-1] - values[0]) / (values[-2] - values[0])
+    exponent = math.log(growth) / math.log(linear)
+    results[name] = {'start': start, 'slope': slope, 'exponent': exponent}
+    print(
+      f'{name}: {start:.0f} + {slope:.1f} * {options.over}, exponent '
+      f'{exponent:.2f}'
+    )
+  measure.record(__file__, settings, results)
+
+
+if __name__ == '__main__':
+  main()
