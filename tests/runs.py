@@ -80,12 +80,14 @@ def at_step(monkeypatch, step: int, function) -> None:
   monkeypatch.setattr(record.Progress, 'say', and_call)
 
 
-def start(workdir: pathlib.Path, *arguments: str) -> subprocess.Popen:
-  """Starts main.py in a process of its own, with as many devices."""
+def start(
+  workdir: pathlib.Path, *arguments: str, devices: int = 1
+) -> subprocess.Popen:
+  """Starts main.py in a process of its own."""
   return subprocess.Popen(
     [sys.executable, 'main.py', *TINY, f'--workdir={workdir}', *arguments],
     cwd=ROOT,
-    env={**os.environ, 'JAX_NUM_CPU_DEVICES': str(jax.device_count())},
+    env={**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices)},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

@@ -284,7 +284,12 @@ def test_folded_network_is_not_trained(collection):
 @pytest.mark.parametrize('name', CURRENT)
 def test_image_equals_its_frames_with_every_norm(name):
   model, variables = common.small(conv_norm=name)
-  common.assert_image_equals_its_frames(model, variables, common.images())
+  x = common.images()
+  logits, updates = jax.jit(
+    lambda x: model.apply(variables, x, train=True, mutable=['batch_stats'])
+  )(x)
+  outputs = logits, updates['batch_stats']
+  common.assert_equals_its_frames(model, variables, x, outputs=outputs)
 
 
 @pytest.mark.parametrize('folded', [False, True])

@@ -108,8 +108,11 @@ def test_every_golden_file_is_compared():
 
 
 @functools.cache
-def _training(file):
-  """Returns what the first step computed, and the losses of all steps."""
+def _step(file):
+  """Returns (a training step, the state of the optimizer before the first).
+
+  The step is (params, stats, opt_state) -> (those, loss, what it computed).
+  """
   _, model, variables, x, arrays = common.golden(file, unroll=False)
   transform = optim.optimizer(
     dict(momentum=0.9, nesterov=False, weight_decay=1e-4, gradient_clip=0.0)
@@ -137,8 +140,15 @@ def _training(file):
     first = {'logits': logits, 'gradients': gradients, 'stats': stats}
     return (params, stats, opt_state), loss, first
 
-  params, stats = variables['params'], variables['batch_stats']
-  carry = (params, stats, transform.init(params))
+  return step, transform.init(variables['params'])
+
+
+@functools.cache
+def _training(file):
+  """Returns what the first step computed, and the losses of all steps."""
+  _, _, variables, _, arrays = common.golden(file)
+  step, start = _step(file)
+  carry = (variables['params'], variables['batch_stats'], start)
   firsts, losses = [], []
   for _ in arrays['losses']:
     carry, loss, first = step(*carry)
@@ -185,6 +195,34 @@ def test_running_statistics_advance_to_the_golden_ones(file):
     np.testing.assert_allclose(
       value, arrays[f'stats1/{name}'], rtol=0, atol=1e-5, err_msg=name
     )
+
+
+@functools.cache
+def _new(file):
+  """Returns (variables of a new network, what its first step computes)."""
+  _, model, _, x, _ = common.golden(file, unroll=False)
+  variables = common.init(model, x[:1])
+  step, start = _step(file)
+  *_, first = step(variables['params'], variables['batch_stats'], start)
+  return variables, first
+
+
+# tests/models/test_models.py has the networks without golden vectors.
+@pytest.mark.slow
+@NETWORKS
+def test_gradient_reaches_the_first_layer_of_a_new_network(file):
+  _, first = _new(file)
+  common.assert_first_layer_learns(first['gradients'])
+
+
+@pytest.mark.slow
+@NETWORKS
+def test_image_equals_the_same_frame_at_every_step(file):
+  _, model, _, x, _ = common.golden(file, unroll=False)
+  variables, first = _new(file)
+  common.assert_equals_its_frames(
+    model, variables, x, outputs=(first['logits'], first['stats'])
+  )
 
 
 def test_slow_reference_agrees_with_the_golden_logits():

@@ -51,8 +51,13 @@ def test_every_neuron_layer_has_its_threshold_norm(name):
   assert sum(layers) == NEURON_LAYERS[name]
 
 
+# tests/models/test_golden.py trains the networks with golden vectors likewise.
 # ResNet34 is ResNet18 with more blocks, and compiles twice as long.
-NO_TWINS = sorted(set(KNOWN) - {'resnet34'})
+OTHERS = sorted(
+  set(KNOWN)
+  - {'resnet34'}
+  - {config['name'] for config in common.GOLDEN_NETWORKS.values()}
+)
 
 
 @functools.cache
@@ -69,22 +74,20 @@ def _new(name, norm):
 def _trained(name, norm):
   """Returns what a new network's training on images computes.
 
-  The gradient of the first kernel, and (logits, statistics).
+  The gradients of its parameters, and (logits, statistics).
   """
   model, variables = _new(name, norm)
-  params = variables['params']
-  first = next(k for k in params if k in ('conv1', 'stem_conv', 'stem_conv1'))
 
   @jax.jit
   @functools.partial(jax.grad, has_aux=True)
-  def train(kernel, x):
-    own = params | {first: params[first] | {'kernel': kernel}}
+  def train(params, x):
     logits, updates = model.apply(
-      {**variables, 'params': own}, x, train=True, mutable=['batch_stats']
+      {**variables, 'params': params}, x, train=True, mutable=['batch_stats']
     )
-    return -jax.nn.log_softmax(logits)[:, 0].mean(), (logits, updates)
+    loss = -jax.nn.log_softmax(logits)[:, 0].mean()
+    return loss, (logits, updates['batch_stats'])
 
-  return train(params[first]['kernel'], _images(name))
+  return train(variables['params'], _images(name))
 
 
 def _images(name):
@@ -92,30 +95,23 @@ def _images(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', NO_TWINS)
+@pytest.mark.parametrize('name', OTHERS)
 def test_image_equals_the_same_frame_at_every_step(name):
   _, outputs = _trained(name, 'mpbn_channel')
   model, variables = _new(name, 'mpbn_channel')
-  frames = jnp.repeat(_images(name)[:, None], model.num_steps, 1)
-  others = jax.jit(
-    lambda x: model.apply(variables, x, train=True, mutable=['batch_stats'])
-  )(frames)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-    outputs,
-    others,
-  )
+  x = _images(name)
+  common.assert_equals_its_frames(model, variables, x, outputs=outputs)
 
 
 @pytest.mark.slow
 # ResNet20 is the one whose last scales once started at 0 without a norm.
 @pytest.mark.parametrize(
   ('name', 'norm'),
-  [*((name, 'mpbn_channel') for name in NO_TWINS), ('resnet20', 'none')],
+  [*((name, 'mpbn_channel') for name in OTHERS), ('resnet20', 'none')],
 )
 def test_gradient_reaches_the_first_layer_of_a_new_network(name, norm):
-  gradient, _ = _trained(name, norm)
-  assert (gradient != 0).any()
+  gradients, _ = _trained(name, norm)
+  common.assert_first_layer_learns(gradients)
 
 
 @pytest.mark.parametrize('name', KNOWN)

@@ -21,6 +21,7 @@ ROWS = {
   'neuron': 0,
   'norm': 0,
   'ops': 0,
+  'programs': 0,
   'datasets.augment': 0,
   'datasets.events.frames': 0,
   'layers': 1,

@@ -62,14 +62,14 @@ def test_stopped_by_a_signal_saves_and_resumes_bit_for_bit(
 @pytest.mark.slow
 def test_killed_run_continues_from_the_last_checkpoint(uninterrupted, tmp_path):
   workdir = tmp_path / 'run'
-  process = runs.start(workdir)
+  process = runs.start(workdir, devices=jax.device_count())
   while not (workdir / 'checkpoints' / '16').exists():
     assert process.poll() is None
     time.sleep(0.001)
   process.kill()
   process.communicate()
   assert process.returncode == -signal.SIGKILL
-  process = runs.start(workdir)
+  process = runs.start(workdir, devices=jax.device_count())
   said, err = process.communicate()
   assert (process.returncode, err) == (0, '')
   # 32, if the machine was busy in between.
