@@ -19,8 +19,9 @@ images = images.reshape(-1, 8, 8, 1).astype(np.float32) / 6 - 0.8
 train, test = slice(0, 1400), slice(1400, None)
 
 model = mpbn_jax.build_model({'name': 'spiking_cnn', 'width': 16})
-variables = model.init(jax.random.key(0), images[:1], train=False)
-optimizer = optax.sgd(optax.cosine_decay_schedule(0.2, 132), momentum=0.9)
+init = jax.jit(lambda key, x: model.init(key, x, train=False))
+variables = init(jax.random.key(0), images[:1])
+optimizer = optax.sgd(optax.cosine_decay_schedule(0.2, 88), momentum=0.9)
 opt_state = optimizer.init(variables['params'])
 
 
@@ -40,7 +41,7 @@ def train_step(variables, opt_state, x, y):
 
 
 rng = np.random.default_rng(0)
-for _ in range(12):  # epochs
+for _ in range(8):  # epochs
   for batch in rng.permutation(1400)[:1375].reshape(-1, 125):
     variables, opt_state = train_step(
       variables, opt_state, images[batch], labels[batch]
