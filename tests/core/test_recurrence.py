@@ -116,3 +116,14 @@ def test_norm_with_another_training_is_differentiated_by_jax(monkeypatch):
   monkeypatch.setattr(recurrence, 'lif_scan', None)
   gradients, _ = _results({'norm': 'doubled'}, autodiff=False)
   assert (gradients[1] != 0).any()
+
+
+@pytest.mark.usefixtures('registries')
+def test_surrogate_that_replaces_another_is_the_one_that_is_used():
+  settings = {'norm': 'mpbn_channel', 'surrogate': 'own'}
+  SURROGATES['own'] = SURROGATES['atan']
+  (_, before), _ = _results(settings, autodiff=False)
+  SURROGATES['own'] = SURROGATES['tanh']
+  (_, after), _ = _results(settings, autodiff=False)
+  assert (before != after).any()
+  _check(settings)
