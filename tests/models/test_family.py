@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from two_layers import TwoLayers
 
 from mpbn_jax import (
   MODELS,
@@ -25,9 +26,8 @@ from mpbn_jax import (
 from mpbn_jax.configs import digits
 from mpbn_jax.evaluation import compare_layers, recorded
 from mpbn_jax.experiment import build
-from mpbn_jax.layers import ConvNorm, average_pool, over_time
+from mpbn_jax.layers import ConvNorm
 from mpbn_jax.layers.variables import per_time_step
-from mpbn_jax.models.network import SpikingNetwork
 from mpbn_jax.norm import PLACES, names_at
 from mpbn_jax.report import fold_network
 
@@ -45,19 +45,6 @@ KERNEL_FOLDS = [
   *(('none', name) for name in SPIKES if NORMS[name].fold),
   *[('bn', 'psp_bn'), ('bntt', 'psp_bn_step'), ('tebn', 'psp_bn')],
 ]
-
-
-class TwoLayers(SpikingNetwork):
-  """The smallest network in which norms of every place meet."""
-
-  def encoder(self):
-    return self.conv(self.width, name='conv1')
-
-  def features(self, currents, *, train):
-    x = self.lif(name='lif1')(currents, train=train)
-    x = over_time(lambda x: average_pool(x, window=2), x)
-    x = self.conv(self.width, name='conv2')(x, train=train)
-    return self.lif(name='lif2')(x, train=train)
 
 
 def _pairs():

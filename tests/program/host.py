@@ -10,16 +10,27 @@ import sys
 
 import jax
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from mpbn_jax import evaluation, report, sharding, train_step, training
+from two_layers import TwoLayers
+
+from mpbn_jax import (
+  MODELS,
+  evaluation,
+  report,
+  sharding,
+  train_step,
+  training,
+)
 from mpbn_jax.configs import digits
 
 
 def results(mesh: jax.sharding.Mesh) -> dict:
   """Returns losses of training, and what is measured on the test set."""
+  MODELS['two_layers'] = TwoLayers
   config = digits.get_config()
-  config.model.width, config.model.num_steps = 2, 1
+  config.model.update({'name': 'two_layers', 'width': 2, 'num_steps': 1})
   config.data.batch_size = config.evaluation.batch_size = 100
   config.data.mixup = 0.4
   experiment = training.build(config, mesh=mesh)

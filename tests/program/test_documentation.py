@@ -14,9 +14,11 @@ import common
 import jax
 import jax.numpy as jnp
 import pytest
-import runs
+from two_layers import TwoLayers
 
 import mpbn_jax
+import runs
+from mpbn_jax import MODELS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODULES = [
@@ -82,6 +84,7 @@ def test_readme_shows_the_commands():
 @pytest.mark.slow
 def test_readme_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setitem(MODELS, 'spiking_cnn', TwoLayers)
   short = ('--config.num_epochs=1', '--config.data.train_size=128')
   for command in _readme_commands():
     # What the command says comes last, so it holds.

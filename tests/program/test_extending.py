@@ -5,9 +5,10 @@ import runpy
 
 import jax.numpy as jnp
 import pytest
-import runs
+from two_layers import TwoLayers
 
-from mpbn_jax import InputError, build_model, load_run
+import runs
+from mpbn_jax import MODELS, InputError, build_model, load_run
 
 EXAMPLES = sorted((runs.ROOT / 'docs' / 'examples').glob('own_*.py'))
 
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.usefixtures('registries')
 
 @pytest.mark.slow
 @pytest.mark.parametrize('file', EXAMPLES, ids=[file.stem for file in EXAMPLES])
-def test_example_trains_folds_and_reports(file, tmp_path, capsys):
+def test_example_trains_folds_and_reports(file, tmp_path, capsys, monkeypatch):
+  monkeypatch.setitem(MODELS, 'spiking_cnn', TwoLayers)
   workdir = tmp_path / 'run'
   shown = f'--config=docs/examples/{file.name}'
   assert f'python main.py {shown}' in runpy.run_path(str(file))['__doc__']

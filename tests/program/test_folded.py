@@ -161,7 +161,7 @@ def test_killed_at_any_moment_the_old_or_the_new_is_whole(variables, tmp_path):
   found = []
   for moment in moments:
     _, loaded = load_folded(moment / '7')
-    _, notes = arrays.read(moment / '7')
+    notes = arrays.read_notes(moment / '7')
     content = variables if notes['step'] == 1 else new
     jax.tree.map(np.testing.assert_array_equal, loaded, content)
     found.append(notes['step'])

@@ -14,11 +14,11 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-import runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpbn_jax.configs.default import get_config
 
+import runs
 from mpbn_jax import InputError, sharding, training
 from mpbn_jax.datasets import get_spec, load_dataset
 from mpbn_jax.datasets.base import Dataset, Split
@@ -160,6 +160,7 @@ def test_evaluate_counts_every_image_once(examples, devices, share):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('registries')
 def test_two_hosts_train_and_evaluate_as_one():
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
