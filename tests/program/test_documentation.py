@@ -6,6 +6,7 @@ import os
 import pathlib
 import pkgutil
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -14,10 +15,10 @@ import common
 import jax
 import jax.numpy as jnp
 import pytest
+import runs
 from two_layers import TwoLayers
 
 import mpbn_jax
-import runs
 from mpbn_jax import MODELS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -121,6 +122,24 @@ def test_every_file_that_a_page_names_exists(page):
   for name in re.findall(r'`((?:[\w.]+/)*\w+\.(?:py|txt))[`:]', text):
     homes = (ROOT, ROOT / 'mpbn_jax', ROOT / 'tests')
     assert any((home / name).is_file() for home in homes), name
+
+
+SCRIPTS = sorted((ROOT / 'benchmarks').glob('*.py'))
+HELPERS = {'measure.py', 'networks.py', 'peers.py'}
+
+
+@pytest.mark.parametrize(
+  'file',
+  [file for file in SCRIPTS if file.name != 'peers.py'],
+  ids=lambda file: file.name,
+)
+def test_benchmark_is_listed_and_can_be_started(file, monkeypatch):
+  monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+  names = runpy.run_path(str(file))
+  if file.name not in HELPERS:
+    table = (ROOT / 'benchmarks' / 'README.md').read_text()
+    assert f'| `{file.name}` |' in table
+    assert callable(names['main'])
 
 
 @pytest.mark.slow
