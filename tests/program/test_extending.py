@@ -5,9 +5,9 @@ import runpy
 
 import jax.numpy as jnp
 import pytest
+import runs
 from two_layers import TwoLayers
 
-import runs
 from mpbn_jax import MODELS, InputError, build_model, load_run
 
 EXAMPLES = sorted((runs.ROOT / 'docs' / 'examples').glob('own_*.py'))

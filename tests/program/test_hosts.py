@@ -14,11 +14,11 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+import runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpbn_jax.configs.default import get_config
 
-import runs
 from mpbn_jax import InputError, sharding, training
 from mpbn_jax.datasets import get_spec, load_dataset
 from mpbn_jax.datasets.base import Dataset, Split
