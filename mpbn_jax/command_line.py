@@ -184,6 +184,7 @@ _BESIDE_THE_PAPER = (
   'data.on_bad_image',
   'data.prefetch',
   'data.workers',
+  'model.autodiff',
   'model.remat',
   'model.unroll',
 )

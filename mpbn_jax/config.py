@@ -28,6 +28,8 @@ FREE_KEYS = (
 FORMAT = 2
 # What --mode=fold and the summary fold: membrane norms only, or every norm.
 FOLDS = ('thresholds', 'all')
+# Keys that stored configurations may lack: {key: what programs did before}.
+_ADDED = {'model.autodiff': True}
 _LISTED = 8  # differing keys that one message lists
 
 
@@ -246,7 +248,17 @@ def from_json(text: str) -> dict[str, Any]:
       f'it has format {version}, and this version of mpbn_jax reads format '
       f'{FORMAT}'
     )
-  return config
+  return _completed(config)
+
+
+def _completed(stored):
+  """Returns a stored configuration with the keys that were added since."""
+  completed = dict(stored)
+  for added, value in _ADDED.items():
+    group, _, key = added.partition('.')
+    if hasattr(stored.get(group), 'items'):
+      completed[group] = {key: value, **stored[group]}
+  return completed
 
 
 def plain(config: Mapping) -> dict[str, Any]:
@@ -260,7 +272,7 @@ def plain(config: Mapping) -> dict[str, Any]:
 def differences(config: Mapping, stored: Mapping) -> list[str]:
   """Returns 'key: stored -> now' for each key that differs but must not."""
   ours = flatten(json.loads(json.dumps(plain(config))))
-  theirs = flatten(stored)
+  theirs = flatten(_completed(stored))
   return [
     f'{key}: {theirs.get(key)!r} -> {ours.get(key)!r}'
     for key in sorted(ours.keys() | theirs.keys())

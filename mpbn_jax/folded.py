@@ -28,6 +28,7 @@ from mpbn_jax.models import (
 _FORMAT = 2  # 1: spike norms beside their neurons
 # These affect training and compilation only.
 _OF_TRAINING = {
+  'autodiff',
   'detach_reset',
   'kernel_init',
   'last_scale',

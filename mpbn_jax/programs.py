@@ -4,8 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from mpbn_jax import neuron, surrogate
 from mpbn_jax import norm as norms
-from mpbn_jax import surrogate
 
 
 def shared(make: Callable) -> Callable:
@@ -15,8 +15,8 @@ def shared(make: Callable) -> Callable:
   that is created again, for an equal network, would be traced and compiled
   again: when a run is resumed or repeated in a notebook, for example.
 
-  Results are remembered for equal arguments while the registries of norms and
-  surrogates, which a network looks up by name, hold the same entries. The last
+  Results are remembered for equal arguments while the registries of norms,
+  surrogates and resets, which a network looks up by name, are unchanged. The last
   eight are kept, and `<function>.cache_clear()` forgets them. Arguments that
   cannot be hashed are not remembered.
 
@@ -34,6 +34,7 @@ def shared(make: Callable) -> Callable:
     registered = (
       *norms.NORMS.items(),
       *surrogate.SURROGATES.items(),
+      *neuron.RESETS.items(),
     )
     try:
       hash(args)

@@ -76,7 +76,7 @@ def test_every_setting_that_counts_is_checked_by_name(
 def test_settings_of_training_may_differ(variables, tmp_path):
   path = save(tmp_path / '7', variables)
   other = mpbn_jax.build_model(
-    {**SETTINGS, 'surrogate': 'tanh', 'unroll': False, 'momentum': 0.2}
+    dict(SETTINGS, surrogate='tanh', unroll=False, momentum=0.2, autodiff=True)
   )
   assert load_folded(path, model=other)[0] is other
 

@@ -47,6 +47,22 @@ def test_free_keys_may_differ_and_are_stored_when_the_run_goes_on(tmp_path):
   assert stored(tmp_path)['log']['every_steps'] == now.log.every_steps
 
 
+def test_run_from_before_a_key_goes_on_as_it_was(tmp_path):
+  now = default.get_config()
+  open_workdir(tmp_path, now)
+  file = tmp_path / 'config.json'
+  content = json.loads(file.read_text())
+  del content['model']['autodiff']
+  file.write_text(json.dumps(content))
+  # Its programs were derived by JAX: to resume with the same bits, so are ours.
+  with pytest.raises(InputError, match=r'model.autodiff: True -> False\)'):
+    open_workdir(tmp_path, now)
+  now.model.autodiff = True
+  open_workdir(tmp_path, now)
+  del content['format']
+  assert config.differences(now, content) == []  # as a checkpoint stores it
+
+
 FREE = (
   *('log.', 'evaluation.', 'paper.', 'num_epochs'),
   *('data.dir', 'data.workers', 'data.prefetch', 'data.on_bad_image'),
