@@ -15,10 +15,10 @@ def shared(make: Callable) -> Callable:
   that is created again, for an equal network, would be traced and compiled
   again: when a run is resumed or repeated in a notebook, for example.
 
-  Results are remembered for equal arguments while the registries of norms,
-  surrogates and resets, which a network looks up by name, are unchanged. The last
-  eight are kept, and `<function>.cache_clear()` forgets them. Arguments that
-  cannot be hashed are not remembered.
+  Results are remembered for equal arguments, while the registries of norms,
+  surrogates and resets, where a network looks names up, are unchanged. The last
+  eight are kept; `<function>.cache_clear()` forgets them. Arguments that cannot
+  be hashed are not remembered.
 
   Args:
     make: a function of positional arguments, which must determine its result.
