@@ -205,7 +205,8 @@ class LIF(nn.Module):
 
       return neurons(fire=fire, v_th=v_th)[0]
 
-    if isinstance(norm.train, norms.BatchNorm) and not self.autodiff:
+    # A subclass may train otherwise.
+    if type(norm.train) is norms.BatchNorm and not self.autodiff:
       settings = Recurrence(
         norm=norm.train, momentum=self.momentum, **surrogate, **scan
       )
@@ -214,7 +215,8 @@ class LIF(nn.Module):
         settings, currents, tau, v_th, affine, stats
       )
     else:
-      options = {'autodiff': True} if norm.derivative else {}
+      plain = self.autodiff and norm.derivative
+      options = {'autodiff': True} if plain else {}
 
       def fire(stats, u):
         n, stats = norm.train(

@@ -1,5 +1,6 @@
 """The recurrence's own backward pass, next to the one that JAX derives."""
 
+import dataclasses
 import functools
 
 import common
@@ -10,7 +11,7 @@ import pytest
 
 from mpbn_jax import LIF, NORMS, SURROGATES
 from mpbn_jax.neuron import RESETS
-from mpbn_jax.norm import names_at
+from mpbn_jax.norm import BatchNorm, names_at
 from mpbn_jax.ops import recurrence
 
 B, T, SIDE, C = 5, 4, 3, 3
@@ -100,19 +101,11 @@ def test_potentials_and_spikes_are_all_that_is_stored(norm):
 
 @pytest.mark.usefixtures('registries')
 def test_norm_with_another_training_is_differentiated_by_jax(monkeypatch):
-  own = NORMS['mpbn_channel']
+  class Doubled(BatchNorm):
+    def __call__(self, params, stats, u, **options):
+      return super().__call__(params, stats, 2 * u, **options)
 
-  def train(params, stats, u, *, momentum, autodiff=False):
-    del autodiff
-    return own.train(params, stats, 2 * u, momentum=momentum)
-
-  NORMS['doubled'] = type(own)(
-    init=own.init,
-    train=train,
-    evaluate=own.evaluate,
-    fires=own.fires,
-    fold=own.fold,
-  )
+  NORMS['doubled'] = dataclasses.replace(NORMS['mpbn_channel'], train=Doubled())
   monkeypatch.setattr(recurrence, 'lif_scan', None)
   gradients, _ = _results({'norm': 'doubled'}, autodiff=False)
   assert (gradients[1] != 0).any()
