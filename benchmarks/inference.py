@@ -8,8 +8,6 @@ too, and the same network without MPBN ('plain'), next to peers with MPBN. All
 take turns. FLOPs and bytes are those that XLA counts.
 """
 
-import argparse
-
 import measure
 import networks
 
@@ -39,20 +37,11 @@ def functions(options):
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--batch', type=int, default=16)
-  parser.add_argument('--steps', type=int, default=4)
-  parser.add_argument('--width', type=int, default=64)
-  parser.add_argument('--rounds', type=int, default=11)
-  parser.add_argument('--peers', action='store_true')
-  parser.add_argument('--only', help='comma-separated names of the table')
-  options = parser.parse_args()
-  settings = {
-    key: getattr(options, key) for key in ('batch', 'steps', 'width', 'rounds')
-  }
+  options = measure.parser(__doc__, rounds=11).parse_args()
+  settings = measure.settings(options)
   found, costs = functions(options)
-  if options.only:
-    found = {name: found[name] for name in options.only.split(',')}
+  names = measure.chosen(options.only, list(found), base='folded')
+  found = {name: found[name] for name in names}
   found['floor'] = networks.floor(costs['folded']['flops'])
   seconds = measure.in_turns(found, rounds=options.rounds)
   print(f'forward pass of ResNet20, 32x32x3, float32, {settings}')

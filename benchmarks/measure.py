@@ -1,5 +1,6 @@
 """Times of functions that take turns, and the records of results."""
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -18,6 +19,37 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks run from a checkout
 RECORDS = ROOT / 'benchmarks' / 'records.jsonl'
+
+
+def parser(document: str, *, rounds: int) -> argparse.ArgumentParser:
+  """Returns a parser of the size of a network and what of it is measured."""
+  result = argparse.ArgumentParser(description=document.splitlines()[0])
+  result.add_argument('--batch', type=int, default=16)
+  result.add_argument('--steps', type=int, default=4)
+  result.add_argument('--width', type=int, default=64)
+  result.add_argument('--rounds', type=int, default=rounds)
+  result.add_argument('--peers', action='store_true')
+  result.add_argument('--only', help='comma-separated names of the table')
+  return result
+
+
+def settings(options: argparse.Namespace) -> dict:
+  """Returns the arguments of `parser` that a record keeps."""
+  return {k: vars(options)[k] for k in ('batch', 'steps', 'width', 'rounds')}
+
+
+def chosen(only: str | None, names: Sequence[str], *, base: str) -> list[str]:
+  """Returns the names to measure; `base`, which others are compared with, too.
+
+  Exits with a message if one is unknown.
+  """
+  if only is None:
+    return list(names)
+  wanted = [base, *(name for name in only.split(',') if name != base)]
+  if unknown := [name for name in wanted if name not in names]:
+    known = ', '.join(names)
+    sys.exit(f'--only: expected names of {known}, got {", ".join(unknown)}')
+  return wanted
 
 
 def in_turns(
@@ -87,12 +119,10 @@ def conditions() -> dict:
       versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       continue
-  commit = subprocess.run(
-    ['git', 'describe', '--always', '--dirty'],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    text=True,
-  ).stdout.strip()
+  commit = _git('rev-parse', '--short', 'HEAD')
+  # The records themselves are no change of the code.
+  others = f':!{RECORDS.relative_to(ROOT)}'
+  commit += '-dirty' * bool(_git('status', '--porcelain', '--', '.', others))
   device = jax.devices()[0]
   return {
     'device': f'{device.platform} {device.device_kind}',
@@ -103,6 +133,13 @@ def conditions() -> dict:
     'commit': commit,
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
+
+
+def _git(*arguments):
+  done = subprocess.run(
+    ['git', *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+  )
+  return done.stdout.strip()
 
 
 def record(script: str, settings: Mapping, results: Mapping) -> None:

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-import measure  # noqa: F401 (finds the package)
+import measure  # noqa: F401 (puts the checkout on the path)
 import numpy as np
 
 from mpbn_jax import build_model, fold, fold_convolutions, strip

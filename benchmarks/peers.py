@@ -33,9 +33,9 @@ class Rectangle(torch.autograd.Function):
 class EagerLIF(nn.Module):
   """LIF neurons with MPBN, one operation of PyTorch after the other."""
 
-  def __init__(self, channels, norm=True):
+  def __init__(self, channels):
     super().__init__()
-    self.norm = nn.BatchNorm2d(channels) if norm else nn.Identity()
+    self.norm = nn.BatchNorm2d(channels)
 
   def forward(self, currents):
     u_res, spikes = 0.0, []
@@ -47,19 +47,17 @@ class EagerLIF(nn.Module):
     return torch.stack(spikes)
 
 
-def jelly_lif(channels, norm=True):
+def jelly_lif(channels):
   """Returns the same neurons of SpikingJelly, in multi-step mode."""
   from spikingjelly.activation_based import neuron, surrogate
 
-  settings = dict(
+  return neuron.MPBNLIFNode(
     tau=4 / 3,  # keeps 1 - 1 / tau = 0.25
     v_threshold=0.5,
     surrogate_function=surrogate.Sigmoid(),
     step_mode='m',
+    out_channels=channels,
   )
-  if norm:
-    return neuron.MPBNLIFNode(**settings, out_channels=channels)
-  return neuron.LIFNode(**settings, decay_input=False)
 
 
 LIFS = {'spikingjelly': jelly_lif, 'pytorch': EagerLIF}
@@ -96,20 +94,16 @@ class Block(nn.Module):
 class ResNet20(nn.Module):
   """The network of the paper; see `mpbn_jax.models.resnet`."""
 
-  def __init__(self, lif, *, width, norm):
+  def __init__(self, lif, *, width):
     super().__init__()
-
-    def neurons(channels):
-      return lif(channels, norm=norm)
-
     layers, channels = [], 3
     for _ in range(3):
-      layers += [_conv(channels, width), neurons(width)]
+      layers += [_conv(channels, width), lif(width)]
       channels = width
     layers.append(MergedSteps(nn.AvgPool2d(2)))
     for stage in range(4):
       for _ in range(2):
-        layers.append(Block(channels, width * 2**stage, neurons))
+        layers.append(Block(channels, width * 2**stage, lif))
         channels = width * 2**stage
     self.body = nn.Sequential(*layers)
     self.head = nn.Linear(channels, 10)
@@ -125,10 +119,9 @@ def functions(
   *,
   num_steps: int,
   width: int,
-  norm: bool = True,
 ) -> dict:
   """Returns {'train', 'forward': function} of a peer in `LIFS`."""
-  network = ResNet20(LIFS[name], width=width, norm=norm)
+  network = ResNet20(LIFS[name], width=width)
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   network = network.to(device)
   x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device)

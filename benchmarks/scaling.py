@@ -1,7 +1,7 @@
 """How do time and memory of a training step grow, with T, batch or width?
 
     python benchmarks/scaling.py --over=steps --width=16 --batch=32
-    python benchmarks/scaling.py --over=batch --name='MPBN, autodiff'
+    python benchmarks/scaling.py --over=batch --name=autodiff
 
 Each point runs alone in a process of its own, with a warm compilation cache
 (`train_step.py --alone`). Prints a line a + b * value fitted to time and to

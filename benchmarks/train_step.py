@@ -4,14 +4,14 @@
     python benchmarks/train_step.py --batch=128 --steps=2 --width=16 --peers
     python benchmarks/train_step.py --memory --peers
 
-Spiking ResNet20 with and without MPBN, with JAX's own backward pass
-(`model.autodiff`) and with recomputed blocks, next to SpikingJelly and to an
-eager PyTorch network of the same shape, which take turns. The floor is one
-square matmul of the step's FLOPs in the same run. With --memory each runs alone
-in a process of its own, with a warm compilation cache.
+Spiking ResNet20 with MPBN and without ('plain'), with MPBN and JAX's own
+backward pass ('autodiff') or recomputed blocks ('remat'), next to SpikingJelly
+and to an eager PyTorch network of the same shape, which take turns. The floor
+is one square matmul of the step's FLOPs in the same run. With --memory each
+runs alone in a process of its own, with a warm compilation cache.
 """
 
-import argparse
+import importlib
 import json
 import os
 import tempfile
@@ -21,22 +21,16 @@ import measure
 
 OURS = {
   'MPBN': {},
-  'no MPBN': {'norm': False},
-  'MPBN, autodiff': {'autodiff': True},
-  'MPBN, remat': {'remat': True},
+  'plain': {'norm': False},
+  'autodiff': {'autodiff': True},
+  'remat': {'remat': True},
 }
 PEERS = ('spikingjelly', 'pytorch')
 
 
 def arguments():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--batch', type=int, default=16)
-  parser.add_argument('--steps', type=int, default=4)
-  parser.add_argument('--width', type=int, default=64)
-  parser.add_argument('--rounds', type=int, default=7)
-  parser.add_argument('--peers', action='store_true')
+  parser = measure.parser(__doc__, rounds=7)
   parser.add_argument('--memory', action='store_true')
-  parser.add_argument('--only', help='comma-separated names of the table')
   parser.add_argument('--alone', help='run this one, print JSON')
   return parser.parse_args()
 
@@ -63,10 +57,7 @@ def steps(names, options):
 
 def alone(name, options):
   """Runs three steps of one; prints its peak memory and time as JSON."""
-  if name in OURS:
-    import networks  # noqa: F401
-  else:
-    import peers  # noqa: F401
+  importlib.import_module('networks' if name in OURS else 'peers')
   imported = measure.peak_memory()
   (step,) = _alone(name, options).values()
   times = []
@@ -150,11 +141,8 @@ def main():
     alone(options.alone, options)
     return
   names = [*OURS, *(PEERS if options.peers else ())]
-  if options.only:
-    names = options.only.split(',')
-  settings = {
-    key: getattr(options, key) for key in ('batch', 'steps', 'width', 'rounds')
-  }
+  names = measure.chosen(options.only, names, base='MPBN')
+  settings = measure.settings(options)
   print(f'training step of ResNet20, 32x32x3, float32, {settings}')
   results = (memory if options.memory else times)(names, options)
   measure.record(__file__, settings | {'memory': options.memory}, results)

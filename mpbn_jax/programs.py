@@ -9,7 +9,7 @@ from mpbn_jax import norm as norms
 
 
 def shared(make: Callable) -> Callable:
-  """Makes a function that compiles return its earlier result.
+  """Makes a function return the compiled program that it returned before.
 
   JAX keeps compiled code with the function object that was compiled. A function
   that is created again, for an equal network, would be traced and compiled
@@ -17,8 +17,9 @@ def shared(make: Callable) -> Callable:
 
   Results are remembered for equal arguments, while the registries of norms,
   surrogates and resets, where a network looks names up, are unchanged. The last
-  eight are kept; `<function>.cache_clear()` forgets them. Arguments that cannot
-  be hashed are not remembered.
+  eight are kept. What cannot be hashed is not remembered. A class or function
+  that is changed in place (by IPython's autoreload) counts as unchanged: then
+  restart the process.
 
   Args:
     make: a function of positional arguments, which must determine its result.
@@ -37,10 +38,9 @@ def shared(make: Callable) -> Callable:
       *neuron.RESETS.items(),
     )
     try:
-      hash(args)
+      hash((registered, args))
     except TypeError:
       return make(*args)
     return remembered(registered, *args)
 
-  function.cache_clear = remembered.cache_clear  # type: ignore[attr-defined]
   return function

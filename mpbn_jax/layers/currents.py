@@ -158,7 +158,7 @@ def _normalize(layer, y, *, train, copies):
   if norm.per_time_step:
     variables.check_steps(layer, y.shape[1] * copies)
     y, options = jnp.repeat(y, copies, axis=1), {}
-  if layer.autodiff and norm.derivative:
+  if layer.autodiff and norm.custom_backward:
     options['autodiff'] = True
   own = variables.NormVariables(
     layer,

@@ -215,7 +215,7 @@ class LIF(nn.Module):
         settings, currents, tau, v_th, affine, stats
       )
     else:
-      plain = self.autodiff and norm.derivative
+      plain = self.autodiff and norm.custom_backward
       options = {'autodiff': True} if plain else {}
 
       def fire(stats, u):

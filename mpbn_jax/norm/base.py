@@ -40,8 +40,8 @@ class Norm:
     evaluate: (params, stats, x) -> y.
     fold: see the subclass; None if the norm cannot be folded.
     why_not: the reason if `fold` is None.
-    derivative: whether `train` has a backward pass of its own, and an argument
-      `autodiff` that replaces it with JAX's.
+    custom_backward: whether `train` has a backward pass of its own, and an
+      argument `autodiff` that replaces it with JAX's.
   """
 
   place: ClassVar[str]  # the configuration key is <place>_norm
@@ -52,7 +52,7 @@ class Norm:
   evaluate: Callable
   fold: Callable | None = None
   why_not: str = ''
-  derivative: bool = False
+  custom_backward: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,7 +258,7 @@ class BatchNorm:
 
       y = scale * (x - mean) / sqrt(var + eps) + bias
 
-  Its backward pass stores x and the moments, no array besides of x's size.
+  Its backward pass stores x and the moments, and no other array of x's size.
 
   Attributes:
     over_batch: whether each element of a map has its own statistics, those over

@@ -26,7 +26,7 @@ BN = base.NormAfterConvolution(
   train=_batch_norm,
   evaluate=base.evaluate,
   fold=_fold_affine,
-  derivative=True,
+  custom_backward=True,
 )
 
 
@@ -65,7 +65,7 @@ TDBN = base.NormAfterConvolution(
   train=_tdbn_train,
   evaluate=_tdbn_evaluate,
   fold=_tdbn_fold,
-  derivative=True,
+  custom_backward=True,
 )
 
 
@@ -155,6 +155,6 @@ TEBN = base.NormAfterConvolution(
   train=_tebn_train,
   evaluate=_tebn_evaluate,
   fold=_tebn_fold,
-  derivative=True,
+  custom_backward=True,
   per_time_step='factor',
 )

@@ -131,7 +131,7 @@ def _fold_into_threshold(params, stats):
 MPBN_CHANNEL = base.NormBeforeFiring(
   init=lambda shape, **settings: _init(shape[-1:], **settings),
   train=base.BatchNorm(),
-  derivative=True,
+  custom_backward=True,
   evaluate=base.evaluate,
   fires=_fires,
   fold=_fold_into_threshold,
@@ -141,7 +141,7 @@ MPBN_CHANNEL = base.NormBeforeFiring(
 MPBN_ELEMENT = base.NormBeforeFiring(
   init=_init,
   train=base.BatchNorm(over_batch=True),
-  derivative=True,
+  custom_backward=True,
   evaluate=base.evaluate,
   fires=_fires,
   fold=_fold_into_threshold,
