@@ -20,6 +20,12 @@ from mpbn_jax.errors import InputError
 # windows stay in the L2 cache (2 MiB per core). 64 channels on 32x32: 3.4 in
 # one piece, 2.8 with 16384 pixels, 1.6 with 1024 to 4096, 3 - 7 by `lax.conv`.
 _CHUNK_PIXELS = 2048
+# XLA hands convolutions of more than 16 channels to YNNPACK, which divides the
+# columns of a map and blocks of this many output channels among the cores, but
+# neither rows nor images.
+_YNNPACK_CHANNELS = 128
+# Below, what is gained is less than the copies cost.
+_WIDE_FLOPS = 3e7
 
 
 def convolution(
@@ -225,7 +231,7 @@ def _correlate(x, kernel, strides, padding):
     stop = x.shape[axis] + min(high, 0)
     x = lax.slice_in_dim(x, max(-low, 0), stop, axis=axis)
   padding = [(max(low, 0), max(high, 0)) for low, high in padding]
-  kh, kw, _, c_out = kernel.shape
+  kh, kw, c_in, c_out = kernel.shape
   height, width = (
     (x.shape[i + 1] + sum(padding[i]) - kernel.shape[i]) // strides[i] + 1
     for i in range(2)
@@ -237,6 +243,10 @@ def _correlate(x, kernel, strides, padding):
   # more than it saves.
   oversize = kh > x.shape[1] or kw > x.shape[2]
   if not oversize and kh * kw > 1 and x.shape[0] * height * width > c_out:
+    flops = 2 * kernel.size * x.shape[0] * height * width
+    one_core = c_in > 16 and c_out > 16 and c_out < _YNNPACK_CHANNELS
+    if one_core and strides == (1, 1) and flops > _WIDE_FLOPS:
+      return _side_by_side(x, kernel, padding, width)
     return plain(x, kernel, strides, padding)
   x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
   windows = [
@@ -245,6 +255,29 @@ def _correlate(x, kernel, strides, padding):
     for b in range(kw)
   ]
   return jnp.concatenate(windows, axis=3) @ kernel.reshape(-1, c_out)
+
+
+def _side_by_side(x, kernel, padding, width):
+  """Returns the correlation (stride 1) of maps that lie in one wide map.
+
+  The images of a device lie next to each other, with columns of zeros between
+  them, so that all cores have columns to compute. 64 channels on 32x32: 2.3 to
+  1.5 on two cores, on 16x16: 2.2 to 1.4.
+  """
+  (n, height, columns, c_in), (low, high) = x.shape, padding[1]
+  devices = jax.device_count()
+  devices = 1 if n % devices else devices
+  share = n // devices
+  # The zeros on the right of one image are those on the left of the next.
+  step = max(columns + max(low, high), width)
+  x = x.reshape(devices, share, height, columns, c_in).swapaxes(1, 2)
+  x = jnp.pad(x, ((0, 0),) * 3 + ((0, step - columns), (0, 0)))
+  x = x.reshape(devices, height, share * step, c_in)
+  # As many columns as there were.
+  around = (low, kernel.shape[1] - 1 - low)
+  y = plain(x, kernel, (1, 1), (padding[0], around))
+  y = y.reshape(devices, y.shape[1], share, step, -1)[..., :width, :]
+  return y.swapaxes(1, 2).reshape(n, y.shape[1], width, -1)
 
 
 def _seen(x, axis, tap, size, stride):

@@ -19,6 +19,7 @@ GRID = {
   '3x3_image': (4, (8, 8), (3, 3), (1, 1), ((1, 1), (1, 1)), 3, 16),
   '3x3_fewer_out': (4, (6, 6), (3, 3), (1, 1), ((1, 1), (1, 1)), 16, 3),
   '3x3_chunked': (16, (32, 32), (3, 3), (1, 1), ((1, 1), (1, 1)), 4, 4),
+  '3x3_side_by_side': (16, (16, 16), (3, 3), (1, 1), ((1, 1), (1, 1)), 20, 24),
   '3x3_odd_batch': (3, (8, 8), (3, 3), (1, 1), ((1, 1), (1, 1)), 4, 4),
   '3x3_valid': (4, (7, 6), (3, 3), (1, 1), ((0, 0), (0, 0)), 4, 5),
   '3x3_on_2x2': (4, (2, 2), (3, 3), (1, 1), ((1, 1), (1, 1)), 8, 8),
@@ -114,6 +115,36 @@ def test_cpu_lowering_agrees_with_autodiff_of_lax_convolution(case):
   expected = three_products(reference, x, kernel, **static)
   actual = three_cpu_products(x, kernel, **static)
   assert_products_close(actual, expected, FLOAT32)
+
+
+@pytest.mark.parametrize('images', [3, 8])
+@pytest.mark.parametrize(
+  ('size', 'padding'),
+  [
+    ((3, 3), ((1, 1), (1, 1))),
+    ((1, 2), ((0, 0), (0, 0))),
+    ((3, 4), ((1, 0), (0, 3))),
+    ((2, 3), ((0, 2), (4, 0))),
+    ((2, 2), ((0, 1), (-1, 2))),
+  ],
+)
+def test_images_side_by_side_do_not_see_each_other(
+  size, padding, images, monkeypatch
+):
+  monkeypatch.setattr(ops, '_WIDE_FLOPS', 0)
+  random = np.random.default_rng(0)
+  x = jnp.asarray(random.normal(size=(images, 5, 6, 20)), jnp.float32)
+  kernel = jnp.asarray(random.normal(size=(*size, 20, 24)), jnp.float32)
+  function = jax.jit(lambda x, k: ops._correlate(x, k, (1, 1), padding))
+  y = function(x, kernel)
+  np.testing.assert_allclose(
+    y, ops.plain(x, kernel, (1, 1), padding), atol=FLOAT32 * np.abs(y).max()
+  )
+  # Four devices: images that they share equally.
+  devices = 4 if images == 8 else 1
+  text = function.lower(x, kernel).as_text()
+  (batch,) = re.findall(r'convolution\(.*-> tensor<(\d+)x', text)
+  assert int(batch) == devices
 
 
 @pytest.mark.parametrize('case', ['3x3', '3x3_strided_odd', '1x1_strided'])
@@ -240,7 +271,14 @@ def compiled_gradient(case, mesh):
 
 
 @pytest.mark.parametrize(
-  'case', ['3x3_chunked', '3x3_strided', '3x3_on_2x2', '1x1_strided']
+  'case',
+  [
+    '3x3_chunked',
+    '3x3_side_by_side',
+    '3x3_strided',
+    '3x3_on_2x2',
+    '1x1_strided',
+  ],
 )
 def test_sharded_batch_is_reduced_once_and_never_gathered(case, mesh):
   text = compiled_gradient(case, mesh)[0].as_text()
@@ -256,7 +294,9 @@ def test_sharded_batch_is_reduced_once_and_never_gathered(case, mesh):
   assert reductions[0] in text[text.index('ENTRY') :]
 
 
-@pytest.mark.parametrize('case', ['3x3_chunked', '3x3_strided'])
+@pytest.mark.parametrize(
+  'case', ['3x3_chunked', '3x3_side_by_side', '3x3_strided']
+)
 def test_each_of_four_devices_computes_a_quarter(case, mesh):
   one = compiled_gradient(case, None)[0].cost_analysis()['flops']
   four = compiled_gradient(case, mesh)[0].cost_analysis()['flops']
