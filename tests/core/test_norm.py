@@ -12,7 +12,7 @@ from reference_norms import REFERENCES
 from registered import IDENTITY, known
 
 from mpbn_jax import NORMS, InputError
-from mpbn_jax.norm import PLACES, check_norm, moments, synaptic_filter
+from mpbn_jax.norm import PLACES, base, check_norm, synaptic_filter
 
 KNOWN = known('norms')
 B, T, H, W, C = 5, 3, 4, 3, 6
@@ -174,20 +174,58 @@ def test_moments_are_right_where_the_mean_is_far_from_zero(name):
   np.testing.assert_allclose(new['var'], new_expected['var'], rtol=1e-5)
 
 
+# CPU and the other platforms.
+MOMENTS = [base._moments_in_two_passes, base._moments_in_one_pass]
+
+
+@pytest.mark.parametrize('moments', MOMENTS)
 @pytest.mark.parametrize('shape', [(9, 7, 3), (9, 1, 1, 3), (2, 4, 4, 3)])
-def test_variance_is_right_where_one_row_is_far_from_the_others(shape):
+def test_variance_is_right_where_one_row_is_far_from_the_others(shape, moments):
   x = np.random.default_rng(0).normal(0, 1e-3, shape).astype('f4')
   x[:, shape[1] // 2] += 100
   axes = tuple(range(len(shape) - 1))
-  mean, var = moments(jnp.asarray(x), axes=axes)
+  mean, var = moments(jnp.asarray(x), axes)
   x = x.astype('f8')
   np.testing.assert_allclose(mean, x.mean(axes), rtol=1e-6)
   np.testing.assert_allclose(var, x.var(axes), rtol=1e-4)
 
 
-def test_variance_of_a_constant_is_not_negative():
-  _, var = moments(jnp.full((1000, 3), 0.1), axes=(0,))
+@pytest.mark.parametrize('moments', MOMENTS)
+def test_variance_of_a_constant_is_not_negative(moments):
+  _, var = moments(jnp.full((1000, 3), 0.1), (0,))
   assert (var >= 0).all()
+
+
+@pytest.mark.parametrize('offset', [0, 1e3])
+@pytest.mark.parametrize('axes', [(0,), (0, 1, 2)])
+def test_moments_of_all_platforms_agree_and_have_equal_gradients(axes, offset):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(offset + rng.normal(0, 1, (8, 5, 4, 3)), jnp.float32)
+  weights = rng.normal(0, 1, (2, *x.shape[len(axes) :])).astype('f4')
+
+  def of(moments):
+    def loss(x):
+      mean, var = moments(x, axes)
+      return (weights[0] * mean + weights[1] * var).sum()
+
+    return moments(x, axes), jax.grad(loss)(x)
+
+  two, one = map(of, MOMENTS)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    two,
+    one,
+  )
+
+
+@pytest.mark.parametrize(
+  ('platform', 'passes'), [('cpu', 'two_passes'), ('gpu', 'one_pass')]
+)
+def test_platform_chooses_how_moments_are_summed(platform, passes, monkeypatch):
+  chosen = f'_moments_in_{passes}'
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+  monkeypatch.setattr(base, chosen, lambda x, axes: chosen)
+  assert base.moments(jnp.ones((2, 3)), axes=(0,)) == chosen
 
 
 @pytest.mark.parametrize('name', KNOWN)
