@@ -70,7 +70,7 @@ def test_no_decision_of_a_hundred_million_differs_near_the_threshold(name):
   rng = np.random.default_rng(element)
   decisions = differing = closed_form_differing = 0
   shape = (8, 8, 16) if element else (1, 1, 1024)
-  for steps in range(1, 9):
+  for steps in (1, 2, 3, 6, 8):
     layer, variables = neuron_layer(
       name,
       seed=steps + 100 * element,
@@ -81,7 +81,7 @@ def test_no_decision_of_a_hundred_million_differs_near_the_threshold(name):
     variables = jax.tree.map(jnp.asarray, variables)
     folded = strip(fold(variables))
     closed = _closed_form(variables, name)
-    for _ in range(6):
+    for _ in range(11):
       currents = currents_near_threshold(
         folded, batch=238, steps=steps, rng=rng
       )
