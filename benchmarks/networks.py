@@ -1,8 +1,10 @@
-"""Spiking ResNet20 of this library: a training step and forward passes."""
+"""Spiking ResNet20 of this library: a training step and forward passes.
+
+The scripts import `measure` first, which puts the checkout on the path.
+"""
 
 import jax
 import jax.numpy as jnp
-import measure  # noqa: F401 (puts the checkout on the path)
 import numpy as np
 
 from mpbn_jax import build_model, fold, fold_convolutions, strip

@@ -53,8 +53,8 @@ def get_config() -> ml_collections.ConfigDict:
   # a fixed depth and require None.
   model.depth = ml_collections.config_dict.placeholder(int)
   # Whether to recompute the activations of residual blocks in the backward
-  # pass: less memory, more time. On CPU it saves nothing. None disables it and
-  # suits every network.
+  # pass: less memory, more time. On CPU, XLA was not seen to save memory (see
+  # docs/performance.md). None disables it and suits every network.
   model.remat = ml_collections.config_dict.placeholder(bool)
   # Initial scale of the last norm of every residual block; None uses the
   # network's default: 1, or 1 / n in preact_resnet with n blocks per stage.

@@ -161,30 +161,16 @@ def _backward(recurrence, stored, cotangents):
     jnp.zeros_like(potentials[0]),
     jax.tree.map(jnp.zeros_like, (v_th, params)),
   )
-  (_, (dv_th, dparams)), dcurrents = _scan_back(
+  (_, (dv_th, dparams)), dcurrents = jax.lax.scan(
     step,
     start,
     (spikes, potentials, moments, cotangents[0]),
+    reverse=True,
     unroll=recurrence.unroll,
   )
   u_res = reset(potentials[:-1], spikes[:-1], v_th)
   dtau = _sum_to(dcurrents[1:] * u_res, tau)
   return dcurrents, dtau, dv_th, dparams, None
-
-
-def _scan_back(step, carry, inputs, *, unroll):
-  """Returns `jax.lax.scan(..., reverse=True)`.
-
-  Unrolled, that one writes all inputs and outputs in the opposite order first:
-  3 % of a training step.
-  """
-  if unroll is not True:
-    return jax.lax.scan(step, carry, inputs, reverse=True, unroll=unroll)
-  outputs = []
-  for t in reversed(range(len(inputs[0]))):
-    carry, output = step(carry, jax.tree.map(lambda x, t=t: x[t], inputs))
-    outputs.append(output)
-  return carry, jnp.stack(outputs[::-1])
 
 
 def _sum_to(x: jax.Array, like: Any) -> jax.Array:
