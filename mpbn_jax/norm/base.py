@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpbn_jax.errors import InputError
+from mpbn_jax.norm.exact import TINY
 
 EPS = 1e-5  # added to the variance; PyTorch's and the paper's code's default
 MOMENTUM = 0.1  # weight of the NEW value (PyTorch's sense; Flax's is 1 - this)
-TINY = float(np.finfo(np.float32).tiny)  # the smallest normal number
 
 # Settings that norms compute with. They are stored with the running statistics,
 # so that code that reads the variables needs no settings, which could differ.
@@ -245,15 +245,6 @@ def advance(
     'var': keep * stats['var'] + momentum * unbiased,
   }
   return jax.lax.stop_gradient({**stats, **moved})
-
-
-def exact_gain(scale: jax.Array, variance: jax.Array) -> jax.Array:
-  """Returns scale / sqrt(variance), the same number in every program.
-
-  The square root and the quotient are rounded separately; the compiler would
-  turn them into `rsqrt`, whose last bit differs between programs.
-  """
-  return scale / jax.lax.optimization_barrier(jnp.sqrt(variance))
 
 
 def scale_and_shift(params, mean, var, x, *, eps):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpbn_jax.norm import base
+from mpbn_jax.norm import base, exact
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -18,15 +18,6 @@ def _init(shape, *, eps, v_th):
   return params, stats
 
 
-def _normal(x):
-  """Returns x with subnormal numbers replaced by 0.
-
-  CPUs flush them to 0 at run time, while compilers keep them in constant
-  folding. Without them both agree.
-  """
-  return jnp.where(jnp.abs(x) < base.TINY, 0.0, x)
-
-
 def _comparison(params, stats):
   """Returns (scale, mean, level): fire iff scale * (u - mean) > level.
 
@@ -34,10 +25,12 @@ def _comparison(params, stats):
   whatever u is: the level is then -inf or +inf (0 * u would be NaN for an
   infinite u).
   """
-  deviation = jnp.sqrt(stats['var'] + stats['eps'])
-  margin = _normal(_normal(stats['v_th']) - _normal(params['bias']))
-  level = _normal(margin * deviation)
-  scale = _normal(params['scale'])
+  deviation = exact.square_root(stats['var'] + stats['eps'])
+  margin = exact.normal(
+    exact.normal(stats['v_th']) - exact.normal(params['bias'])
+  )
+  level = exact.normal(margin * deviation)
+  scale = exact.normal(params['scale'])
   constant = scale == 0
   always_or_never = jnp.where(level < 0, -jnp.inf, jnp.inf)
   return (
@@ -57,9 +50,9 @@ def _fires(params, stats, u):
   Each operation is correctly rounded on its own (no sum of a product that a
   compiler may contract into a fused multiply-add, no reciprocal square root
   whose last bit depends on vector width or constant folding), so eager, jitted,
-  scanned and exported programs decide alike, however operations are fused. The
-  left side is monotone in u: a single float32 number separates firing from not
-  firing, and `_fold_into_threshold` finds it.
+  scanned and exported programs decide alike, on every platform, however
+  operations are fused. The left side is monotone in u: a single float32 number
+  separates firing from not firing, and `_fold_into_threshold` finds it.
   """
   scale, mean, level = _comparison(params, stats)
   return scale * (u - mean) > level
@@ -118,7 +111,7 @@ def _fold_into_threshold(params, stats):
   scale, _, _ = _comparison(params, stats)
   polarity = jnp.where(scale < 0, -1.0, 1.0).astype(jnp.float32)
   threshold = separating_threshold(lambda u: _fires(params, stats, u), polarity)
-  gain = base.exact_gain(params['scale'], stats['var'] + stats['eps'])
+  gain = exact.gain(params['scale'], stats['var'] + stats['eps'])
   constant = jnp.abs(threshold) >= LARGEST
   return {
     'threshold': threshold,

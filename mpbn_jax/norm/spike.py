@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mpbn_jax.errors import InputError
 from mpbn_jax.neuron import kept
-from mpbn_jax.norm import base
+from mpbn_jax.norm import base, exact
 
 
 def check_tau_s(tau_s: float) -> None:
@@ -95,7 +95,7 @@ def _psp_bn_evaluate(params, stats, a):
 
 def _psp_bn_gain(params, stats):
   """Returns the factor of every reader's inputs, [C] or [T, C]."""
-  return base.exact_gain(params['scale'], stats['moment'] + stats['eps'])
+  return exact.gain(params['scale'], stats['moment'] + stats['eps'])
 
 
 def _init_psp_bn(shape, *, eps, num_steps=None):
