@@ -3,7 +3,7 @@
     python benchmarks/inference.py --batch=16 --steps=4 --width=64 --peers
     python benchmarks/inference.py --rounds=31 --only=folded,plain
 
-Spiking ResNet20: with MPBN, folded into thresholds, folded into convolutions
+A spiking ResNet: with MPBN, folded into thresholds, folded into convolutions
 too, and the same network without MPBN ('plain'), next to peers with MPBN. All
 take turns. FLOPs and bytes are those that XLA counts.
 """
@@ -15,9 +15,14 @@ PEERS = ('spikingjelly', 'pytorch')
 
 
 def functions(options):
-  """Returns ({name: function}, {name: cost analysis})."""
-  shape = dict(num_steps=options.steps, width=options.width)
-  images, labels = networks.data(options.batch)
+  """Returns ({name: function}, {name: cost analysis}, FLOPs)."""
+  shape = dict(
+    network=options.network,
+    precision=options.precision,
+    num_steps=options.steps,
+    width=options.width,
+  )
+  images, labels = measure.data(options.batch)
   network = networks.model(**shape)
   plain = networks.model(**shape, norm=False)
   variables = {
@@ -33,18 +38,20 @@ def functions(options):
 
     for name in PEERS:
       found[name] = peers.functions(name, images, labels, **shape)['forward']
-  return found, costs
+  return found, costs, networks.flops(network, images)
 
 
 def main():
   options = measure.parser(__doc__, rounds=11).parse_args()
   settings = measure.settings(options)
-  found, costs = functions(options)
+  found, costs, total = functions(options)
   names = measure.chosen(options.only, list(found), base='folded')
   found = {name: found[name] for name in names}
-  found['floor'] = networks.floor(costs['folded']['flops'])
-  seconds = measure.in_turns(found, rounds=options.rounds)
-  print(f'forward pass of ResNet20, 32x32x3, float32, {settings}')
+  found['floor'] = networks.floor(total, precision=options.precision)
+  seconds = measure.in_turns(
+    found, rounds=options.rounds, repeats=options.repeats
+  )
+  print(f'forward pass, 32x32x3, {settings}')
   print(f'{"ms":>32} {"x floor":>8} {"GFLOP":>7} {"GB":>6}   x folded [95 %]')
   results = {}
   for name in found:
@@ -61,7 +68,7 @@ def main():
       'bytes': moved,
     }
     print(
-      f'{name:<25} {median:6.0f} {to_floor:8.2f} {flops / 1e9:7.3f} '
+      f'{name:<25} {median:6.1f} {to_floor:8.2f} {flops / 1e9:7.3f} '
       f'{moved / 1e9:6.3f} {value:8.3f} [{low:.3f}, {high:.3f}]'
     )
   measure.record(__file__, settings, results)

@@ -18,7 +18,12 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks run from a checkout
+# JAX takes three quarters of a GPU's memory otherwise, and peers need some.
+os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.45')
 RECORDS = ROOT / 'benchmarks' / 'records.jsonl'
+# float32: products of 24-bit mantissas. tf32: of 11 bits, where a GPU has them.
+PRECISIONS = ('float32', 'tf32', 'bfloat16')
+SIDE = 32  # of the images
 
 
 def parser(document: str, *, rounds: int) -> argparse.ArgumentParser:
@@ -27,15 +32,28 @@ def parser(document: str, *, rounds: int) -> argparse.ArgumentParser:
   result.add_argument('--batch', type=int, default=16)
   result.add_argument('--steps', type=int, default=4)
   result.add_argument('--width', type=int, default=64)
+  result.add_argument('--network', default='resnet20', help='or resnet19')
+  result.add_argument('--precision', default='float32', choices=PRECISIONS)
+  result.add_argument(
+    '--repeats', type=int, default=1, help='steps before waiting for them'
+  )
   result.add_argument('--rounds', type=int, default=rounds)
   result.add_argument('--peers', action='store_true')
   result.add_argument('--only', help='comma-separated names of the table')
   return result
 
 
+def data(batch: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns random (images [B, 32, 32, 3], labels)."""
+  rng = np.random.default_rng(0)
+  images = rng.normal(size=(batch, SIDE, SIDE, 3)).astype(np.float32)
+  return images, rng.integers(0, 10, batch)
+
+
 def settings(options: argparse.Namespace) -> dict:
   """Returns the arguments of `parser` that a record keeps."""
-  return {k: vars(options)[k] for k in ('batch', 'steps', 'width', 'rounds')}
+  names = ('network', 'precision', 'batch', 'steps', 'width')
+  return {k: vars(options)[k] for k in (*names, 'rounds', 'repeats')}
 
 
 def chosen(only: str | None, names: Sequence[str], *, base: str) -> list[str]:
@@ -53,20 +71,28 @@ def chosen(only: str | None, names: Sequence[str], *, base: str) -> list[str]:
 
 
 def in_turns(
-  functions: Mapping[str, Callable], *, rounds: int, warm_up: int = 2
+  functions: Mapping[str, Callable],
+  *,
+  rounds: int,
+  repeats: int = 1,
+  warm_up: int = 2,
 ) -> dict[str, list[float]]:
   """Returns {name: seconds of each round} of functions that take turns.
 
-  Each function must wait for its result. Every round runs all of them, so that
-  whatever else the machine does slows down all alike.
+  A function may return before its result is there; what it returns waits for
+  it. In its turn it is called `repeats` times, and then waited for: the seconds
+  are those of one call. Every round runs all functions, so that whatever else
+  the machine does slows down all alike.
   """
   times: dict[str, list[float]] = {name: [] for name in functions}
   for turn in range(-warm_up, rounds):
     for name, function in functions.items():
       start = time.perf_counter()
-      function()
+      for _ in range(repeats):
+        wait = function()
+      wait()
       if turn >= 0:
-        times[name].append(time.perf_counter() - start)
+        times[name].append((time.perf_counter() - start) / repeats)
   return times
 
 
@@ -109,7 +135,11 @@ def in_a_process(script: str, *arguments: str) -> dict:
 
 
 def conditions() -> dict:
-  """Returns device, versions, commit and date of a measurement."""
+  """Returns device, versions, commit and date of a measurement.
+
+  The commit is that of the variable GIT_COMMIT where the checkout is a copy
+  without its history.
+  """
   import jax
 
   names = ('jax', 'flax', 'numpy', 'torch', 'spikingjelly')
@@ -119,10 +149,12 @@ def conditions() -> dict:
       versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       continue
-  commit = _git('rev-parse', '--short', 'HEAD')
-  # The records themselves are no change of the code.
-  others = f':!{RECORDS.relative_to(ROOT)}'
-  commit += '-dirty' * bool(_git('status', '--porcelain', '--', '.', others))
+  commit = os.environ.get('GIT_COMMIT')
+  if not commit:
+    commit = _git('rev-parse', '--short', 'HEAD')
+    # The records themselves are no change of the code.
+    others = f':!{RECORDS.relative_to(ROOT)}'
+    commit += '-dirty' * bool(_git('status', '--porcelain', '--', '.', others))
   device = jax.devices()[0]
   return {
     'device': f'{device.platform} {device.device_kind}',

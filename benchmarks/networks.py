@@ -1,32 +1,40 @@
-"""Spiking ResNet20 of this library: a training step and forward passes.
+"""Spiking ResNets of this library: a training step and forward passes.
 
 The scripts import `measure` first, which puts the checkout on the path.
 """
 
+import functools
+import math
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mpbn_jax import build_model, fold, fold_convolutions, strip
+from mpbn_jax.layers import ConvNorm, DenseNorm, Readout
 
-SIDE = 32
-
-
-def data(batch: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns random (images [B, 32, 32, 3], labels)."""
-  rng = np.random.default_rng(0)
-  images = rng.normal(size=(batch, SIDE, SIDE, 3)).astype(np.float32)
-  return images, rng.integers(0, 10, batch)
+# Of products of float32; on CPU all are the same.
+_PRODUCTS = {'float32': 'highest', 'tf32': 'tensorfloat32', 'bfloat16': None}
 
 
-def model(*, num_steps: int, width: int, norm: bool = True, **settings):
-  """Returns ResNet20, with MPBN or without."""
+def model(
+  *,
+  network: str,
+  precision: str,
+  num_steps: int,
+  width: int,
+  norm: bool = True,
+  **settings,
+):
+  """Returns a network, with MPBN or without, and sets JAX's precision."""
+  jax.config.update('jax_default_matmul_precision', _PRODUCTS[precision])
   return build_model(
     {
-      'name': 'resnet20',
+      'name': network,
       'num_steps': num_steps,
       'width': width,
       'membrane_norm': 'mpbn_channel' if norm else 'none',
+      'dtype': 'bfloat16' if precision == 'bfloat16' else 'float32',
       **settings,
     }
   )
@@ -41,7 +49,7 @@ def initial(network, images):
 
 
 def training(network, images, labels):
-  """Returns a function that takes a step of SGD and waits for it."""
+  """Returns a function that takes a step of SGD, see `measure.in_turns`."""
   x, y = jnp.asarray(images), jnp.asarray(labels)
   state = [initial(network, images)]
 
@@ -62,21 +70,49 @@ def training(network, images, labels):
   compiled = jax.jit(step, donate_argnums=0).lower(state[0], x, y).compile()
 
   def run():
-    state[0] = jax.block_until_ready(compiled(state[0], x, y))
+    state[0] = compiled(state[0], x, y)
+    return functools.partial(jax.block_until_ready, state[0])
 
   return run
 
 
 def forward(network, variables, images):
-  """Returns (a function that waits for the logits, its cost analysis)."""
+  """Returns (a function that computes the logits, its cost analysis)."""
   x = jnp.asarray(images)
-  compiled = (
-    jax.jit(lambda variables, x: network.apply(variables, x, train=False))
-    .lower(variables, x)
-    .compile()
-  )
-  cost = compiled.cost_analysis()
-  return lambda: jax.block_until_ready(compiled(variables, x)), cost
+  function = jax.jit(lambda v, x: network.apply(v, x, train=False))
+  compiled = function.lower(variables, x).compile()
+
+  def run():
+    return functools.partial(jax.block_until_ready, compiled(variables, x))
+
+  return run, compiled.cost_analysis()
+
+
+def flops(network, images) -> float:
+  """Returns the FLOPs of all products in a forward pass.
+
+  Counted from shapes: XLA does not count those of cuDNN.
+  """
+  counted = []
+
+  def count(call, arguments, options, context):
+    y = call(*arguments, **options)
+    layer = context.module
+    if isinstance(layer, (ConvNorm, DenseNorm, Readout)):
+      kernel = layer.get_variable('params', 'kernel')
+      counted.append(2 * math.prod(kernel.shape[:-1]) * y.size)
+    return y
+
+  x = jax.ShapeDtypeStruct(images.shape, images.dtype)
+  with nn.intercept_methods(count):
+    jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), x)
+  return sum(counted)
+
+
+def device_peak() -> float | None:
+  """Returns the largest memory of the GPU in use so far, in MiB."""
+  stats = jax.devices()[0].memory_stats()  # None on CPU
+  return stats and stats['peak_bytes_in_use'] / 2**20
 
 
 def folds(variables) -> dict:
@@ -89,9 +125,11 @@ def folds(variables) -> dict:
   }
 
 
-def floor(flops: float):
+def floor(flops: float, *, precision: str):
   """Returns a function that computes one square matmul of so many FLOPs."""
   side = round((flops / 2) ** (1 / 3))
-  a = jnp.ones((side, side))
+  dtype = jnp.bfloat16 if precision == 'bfloat16' else jnp.float32
+  # Zeros or ones would be faster on a GPU: they take less power.
+  a = jax.random.normal(jax.random.key(0), (side, side), dtype)
   product = jax.jit(jnp.matmul)
-  return lambda: jax.block_until_ready(product(a, a))
+  return lambda: functools.partial(jax.block_until_ready, product(a, a))

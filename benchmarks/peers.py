@@ -1,7 +1,9 @@
-"""Spiking ResNet20 in PyTorch, with SpikingJelly's neurons or eager ones.
+"""Spiking ResNets in PyTorch, with SpikingJelly's neurons or eager ones.
 
 It needs the packages of `benchmarks/requirements.txt`.
 """
+
+import time
 
 import numpy as np
 import torch
@@ -60,12 +62,16 @@ def jelly_lif(channels):
   )
 
 
-LIFS = {'spikingjelly': jelly_lif, 'pytorch': EagerLIF}
+LIFS = {
+  'spikingjelly': jelly_lif,
+  'pytorch': EagerLIF,
+  'compiled pytorch': EagerLIF,  # by torch.compile
+}
 
 
-def _conv(inputs, outputs, size=3):
+def _conv(inputs, outputs, size=3, stride=1):
   return MergedSteps(
-    nn.Conv2d(inputs, outputs, size, 1, size // 2, bias=False),
+    nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False),
     nn.BatchNorm2d(outputs),
   )
 
@@ -73,37 +79,38 @@ def _conv(inputs, outputs, size=3):
 class Block(nn.Module):
   """Two convolutions and a shortcut; with stride 2 where channels change."""
 
-  def __init__(self, inputs, outputs, lif):
+  def __init__(self, inputs, outputs, lif, *, pools):
     super().__init__()
-    halves = inputs != outputs
-    self.conv1 = _conv(inputs, outputs)
-    if halves:
-      self.conv1[0].stride = (2, 2)
+    stride = 1 if inputs == outputs else 2
+    self.conv1 = _conv(inputs, outputs, stride=stride)
     self.lif1, self.lif2 = lif(outputs), lif(outputs)
     self.conv2 = _conv(outputs, outputs)
     self.shortcut = nn.Identity()
-    if halves:
+    if stride == 2 and pools:
       pool = MergedSteps(nn.AvgPool2d(2))
       self.shortcut = nn.Sequential(pool, _conv(inputs, outputs, 1))
+    elif stride == 2:
+      self.shortcut = _conv(inputs, outputs, 1, stride)
 
   def forward(self, x):
     y = self.conv2(self.lif1(self.conv1(x)))
     return self.lif2(y + self.shortcut(x))
 
 
-class ResNet20(nn.Module):
-  """The network of the paper; see `mpbn_jax.models.resnet`."""
+class ResNet(nn.Module):
+  """The networks of the paper; see `mpbn_jax.models.resnet`."""
 
-  def __init__(self, lif, *, width):
+  def __init__(self, lif, *, width, stages, stem, pools):
     super().__init__()
     layers, channels = [], 3
-    for _ in range(3):
+    for _ in range(stem):
       layers += [_conv(channels, width), lif(width)]
       channels = width
-    layers.append(MergedSteps(nn.AvgPool2d(2)))
-    for stage in range(4):
-      for _ in range(2):
-        layers.append(Block(channels, width * 2**stage, lif))
+    if stem > 1:
+      layers.append(MergedSteps(nn.AvgPool2d(2)))
+    for stage, count in enumerate(stages):
+      for _ in range(count):
+        layers.append(Block(channels, width * 2**stage, lif, pools=pools))
         channels = width * 2**stage
     self.body = nn.Sequential(*layers)
     self.head = nn.Linear(channels, 10)
@@ -112,46 +119,114 @@ class ResNet20(nn.Module):
     return self.head(self.body(x).mean((3, 4))).mean(0)
 
 
+NETWORKS = {
+  'resnet20': dict(stages=(2, 2, 2, 2), stem=3, pools=True),
+  'resnet19': dict(stages=(3, 3, 2), stem=1, pools=False),
+}
+
+
 def functions(
   name: str,
   images: np.ndarray,
   labels: np.ndarray,
   *,
+  network: str,
+  precision: str,
   num_steps: int,
   width: int,
 ) -> dict:
-  """Returns {'train', 'forward': function} of a peer in `LIFS`."""
-  network = ResNet20(LIFS[name], width=width)
+  """Returns {'train', 'forward': function} of a peer in `LIFS`.
+
+  On a GPU, cuDNN tries its algorithms, and the channels are last in memory if
+  a training step is faster so. bfloat16 is PyTorch's automatic mixed precision.
+  """
+  options = dict(network=network, precision=precision, num_steps=num_steps)
+  if not torch.cuda.is_available():
+    return _functions(name, images, labels, width=width, **options)
+  torch.backends.cudnn.benchmark = True
+  torch.backends.cudnn.allow_tf32 = precision == 'tf32'
+  torch.backends.cuda.matmul.allow_tf32 = precision == 'tf32'
+  best = None
+  for last in (False, True):
+    found = _functions(
+      name, images, labels, width=width, channels_last=last, **options
+    )
+    seconds = _seconds(found['train'])
+    print(f'{name}, channels {"last" if last else "first"}: {1e3 * seconds} ms')
+    if best is None or seconds < best[0]:
+      best = seconds, found
+  torch.cuda.reset_peak_memory_stats()
+  return best[1]
+
+
+def _seconds(function):
+  for _ in range(3):
+    function()()
+  start = time.perf_counter()
+  for _ in range(3):
+    wait = function()
+  wait()
+  return (time.perf_counter() - start) / 3
+
+
+def _functions(
+  name,
+  images,
+  labels,
+  *,
+  network,
+  precision,
+  num_steps,
+  width,
+  channels_last=False,
+):
+  model = ResNet(LIFS[name], width=width, **NETWORKS[network])
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  network = network.to(device)
+  model = model.to(device)
   x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device)
   x = x[None].repeat(num_steps, 1, 1, 1, 1)
+  if channels_last:
+    model = model.to(memory_format=torch.channels_last)
+    x = x.transpose(2, 4).contiguous().transpose(2, 4)
   y = torch.from_numpy(labels.astype(np.int64)).to(device)
-  optimizer = torch.optim.SGD(network.parameters(), 0.01)
+  optimizer = torch.optim.SGD(model.parameters(), 0.01)
+  call = torch.compile(model) if name.startswith('compiled') else model
+  mixed = torch.autocast(
+    device, torch.bfloat16, enabled=precision == 'bfloat16'
+  )
 
   def reset():
     if name == 'spikingjelly':
       from spikingjelly.activation_based import functional
 
-      functional.reset_net(network)
+      functional.reset_net(model)
 
   def wait():
     if device == 'cuda':
       torch.cuda.synchronize()
 
   def train():
-    network.train()
+    model.train()
     reset()
     optimizer.zero_grad()
-    nn.functional.cross_entropy(network(x), y).backward()
+    with mixed:
+      loss = nn.functional.cross_entropy(call(x), y)
+    loss.backward()
     optimizer.step()
-    wait()
+    return wait
 
   def forward():
-    network.eval()
+    model.eval()
     reset()
-    with torch.no_grad():
-      network(x)
-    wait()
+    with torch.no_grad(), mixed:
+      call(x)
+    return wait
 
   return {'train': train, 'forward': forward}
+
+
+def device_peak() -> float | None:
+  """Returns the largest memory of the GPU in use so far, in MiB."""
+  if not torch.cuda.is_available():
+    return None
+  return torch.cuda.max_memory_allocated() / 2**20

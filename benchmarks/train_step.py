@@ -3,19 +3,21 @@
     python benchmarks/train_step.py --batch=16 --steps=4 --width=64 --peers
     python benchmarks/train_step.py --batch=128 --steps=2 --width=16 --peers
     python benchmarks/train_step.py --memory --peers
+    python benchmarks/train_step.py --network=resnet19 --precision=bfloat16 \
+        --batch=128 --width=128 --repeats=10 --peers    # on a GPU
 
-Spiking ResNet20 with MPBN and without ('plain'), with MPBN and JAX's own
+A spiking ResNet with MPBN and without ('plain'), with MPBN and JAX's own
 backward pass ('autodiff') or recomputed blocks ('remat'), next to SpikingJelly
 and to an eager PyTorch network of the same shape, which take turns. The floor
 is one square matmul of the step's FLOPs in the same run. With --memory each
-runs alone in a process of its own, with a warm compilation cache.
+runs alone in a process of its own, with a warm compilation cache; on a GPU, the
+peak is that of its memory.
 """
 
 import importlib
 import json
 import os
 import tempfile
-import time
 
 import measure
 
@@ -25,7 +27,8 @@ OURS = {
   'autodiff': {'autodiff': True},
   'remat': {'remat': True},
 }
-PEERS = ('spikingjelly', 'pytorch')
+PEERS = ('spikingjelly', 'pytorch', 'compiled pytorch')
+SHAPE = ('network', 'precision', 'batch', 'steps', 'width')
 
 
 def arguments():
@@ -37,59 +40,46 @@ def arguments():
 
 def steps(names, options):
   """Returns {name: function} of training steps."""
-  shape = dict(num_steps=options.steps, width=options.width)
+  images, labels = measure.data(options.batch)
+  shape = dict(
+    network=options.network,
+    precision=options.precision,
+    num_steps=options.steps,
+    width=options.width,
+  )
   found = {}
-  if any(name in OURS for name in names):
-    import networks
+  for name in names:
+    # Of JAX and PyTorch only what is needed: their imports take memory.
+    if name in OURS:
+      import networks
 
-    images, labels = networks.data(options.batch)
-    for name in [name for name in names if name in OURS]:
       network = networks.model(**shape, **OURS[name])
       found[name] = networks.training(network, images, labels)
-  for name in [name for name in names if name in PEERS]:
-    import networks
-    import peers
+    else:
+      import peers
 
-    images, labels = networks.data(options.batch)
-    found[name] = peers.functions(name, images, labels, **shape)['train']
+      found[name] = peers.functions(name, images, labels, **shape)['train']
   return found
 
 
 def alone(name, options):
   """Runs three steps of one; prints its peak memory and time as JSON."""
-  importlib.import_module('networks' if name in OURS else 'peers')
+  module = importlib.import_module('networks' if name in OURS else 'peers')
   imported = measure.peak_memory()
-  (step,) = _alone(name, options).values()
-  times = []
-  for _ in range(3):
-    start = time.perf_counter()
-    step()
-    times.append(time.perf_counter() - start)
+  functions = steps([name], options)
+  seconds = measure.in_turns(functions, rounds=2, warm_up=1)
   result = {
     'imported': imported,
     'peak': measure.peak_memory(),
-    'seconds': sorted(times)[1],
+    'device_peak': module.device_peak(),
+    'seconds': min(seconds[name]),
   }
   print(json.dumps(result))
 
 
-def _alone(name, options):
-  if name in OURS:
-    return steps([name], options)
-  # Not a byte of JAX beside the peer.
-  import numpy as np
-  import peers
-
-  rng = np.random.default_rng(0)
-  images = rng.normal(size=(options.batch, 32, 32, 3)).astype(np.float32)
-  labels = rng.integers(0, 10, options.batch)
-  shape = dict(num_steps=options.steps, width=options.width)
-  return {name: peers.functions(name, images, labels, **shape)['train']}
-
-
 def memory(names, options):
   """Prints the peak memory of each; returns it by name."""
-  shape = [f'--{k}={getattr(options, k)}' for k in ('batch', 'steps', 'width')]
+  shape = [f'--{key}={getattr(options, key)}' for key in SHAPE]
   results = {}
   with tempfile.TemporaryDirectory() as cache:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = cache
@@ -99,8 +89,9 @@ def memory(names, options):
       for _ in range(2 if name in OURS else 1):  # the second finds the cache
         found = measure.in_a_process(__file__, f'--alone={name}', *shape)
       results[name] = found
+      peak = found['device_peak'] or found['peak']
       print(
-        f'{name:<16} {found["peak"]:9.0f} {found["imported"]:8.0f} '
+        f'{name:<16} {peak:9.0f} {found["imported"]:8.0f} '
         f'{1e3 * found["seconds"]:8.0f}'
       )
   return results
@@ -111,13 +102,18 @@ def times(names, options):
   import networks
 
   functions = steps(names, options)
-  images, _ = networks.data(options.batch)
-  network = networks.model(num_steps=options.steps, width=options.width)
-  variables = networks.initial(network, images)
-  flops = networks.forward(network, variables, images)[1]['flops']
-  functions['floor'] = networks.floor(3 * flops)
-  seconds = measure.in_turns(functions, rounds=options.rounds)
-  print(f'{"ms":>22} {"x floor":>8}   x MPBN [95 %]')
+  network = networks.model(
+    network=options.network,
+    precision=options.precision,
+    num_steps=options.steps,
+    width=options.width,
+  )
+  flops = 3 * networks.flops(network, measure.data(options.batch)[0])
+  functions['floor'] = networks.floor(flops, precision=options.precision)
+  seconds = measure.in_turns(
+    functions, rounds=options.rounds, repeats=options.repeats
+  )
+  print(f'{"ms":>24} {"images/s":>9} {"TFLOP/s":>8} {"x floor":>8}  x MPBN')
   results = {}
   for name in functions:
     value, low, high = measure.ratio(seconds[name], seconds['MPBN'])
@@ -125,11 +121,13 @@ def times(names, options):
     median = 1e3 * measure.medians(seconds)[name]
     results[name] = {
       'ms': median,
+      'flops': flops,
       'to_floor': to_floor,
       'to_ours': [value, low, high],
     }
     print(
-      f'{name:<14} {median:7.0f} {to_floor:8.2f} {value:8.2f} '
+      f'{name:<16} {median:7.1f} {1e3 * options.batch / median:9.0f} '
+      f'{flops / median / 1e9:8.2f} {to_floor:8.2f} {value:8.2f} '
       f'[{low:.2f}, {high:.2f}]'
     )
   return results
@@ -143,7 +141,7 @@ def main():
   names = [*OURS, *(PEERS if options.peers else ())]
   names = measure.chosen(options.only, names, base='MPBN')
   settings = measure.settings(options)
-  print(f'training step of ResNet20, 32x32x3, float32, {settings}')
+  print(f'training step, 32x32x3, {settings}')
   results = (memory if options.memory else times)(names, options)
   measure.record(__file__, settings | {'memory': options.memory}, results)
 
