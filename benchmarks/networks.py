@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mpbn_jax import build_model, fold, fold_convolutions, strip
+from mpbn_jax import build_model, fold, fold_convolutions, memory, strip
 from mpbn_jax.layers import ConvNorm, DenseNorm, Readout
 
 # Of products of float32; on CPU all are the same.
@@ -67,10 +67,13 @@ def training(network, images, labels):
     )
     return {'params': params, **updates}
 
-  compiled = jax.jit(step, donate_argnums=0).lower(state[0], x, y).compile()
+  jitted = jax.jit(
+    step, donate_argnums=0, compiler_options=memory.compiler_options()
+  )
+  memory.compile_ahead(jitted, state[0], x, y)
 
   def run():
-    state[0] = compiled(state[0], x, y)
+    state[0] = jitted(state[0], x, y)
     return functools.partial(jax.block_until_ready, state[0])
 
   return run

@@ -7,7 +7,8 @@
         --batch=128 --width=128 --repeats=10 --peers    # on a GPU
 
 A spiking ResNet with MPBN and without ('plain'), with MPBN and JAX's own
-backward pass ('autodiff') or recomputed blocks ('remat'), next to SpikingJelly
+backward pass ('autodiff') or recomputed parts ('keep products', 'keep spikes',
+'remat': the attributes of the network), next to SpikingJelly
 and to an eager PyTorch network of the same shape, which take turns. The floor
 is one square matmul of the step's FLOPs in the same run. With --memory each
 runs alone in a process of its own, with a warm compilation cache; on a GPU, the
@@ -25,6 +26,8 @@ OURS = {
   'MPBN': {},
   'plain': {'norm': False},
   'autodiff': {'autodiff': True},
+  'keep products': {'keep': 'products'},
+  'keep spikes': {'keep': 'spikes'},
   'remat': {'remat': True},
 }
 PEERS = ('spikingjelly', 'pytorch', 'compiled pytorch')

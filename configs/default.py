@@ -52,9 +52,13 @@ def get_config() -> ml_collections.ConfigDict:
   # Number of layers of preact_resnet, 6n + 4; None uses 22. Other networks have
   # a fixed depth and require None.
   model.depth = ml_collections.config_dict.placeholder(int)
+  # What the forward pass keeps for the backward pass, which computes the rest
+  # again: all | products (outputs of convolutions, and spikes as bits) | spikes
+  # (as bits: the least memory, the most time). See docs/performance.md.
+  model.keep = 'all'
   # Whether to recompute the activations of residual blocks in the backward
-  # pass: less memory, more time. On CPU, XLA was not seen to save memory (see
-  # docs/performance.md). None disables it and suits every network.
+  # pass, another way to trade time for memory. None disables it and suits every
+  # network.
   model.remat = ml_collections.config_dict.placeholder(bool)
   # Initial scale of the last norm of every residual block; None uses the
   # network's default: 1, or 1 / n in preact_resnet with n blocks per stage.

@@ -185,6 +185,7 @@ _BESIDE_THE_PAPER = (
   'data.prefetch',
   'data.workers',
   'model.autodiff',
+  'model.keep',
   'model.remat',
   'model.unroll',
 )

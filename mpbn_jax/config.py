@@ -29,7 +29,7 @@ FORMAT = 2
 # What --mode=fold and the summary fold: membrane norms only, or every norm.
 FOLDS = ('thresholds', 'all')
 # Keys that stored configurations may lack: {key: what programs did before}.
-_ADDED = {'model.autodiff': True}
+_ADDED = {'model.autodiff': True, 'model.keep': 'all'}
 _LISTED = 8  # differing keys that one message lists
 
 

@@ -30,6 +30,7 @@ _FORMAT = 2  # 1: spike norms beside their neurons
 _OF_TRAINING = {
   'autodiff',
   'detach_reset',
+  'keep',
   'kernel_init',
   'last_scale',
   'momentum',

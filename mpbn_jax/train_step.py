@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from clu import metrics as clu_metrics
 
-from mpbn_jax import losses, programs, sharding
+from mpbn_jax import losses, memory, programs, sharding
 from mpbn_jax.experiment import Experiment
 from mpbn_jax.norm import NORMS
 from mpbn_jax.wiring import readers_of_spikes
@@ -184,6 +184,7 @@ def _train_step(
     in_shardings=(replicated, sharding.along_batch(mesh)),
     out_shardings=replicated,
     donate_argnums=0,
+    compiler_options=memory.compiler_options(),
   )
 
 

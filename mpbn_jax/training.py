@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from mpbn_jax import record, sharding, tables
+from mpbn_jax import memory, record, sharding, tables
 from mpbn_jax.checkpoint import Checkpoints, steps_in
 from mpbn_jax.datasets.prefetch import Prefetch
 from mpbn_jax.errors import InputError
@@ -153,7 +153,7 @@ def _loop(experiment, train_step, state, held, checkpoints, signals):
   """
   config, batches = experiment.config, experiment.batches
   total = experiment.total_steps
-  step = int(state.step)
+  step = first = int(state.step)
   if step >= total:
     return state, None
   writer = record.Metrics(
@@ -173,7 +173,10 @@ def _loop(experiment, train_step, state, held, checkpoints, signals):
   try:
     with writer, _NotedInputError() as bad_input, ready:
       while step < total and signals.received is None:
-        state, loss = train_step(state, next(ready))
+        batch = next(ready)
+        if step == first:
+          memory.compile_ahead(train_step, state, batch)
+        state, loss = train_step(state, batch)
         # One step runs while the next batch is loaded. Queueing batches for
         # more steps would only use more memory.
         jax.block_until_ready(log.losses[-1:])

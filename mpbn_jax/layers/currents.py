@@ -17,6 +17,7 @@ from mpbn_jax.layers import variables
 from mpbn_jax.layers.absorption import read_with
 from mpbn_jax.layers.attributes import check_types
 from mpbn_jax.layers.spikes import Spikes
+from mpbn_jax.ops import kept
 
 # x [B, T, ..., C_in], kernel -> [B, T, ..., C_out]
 Product = Callable[[jax.Array, jax.Array], jax.Array]
@@ -123,6 +124,7 @@ def normed_currents(
     y = _of_each_step(layer, product, x, kernel, bias)
   else:
     y = _product(product, x, kernel, bias)
+  y = kept.named(y, kept.PRODUCTS)
 
   if folded:
     variables.refuse_training(train)

@@ -14,7 +14,7 @@ from mpbn_jax.layers.attributes import check_types
 from mpbn_jax.layers.spike_norm import SpikeNorm
 from mpbn_jax.layers.spikes import Spikes, check_array
 from mpbn_jax.neuron import Fire, check_reset, check_tau, fire_at, lif_scan
-from mpbn_jax.ops import recurrence
+from mpbn_jax.ops import kept, recurrence
 from mpbn_jax.ops.recurrence import Recurrence
 from mpbn_jax.surrogate import emit, get_surrogate, spike
 
@@ -69,6 +69,10 @@ class LIF(nn.Module):
       but slower to compile) or to loop over them.
     autodiff: whether JAX derives the backward pass, in place of the one of
       `ops.recurrence`, which is faster and stores less.
+    keep: what the forward pass of a network of these neurons keeps for its
+      backward pass, a key of `ops.kept.KEEP`. Other than 'all', the spikes
+      become bits on their way; `SpikingNetwork` computes again what is not
+      kept.
   """
 
   tau: float = 0.25
@@ -87,6 +91,7 @@ class LIF(nn.Module):
   eps: float = norms.EPS
   unroll: bool = True
   autodiff: bool = False
+  keep: str = 'all'
 
   def __post_init__(self):
     check_types(self)
@@ -96,6 +101,7 @@ class LIF(nn.Module):
     norms.check_tau_s(self.tau_s)
     check_tau(self.tau)
     check_reset(self.reset)
+    kept.check_keep(self.keep)
     get_surrogate(self.surrogate, parameter=self.surrogate_parameter)
     super().__post_init__()
 
@@ -125,6 +131,8 @@ class LIF(nn.Module):
     if self.has_variable('given_spikes', 'spikes'):
       spikes = self.get_variable('given_spikes', 'spikes')
     spikes = spikes.astype(currents.dtype)
+    if train and self.keep != 'all':
+      spikes = kept.as_bits(spikes)
     if self.spike_norm == norms.NONE and self.tau_s == 0:
       return spikes
     normalize = SpikeNorm(

@@ -41,7 +41,7 @@ LIF_SETTINGS = {
       *('tau', 'v_th', 'learn_tau', 'learn_v_th'),
       *('spike_norm', 'tau_s', 'momentum', 'eps'),
       *('surrogate', 'surrogate_parameter', 'reset', 'detach_reset'),
-      *('unroll', 'autodiff'),
+      *('unroll', 'autodiff', 'keep'),
     )
   },
 }

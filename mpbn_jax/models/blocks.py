@@ -1,4 +1,4 @@
-"""Helpers for residual networks: rematerialization and the last scale."""
+"""Helpers for networks: rematerialization and the last scale."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,9 @@ from mpbn_jax.layers import Spikes
 from mpbn_jax.layers.spikes import closed, opened
 
 
-def rematerialized(function: Callable, module: nn.Module) -> Callable:
+def rematerialized(
+  function: Callable, module: nn.Module, *, policy: Callable | None = None
+) -> Callable:
   """Returns x -> function(module, x) that stores no activations.
 
   The backward pass recomputes them (`jax.checkpoint`). Only useful in training:
@@ -21,6 +23,7 @@ def rematerialized(function: Callable, module: nn.Module) -> Callable:
     function: (module, x) -> y, which applies the layers of a block; x and y are
       arrays or `Spikes`.
     module: the network.
+    policy: says what is stored nevertheless, as in `jax.checkpoint`.
   """
 
   def call(x: jax.Array | Spikes) -> jax.Array | Spikes:
@@ -32,7 +35,7 @@ def rematerialized(function: Callable, module: nn.Module) -> Callable:
       forms.append(form_of_y)
       return arrays
 
-    arrays = nn.remat(run)(module, *arrays)
+    arrays = nn.remat(run, policy=policy)(module, *arrays)
     return closed(arrays, forms[-1])
 
   return call
@@ -46,6 +49,11 @@ def norm_after_convolution(conv: Callable) -> str:
 def norm_after_firing(lif: Callable) -> str:
   """Returns the spike norm of the neurons that a factory creates."""
   return getattr(lif(parent=None), 'spike_norm', norms.NONE)
+
+
+def kept_by(lif: Callable) -> str:
+  """Returns what is kept for the backward pass of a factory's neurons."""
+  return getattr(lif(parent=None), 'keep', 'all')
 
 
 def refuse_last_scale(value: float | None, *, conv: str, spike: str) -> None:

@@ -1,5 +1,6 @@
 """The base class of spiking networks: encoding, readout and settings."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,8 @@ from mpbn_jax.layers import (
   mean_over_space,
 )
 from mpbn_jax.layers.attributes import check_positive, check_types
+from mpbn_jax.models import blocks
+from mpbn_jax.ops import kept
 
 DTYPES = ('float32', 'bfloat16')
 ModuleDef = Any  # module factory: (*arguments, name, **attributes) -> module
@@ -57,6 +60,12 @@ class SpikingNetwork(nn.Module):
     check_types(self)
     if self.dtype not in DTYPES:
       raise unknown('dtype', self.dtype, DTYPES)
+    keep = blocks.kept_by(self.lif)
+    if keep != 'all' and getattr(self, 'remat', False):
+      raise InputError(
+        'remat=True keeps the inputs of blocks, and keep says what else to '
+        f"keep, got both, keep={keep!r}: set remat=False, or keep='all'"
+      )
     super().__post_init__()
 
   def encoder(self) -> nn.Module:
@@ -74,15 +83,13 @@ class SpikingNetwork(nn.Module):
   @nn.compact
   def step_logits(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Returns the logits of every time step, [B, T, num_classes]."""
-    static = x.ndim == 4
-    frames = self._frames(x)
-    # The image is the same at every step: convolve and normalize it once.
-    copies = self.num_steps if static else 1
-    currents = self.encoder()(frames, train=train, copies=copies)
-    if currents.shape[1] != self.num_steps:
-      shape = (currents.shape[0], self.num_steps, *currents.shape[2:])
-      currents = jnp.broadcast_to(currents, shape)
-    spikes = self.features(currents, train=train)
+    frames, keep = self._frames(x), blocks.kept_by(self.lif)
+    spikes_of = functools.partial(_spikes, train=train)
+    if train and keep != 'all':
+      policy = kept.policy(keep)
+      spikes = blocks.rematerialized(spikes_of, self, policy=policy)(frames)
+    else:
+      spikes = spikes_of(self, frames)
     pooled = mean_over_space(spikes)  # [B, T, C']
     return self.head(pooled.shape[-1])(pooled)
 
@@ -112,3 +119,14 @@ class SpikingNetwork(nn.Module):
       )
     x = x.astype(self.dtype)
     return x[:, None] if x.ndim == 4 else x
+
+
+def _spikes(network, frames, *, train):
+  """Returns the last spikes of frames, [B, 1, H, W, C] for a static image."""
+  # The image is the same at every step: convolve and normalize it once.
+  copies = network.num_steps // frames.shape[1]
+  currents = network.encoder()(frames, train=train, copies=copies)
+  if currents.shape[1] != network.num_steps:
+    shape = (currents.shape[0], network.num_steps, *currents.shape[2:])
+    currents = jnp.broadcast_to(currents, shape)
+  return network.features(currents, train=train)

@@ -11,6 +11,7 @@ import numpy as np
 
 from mpbn_jax.errors import InputError
 from mpbn_jax.norm.exact import TINY
+from mpbn_jax.ops import kept
 
 EPS = 1e-5  # added to the variance; PyTorch's and the paper's code's default
 MOMENTUM = 0.1  # weight of the NEW value (PyTorch's sense; Flax's is 1 - this)
@@ -134,9 +135,9 @@ def moments(x: jax.Array, *, axes: tuple[int, ...]):
     axes: reduced axes, including 0.
   """
   x = x.astype(jnp.float32)
-  if jax.default_backend() == 'cpu':
-    return _moments_in_two_passes(x, axes)
-  return _moments_in_one_pass(x, axes)
+  on_cpu = jax.default_backend() == 'cpu'
+  passes = _moments_in_two_passes if on_cpu else _moments_in_one_pass
+  return kept.named(passes(x, axes), kept.MOMENTS)
 
 
 def _moments_in_two_passes(x, axes):
