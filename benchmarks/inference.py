@@ -47,10 +47,11 @@ def main():
   found, costs, total = functions(options)
   names = measure.chosen(options.only, list(found), base='folded')
   found = {name: found[name] for name in names}
-  found['floor'] = networks.floor(total, precision=options.precision)
+  found['floor'], own = networks.floor(total, precision=options.precision)
   seconds = measure.in_turns(
     found, rounds=options.rounds, repeats=options.repeats
   )
+  seconds['floor'] = [s * total / own for s in seconds['floor']]
   print(f'forward pass, 32x32x3, {settings}')
   print(f'{"ms":>32} {"x floor":>8} {"GFLOP":>7} {"GB":>6}   x folded [95 %]')
   results = {}

@@ -49,7 +49,10 @@ def initial(network, images):
 
 
 def training(network, images, labels):
-  """Returns a function that takes a step of SGD, see `measure.in_turns`."""
+  """Returns a function that takes a step of SGD, see `measure.in_turns`.
+
+  Its attribute `planned` is the memory that XLA plans for a step, in MiB.
+  """
   x, y = jnp.asarray(images), jnp.asarray(labels)
   state = [initial(network, images)]
 
@@ -70,12 +73,15 @@ def training(network, images, labels):
   jitted = jax.jit(
     step, donate_argnums=0, compiler_options=memory.compiler_options()
   )
-  memory.compile_ahead(jitted, state[0], x, y)
+  plan = memory.compile_ahead(jitted, state[0], x, y).memory_analysis()
 
   def run():
     state[0] = jitted(state[0], x, y)
     return functools.partial(jax.block_until_ready, state[0])
 
+  planned = plan.temp_size_in_bytes + plan.argument_size_in_bytes
+  planned += plan.output_size_in_bytes - plan.alias_size_in_bytes
+  run.planned = planned / 2**20
   return run
 
 
@@ -129,10 +135,15 @@ def folds(variables) -> dict:
 
 
 def floor(flops: float, *, precision: str):
-  """Returns a function that computes one square matmul of so many FLOPs."""
-  side = round((flops / 2) ** (1 / 3))
+  """Returns (a function of one square matmul, its FLOPs, about as many)."""
+  # A multiple of what the matrix units of GPUs compute in one piece.
+  side = 128 * max(1, round((flops / 2) ** (1 / 3) / 128))
   dtype = jnp.bfloat16 if precision == 'bfloat16' else jnp.float32
   # Zeros or ones would be faster on a GPU: they take less power.
   a = jax.random.normal(jax.random.key(0), (side, side), dtype)
   product = jax.jit(jnp.matmul)
-  return lambda: functools.partial(jax.block_until_ready, product(a, a))
+
+  def run():
+    return functools.partial(jax.block_until_ready, product(a, a))
+
+  return run, 2 * side**3

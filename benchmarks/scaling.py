@@ -4,9 +4,10 @@
     python benchmarks/scaling.py --over=batch --name=autodiff
 
 Each point runs alone in a process of its own, with a warm compilation cache
-(`train_step.py --alone`). Prints a line a + b * value fitted to time and to
-memory, and the exponent of the last doubling beyond the first point: at most 1
-where growth is at most linear.
+(`train_step.py --alone`); on a GPU all run in this one, and the memory is what
+XLA plans. Prints a line a + b * value fitted to time and to memory, and the
+exponent of the last doubling beyond the first point: at most 1 where growth is
+at most linear.
 """
 
 import argparse
@@ -14,9 +15,10 @@ import math
 import os
 import tempfile
 
+import jax
 import measure
 import numpy as np
-from train_step import OURS
+import train_step
 
 VALUES = {
   'steps': (1, 2, 4, 8, 16),
@@ -28,33 +30,35 @@ VALUES = {
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--over', choices=VALUES, default='steps')
-  parser.add_argument('--name', choices=OURS, default='MPBN')
+  parser.add_argument('--name', choices=train_step.OURS, default='MPBN')
   parser.add_argument('--batch', type=int, default=32)
   parser.add_argument('--steps', type=int, default=2)
   parser.add_argument('--width', type=int, default=16)
+  parser.add_argument('--network', default='resnet20', help='or resnet19')
+  parser.add_argument(
+    '--precision', default='float32', choices=measure.PRECISIONS
+  )
+  parser.add_argument('--values', help='comma-separated, at least three')
   options = parser.parse_args()
-  script = str(measure.ROOT / 'benchmarks' / 'train_step.py')
-  settings = vars(options)
-  print(f'training step of ResNet20, {settings}')
+  settings = dict(vars(options))
+  values = VALUES[options.over]
+  if options.values:
+    values = tuple(int(value) for value in options.values.split(','))
+  print(f'training step, 32x32x3, {settings}')
   print(f'{options.over:>6} {"ms":>8} {"peak MiB":>9}')
   points = []
   with tempfile.TemporaryDirectory() as cache:
-    os.environ['JAX_COMPILATION_CACHE_DIR'] = cache
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', cache)
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-    for value in VALUES[options.over]:
-      shape = {k: settings[k] for k in ('batch', 'steps', 'width')}
-      shape[options.over] = value
-      arguments = [f'--{key}={number}' for key, number in shape.items()]
-      for _ in range(2):  # the second finds the compilation cache
-        found = measure.in_a_process(
-          script, f'--alone={options.name}', *arguments
-        )
+    for value in values:
+      setattr(options, options.over, value)
+      found = _point(options)
       points.append((value, 1e3 * found['seconds'], found['peak']))
       print(f'{value:6d} {points[-1][1]:8.0f} {points[-1][2]:9.0f}', flush=True)
-  values, *columns = np.array(points).T
+  measured, *columns = np.array(points).T
   results = {'points': points}
   for name, column in zip(('ms', 'MiB'), columns, strict=True):
-    slope, start = np.polyfit(values, column, 1)
+    slope, start = np.polyfit(measured, column, 1)
     growth = (column[-1] - column[0]) / (column[-2] - column[0])
     linear = (values[-1] - values[0]) / (values[-2] - values[0])
     exponent = math.log(growth) / math.log(linear)
@@ -64,6 +68,18 @@ def main():
       f'{exponent:.2f}'
     )
   measure.record(__file__, settings, results)
+
+
+def _point(options):
+  if jax.default_backend() == 'cpu':
+    arguments = [f'--{key}={getattr(options, key)}' for key in train_step.SHAPE]
+    for _ in range(2):  # the second finds the compilation cache
+      found = measure.in_a_process(
+        train_step.__file__, f'--alone={options.name}', *arguments
+      )
+    return found
+  found = train_step.alone(options.name, options)
+  return found | {'peak': found['planned']}
 
 
 if __name__ == '__main__':

@@ -66,18 +66,18 @@ def steps(names, options):
 
 
 def alone(name, options):
-  """Runs three steps of one; prints its peak memory and time as JSON."""
+  """Runs three steps of one; returns its peak memory in MiB, and its time."""
   module = importlib.import_module('networks' if name in OURS else 'peers')
   imported = measure.peak_memory()
   functions = steps([name], options)
   seconds = measure.in_turns(functions, rounds=2, warm_up=1)
-  result = {
+  return {
     'imported': imported,
     'peak': measure.peak_memory(),
     'device_peak': module.device_peak(),
+    'planned': getattr(functions[name], 'planned', None),
     'seconds': min(seconds[name]),
   }
-  print(json.dumps(result))
 
 
 def memory(names, options):
@@ -85,7 +85,7 @@ def memory(names, options):
   shape = [f'--{key}={getattr(options, key)}' for key in SHAPE]
   results = {}
   with tempfile.TemporaryDirectory() as cache:
-    os.environ['JAX_COMPILATION_CACHE_DIR'] = cache
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', cache)
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     print(f'{"peak MiB":>26} {"imports":>8} {"step ms":>8}')
     for name in names:
@@ -112,10 +112,11 @@ def times(names, options):
     width=options.width,
   )
   flops = 3 * networks.flops(network, measure.data(options.batch)[0])
-  functions['floor'] = networks.floor(flops, precision=options.precision)
+  functions['floor'], own = networks.floor(flops, precision=options.precision)
   seconds = measure.in_turns(
     functions, rounds=options.rounds, repeats=options.repeats
   )
+  seconds['floor'] = [s * flops / own for s in seconds['floor']]
   print(f'{"ms":>24} {"images/s":>9} {"TFLOP/s":>8} {"x floor":>8}  x MPBN')
   results = {}
   for name in functions:
@@ -139,7 +140,7 @@ def times(names, options):
 def main():
   options = arguments()
   if options.alone:
-    alone(options.alone, options)
+    print(json.dumps(alone(options.alone, options)))
     return
   names = [*OURS, *(PEERS if options.peers else ())]
   names = measure.chosen(options.only, names, base='MPBN')

@@ -23,7 +23,7 @@ def compiler_options() -> dict[str, Any] | None:
   return {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
 
 
-def compile_ahead(step: Any, *arguments: Any) -> None:
+def compile_ahead(step: Any, *arguments: Any) -> jax.stages.Compiled:
   """Compiles a function for its first call, and returns memory to the system.
 
   Tracing and compiling a large network frees some 150 MiB that the C library
@@ -32,10 +32,14 @@ def compile_ahead(step: Any, *arguments: Any) -> None:
   Args:
     step: the result of `jax.jit`. Its next call finds the compiled program.
     *arguments: those of the next call. They are not read.
+
+  Returns:
+    The compiled program.
   """
-  step.lower(*arguments).compile()
+  compiled: jax.stages.Compiled = step.lower(*arguments).compile()
   if sys.platform == 'linux':
     # Other C libraries than GNU's have no such function.
     trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
     if trim is not None:
       trim(0)
+  return compiled

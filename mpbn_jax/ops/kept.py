@@ -69,7 +69,7 @@ def pack(spikes: jax.Array) -> jax.Array:
 
   Example:
     >>> pack(jnp.array([[1.0, 0, 0, 0, 0, 0, 0, 1, 1]]))
-    Array([[129,   1]], dtype=uint8)
+    Array([[17,  8]], dtype=uint8)
   """
   flat = spikes.reshape(spikes.shape[0], -1).astype(jnp.uint8)
   flat = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % 8)))

@@ -301,7 +301,8 @@ def test_nan_leaves_the_checkpoint_before_it(
       stats = jax.tree.map(lambda x: x * np.nan, state.batch_stats)
       return state.replace(batch_stats=stats), loss
 
-    return jax.jit(broken)
+    broken.lower = step.lower
+    return broken
 
   monkeypatch.setattr(training, 'make_train_step', poisoned)
   assert runs.run(workdir, '--config.num_epochs=3') == 1
