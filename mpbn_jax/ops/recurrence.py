@@ -58,7 +58,9 @@ def lif_scan(
   params: base.Leaves,
   stats: base.Leaves,
 ) -> tuple[jax.Array, base.Leaves]:
-  """Returns what `neuron.lif_scan` returns in training, the same bits.
+  """Returns what `neuron.lif_scan` returns in training.
+
+  The same spikes, and, on CPU, the same bits of the running statistics.
 
   Args:
     recurrence: the settings.

@@ -45,7 +45,12 @@ def _results(settings, *, autodiff):
 def _check(settings):
   gradients, outputs = _results(settings, autodiff=False)
   expected, same = _results(settings, autodiff=True)
-  jax.tree.map(np.testing.assert_array_equal, outputs, same)
+  (spikes, stats), (same_spikes, same_stats) = outputs, same
+  np.testing.assert_array_equal(spikes, same_spikes)
+  # Only on CPU do both programs sum in the same order.
+  rtol = 0 if jax.default_backend() == 'cpu' else 2e-6
+  close = functools.partial(np.testing.assert_allclose, rtol=rtol)
+  jax.tree.map(close, stats, same_stats)
 
   def check(path, ours, theirs):
     # A gradient of a parameter sums terms of both signs.
