@@ -114,6 +114,9 @@ def get_config() -> ml_collections.ConfigDict:
   optimizer.nesterov = False  # whether to use Nesterov momentum
   optimizer.weight_decay = 1e-4  # on convolution and linear kernels only
   optimizer.gradient_clip = 0.0  # maximum global norm; 0 disables clipping
+  # Number of groups into which a batch is divided, trained one after the other
+  # before an update: less memory. Batch statistics are those of each group.
+  optimizer.accumulate = 1
 
   config.loss = loss = ml_collections.ConfigDict()
   # cross_entropy (of the mean logits over time, the paper's Eq. 3) | tet (mean

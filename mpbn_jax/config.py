@@ -29,7 +29,11 @@ FORMAT = 2
 # What --mode=fold and the summary fold: membrane norms only, or every norm.
 FOLDS = ('thresholds', 'all')
 # Keys that stored configurations may lack: {key: what programs did before}.
-_ADDED = {'model.autodiff': True, 'model.keep': 'all'}
+_ADDED = {
+  'model.autodiff': True,
+  'model.keep': 'all',
+  'optimizer.accumulate': 1,
+}
 _LISTED = 8  # differing keys that one message lists
 
 
@@ -160,6 +164,7 @@ def check_config(config: Mapping) -> None:
     'log.every_steps': 1,
     'log.checkpoint_every_epochs': 1,
     'optimizer.warmup_epochs': 0,
+    'optimizer.accumulate': 1,
     'optimizer.gradient_clip': 0,
     'optimizer.weight_decay': 0,
     'seed': 0,

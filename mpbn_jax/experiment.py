@@ -88,6 +88,14 @@ def build(
     last=config.data.last_batch,
     devices=mesh.size,
   )
+  accumulate = config.optimizer.accumulate
+  for size in batches.sizes:
+    if size % (accumulate * mesh.size):
+      raise InputError(
+        f'optimizer.accumulate must divide the batches of {size} examples into '
+        f'groups that {mesh.size} devices share equally, got {accumulate}: set '
+        'another one, or another --config.data.batch_size'
+      )
   return Experiment(
     config=config,
     model=model,

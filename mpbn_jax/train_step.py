@@ -117,6 +117,10 @@ def make_train_step(experiment: Experiment) -> Callable:
   The state is replicated and donated, and the batch is split along 'data'.
   Under `jit` over the mesh every mean is over the whole batch: statistics and
   loss are the same as on one device.
+
+  With `optimizer.accumulate` = k, the batch is trained as k groups, one after
+  the other: example i belongs to group i mod k. Batch statistics are those of a
+  group, running ones move k times, and the gradient is the mean over groups.
   """
   loss = experiment.config.loss
   return _train_step(
@@ -126,19 +130,28 @@ def make_train_step(experiment: Experiment) -> Callable:
     loss.label_smoothing,
     experiment.optimizer,
     experiment.learning_rate,
+    experiment.config.optimizer.accumulate,
     experiment.mesh,
   )
 
 
 @programs.shared
 def _train_step(
-  model, spec, loss_function, label_smoothing, optimizer, learning_rate, mesh
+  model,
+  spec,
+  loss_function,
+  label_smoothing,
+  optimizer,
+  learning_rate,
+  accumulate,
+  mesh,
 ):
-  def step(state, batch):
+  def backward(params, batch_stats, batch):
+    """Returns (gradients, batch_stats, loss, whether each is correct)."""
     images = spec.normalize(batch['image'])
 
     def loss_of(params):
-      variables = {'params': params, 'batch_stats': state.batch_stats}
+      variables = {'params': params, 'batch_stats': batch_stats}
       step_logits, updates = model.apply(
         variables,
         images,
@@ -156,7 +169,22 @@ def _train_step(
 
     (loss, (logits, updates)), gradients = jax.value_and_grad(
       loss_of, has_aux=True
-    )(state.params)
+    )(params)
+    predicted = logits.argmax(-1)
+    correct = losses.of_labels(
+      lambda labels: (predicted == labels).astype(jnp.float32), batch
+    )
+    return gradients, updates.get('batch_stats', {}), loss, correct
+
+  def step(state, batch):
+    if accumulate == 1:
+      gradients, batch_stats, loss, correct = backward(
+        state.params, state.batch_stats, batch
+      )
+    else:
+      gradients, batch_stats, loss, correct = _accumulated(
+        backward, state.params, state.batch_stats, batch, groups=accumulate
+      )
     directions, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
@@ -164,15 +192,11 @@ def _train_step(
     params = optax.apply_updates(
       state.params, jax.tree.map(lambda d: -rate * d, directions)
     )
-    predicted = logits.argmax(-1)
-    correct = losses.of_labels(
-      lambda labels: (predicted == labels).astype(jnp.float32), batch
-    )
     new = TrainMetrics.single_from_model_output(loss=loss, correct=correct)
     state = TrainState(
       step=state.step + 1,
       params=params,
-      batch_stats=updates.get('batch_stats', {}),
+      batch_stats=batch_stats,
       opt_state=opt_state,
       metrics=state.metrics.merge(new),
     )
@@ -186,6 +210,26 @@ def _train_step(
     donate_argnums=0,
     compiler_options=memory.compiler_options(),
   )
+
+
+def _accumulated(backward, params, batch_stats, batch, *, groups):
+  """Returns what `backward` returns, with one group of the batch at a time."""
+
+  def group_of(x):
+    # Not B / groups examples in a row: every device keeps its part of B.
+    return x.reshape(-1, groups, *x.shape[1:]).swapaxes(0, 1)
+
+  def add(carry, group):
+    batch_stats, total = carry
+    gradients, batch_stats, *outputs = backward(params, batch_stats, group)
+    return (batch_stats, jax.tree.map(jnp.add, total, gradients)), outputs
+
+  start = batch_stats, jax.tree.map(jnp.zeros_like, params)
+  (batch_stats, total), (loss, correct) = jax.lax.scan(
+    add, start, jax.tree.map(group_of, batch)
+  )
+  gradients = jax.tree.map(lambda total: total / groups, total)
+  return gradients, batch_stats, loss.mean(), correct.reshape(-1)
 
 
 def check_trainable(
