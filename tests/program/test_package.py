@@ -17,6 +17,7 @@ ROWS = {
   'errors': 0,
   'files': 0,
   'lock': 0,
+  'memory': 0,
   'surrogate': 0,
   'neuron': 0,
   'norm': 0,
