@@ -1,5 +1,6 @@
 """A layer of leaky integrate-and-fire neurons, with norms of u and spikes."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -182,19 +183,18 @@ class LIF(nn.Module):
     scan: dict[str, Any] = dict(
       reset=self.reset, detach_reset=self.detach_reset, unroll=self.unroll
     )
-    neurons = functools.partial(lif_scan, currents, tau=tau, **scan)
+    settings = Recurrence(**surrogate, **scan)
 
     if self.has_variable('threshold', 'threshold'):
       variables.refuse_training(train)
       folded = variables.folded_neurons(self, shape)
       if not self.learn_v_th:  # a soft reset subtracts the folded v_th
         v_th = folded['v_th']
-      return neurons(fire=_fire_folded(folded, surrogate), v_th=v_th)[0]
+      return _evaluated(settings, _fire_folded, currents, tau, v_th, folded)
 
     if self.norm == norms.NONE:
       if not train or self.autodiff:
-        return neurons(fire=fire_at(v_th, **surrogate), v_th=v_th)[0]
-      settings = Recurrence(**surrogate, **scan)
+        return _evaluated(settings, _fire_plain, currents, tau, v_th, {})
       return recurrence.lif_scan(settings, currents, tau, v_th, {}, {})[0]
 
     norm = norms.NORMS[self.norm]
@@ -205,18 +205,13 @@ class LIF(nn.Module):
     # A learned v_th is a parameter of the layer, not a constant of the norm.
     v_th = stats.get('v_th', v_th)
     if not train:
-
-      def fire(state, u):
-        fired = norm.fires(params, {**stats, 'v_th': v_th}, u)
-        n = norm.evaluate(params, stats, u)
-        return state, emit(fired, n - v_th, **surrogate)
-
-      return neurons(fire=fire, v_th=v_th)[0]
+      fire = _fire_normed(norm)
+      return _evaluated(settings, fire, currents, tau, v_th, (params, stats))
 
     # A subclass may train otherwise.
     if type(norm.train) is norms.BatchNorm and not self.autodiff:
-      settings = Recurrence(
-        norm=norm.train, momentum=self.momentum, **surrogate, **scan
+      settings = dataclasses.replace(
+        settings, norm=norm.train, momentum=self.momentum
       )
       affine = {name: params[name] for name in ('scale', 'bias')}
       spikes, stats = recurrence.lif_scan(
@@ -232,13 +227,54 @@ class LIF(nn.Module):
         )
         return stats, spike(n, v_th, **surrogate)
 
-      spikes, stats = neurons(fire=fire, state=stats, v_th=v_th)
+      spikes, stats = lif_scan(
+        currents, tau=tau, fire=fire, state=stats, v_th=v_th, **scan
+      )
     own.advance(stats)
     return spikes
 
 
-def _fire_folded(folded, surrogate) -> Fire:
+# A compiled function of its own is traced and lowered once for all layers of a
+# shape: a network is traced in half the time.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _evaluated(settings, fire_of, currents, tau, v_th, leaves):
+  """Returns the spikes of neurons whose predicate carries no state."""
+  return lif_scan(
+    currents,
+    tau=tau,
+    fire=fire_of(leaves, v_th, settings.spike),
+    v_th=v_th,
+    reset=settings.reset,
+    detach_reset=settings.detach_reset,
+    unroll=settings.unroll,
+  )[0]
+
+
+def _fire_plain(leaves, v_th, surrogate) -> Fire:
+  del leaves
+  return fire_at(v_th, **surrogate)
+
+
+@functools.cache
+def _fire_normed(norm):
+  """Returns the function that makes the predicate of a norm in evaluation."""
+
+  def make(leaves, v_th, surrogate) -> Fire:
+    params, stats = leaves
+
+    def fire(state, u):
+      fired = norm.fires(params, {**stats, 'v_th': v_th}, u)
+      n = norm.evaluate(params, stats, u)
+      return state, emit(fired, n - v_th, **surrogate)
+
+    return fire
+
+  return make
+
+
+def _fire_folded(folded, v_th, surrogate) -> Fire:
   """Returns the predicate of neurons with a folded norm."""
+  del v_th
   threshold, polarity = folded['threshold'], folded['polarity']
   gain = folded['gain']
 

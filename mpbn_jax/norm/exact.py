@@ -3,7 +3,8 @@
 GPUs approximate both in compiled programs, while compilers compute those of
 constants exactly: a neuron would decide one way in a program that receives its
 variables as arguments, and another way where they are closed over. These
-functions correct what the platform returns with integers, which are exact.
+functions correct what the platform returns with integers, which are exact. CPUs
+round both correctly by themselves.
 """
 
 import jax
@@ -25,7 +26,6 @@ def normal(x: jax.Array) -> jax.Array:
   return jnp.where(jnp.abs(x) < TINY, 0.0, x)
 
 
-@jax.jit
 def square_root(x: jax.Array) -> jax.Array:
   """Returns the square root of x [...], float32, correctly rounded.
 
@@ -35,6 +35,13 @@ def square_root(x: jax.Array) -> jax.Array:
     >>> square_root(jnp.float32(2.0))
     Array(1.4142135, dtype=float32)
   """
+  if jax.default_backend() == 'cpu':
+    return jnp.sqrt(x)
+  return _square_root(x)
+
+
+@jax.jit
+def _square_root(x):
   mantissa, exponent = _split(x)
   odd = exponent & 1
   root = jnp.sqrt((mantissa << (odd + 1)).astype(jnp.float32))
@@ -55,7 +62,6 @@ def _corrected_root(mantissa, odd, root):
   return root
 
 
-@jax.jit
 def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
   """Returns a / b, float32, correctly rounded.
 
@@ -70,6 +76,13 @@ def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
     >>> quotient(jnp.float32(1.0), jnp.float32(3.0))
     Array(0.33333334, dtype=float32)
   """
+  if jax.default_backend() == 'cpu':
+    return a / b
+  return _quotient(a, b)
+
+
+@jax.jit
+def _quotient(a, b):
   (of_a, exponent_of_a), (of_b, exponent_of_b) = _split(a), _split(b)
   shift = 23 + _one_if(of_a < of_b)
   ratio = of_a.astype(jnp.float32) / of_b.astype(jnp.float32)
@@ -98,7 +111,8 @@ def gain(scale: jax.Array, variance: jax.Array) -> jax.Array:
   The square root and the quotient are rounded separately; a compiler would turn
   them into `rsqrt`, whose last bit differs between programs.
   """
-  return quotient(scale, square_root(variance))
+  deviation = jax.lax.optimization_barrier(square_root(variance))
+  return quotient(scale, deviation)
 
 
 def _split(x):

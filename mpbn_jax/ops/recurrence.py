@@ -46,6 +46,11 @@ class Recurrence:
     entries = SURROGATES[self.surrogate], RESETS[self.reset]
     object.__setattr__(self, 'entries', entries)  # frozen
 
+  @property
+  def spike(self) -> dict[str, Any]:
+    """The arguments of `surrogate.spike` and `surrogate.emit`."""
+    return {'surrogate': self.surrogate, 'parameter': self.parameter}
+
 
 # A compiled function of its own is traced and lowered once for all layers of a
 # shape: 20 % less time before ResNet20 is compiled, and steps as fast.

@@ -1,5 +1,6 @@
 """Square roots and quotients: correctly rounded, whatever the platform does."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +8,13 @@ import pytest
 from mpbn_jax.norm import exact
 
 TINY = np.finfo(np.float32).tiny
+
+
+@pytest.fixture(params=['cpu', 'gpu'], autouse=True)
+def platform(request, monkeypatch):
+  """Tests what each platform runs."""
+  monkeypatch.setattr(jax, 'default_backend', lambda: request.param)
+  return request.param
 
 
 def _numbers(count, *, seed=0):
@@ -35,7 +43,7 @@ def test_quotient_is_correctly_rounded():
     expected = a / b
   normal = _normal(a) & _normal(b) & _normal(expected)
   assert normal.mean() > 0.7
-  found = np.asarray(exact.quotient(a, b))
+  found = np.asarray(exact.quotient(jnp.asarray(a), jnp.asarray(b)))
   np.testing.assert_array_equal(found[normal], expected[normal])
 
 
