@@ -8,11 +8,12 @@
 
 A spiking ResNet with MPBN and without ('plain'), with MPBN and JAX's own
 backward pass ('autodiff') or recomputed parts ('keep products', 'keep spikes',
-'remat': the attributes of the network), next to SpikingJelly
-and to an eager PyTorch network of the same shape, which take turns. The floor
-is one square matmul of the step's FLOPs in the same run. With --memory each
-runs alone in a process of its own, with a warm compilation cache; on a GPU, the
-peak is that of its memory.
+'remat': the attributes of the network), next to SpikingJelly and to an eager
+PyTorch network of the same shape, which take turns. `--only` can also name
+'compiled pytorch', the same network under torch.compile. The floor is one
+square matmul of the step's FLOPs in the same run. With --memory each runs alone
+in a process of its own, with a warm compilation cache; on a GPU, the peak is
+that of its memory.
 """
 
 import importlib
@@ -30,7 +31,8 @@ OURS = {
   'keep spikes': {'keep': 'spikes'},
   'remat': {'remat': True},
 }
-PEERS = ('spikingjelly', 'pytorch', 'compiled pytorch')
+PEERS = ('spikingjelly', 'pytorch')
+COMPILED = 'compiled pytorch'  # takes a minute to compile
 SHAPE = ('network', 'precision', 'batch', 'steps', 'width')
 
 
@@ -143,7 +145,8 @@ def main():
     print(json.dumps(alone(options.alone, options)))
     return
   names = [*OURS, *(PEERS if options.peers else ())]
-  names = measure.chosen(options.only, names, base='MPBN')
+  if options.only:
+    names = measure.chosen(options.only, [*OURS, *PEERS, COMPILED], base='MPBN')
   settings = measure.settings(options)
   print(f'training step, 32x32x3, {settings}')
   results = (memory if options.memory else times)(names, options)
