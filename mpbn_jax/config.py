@@ -262,7 +262,7 @@ def _completed(stored):
   for added, value in _ADDED.items():
     group, _, key = added.partition('.')
     if hasattr(stored.get(group), 'items'):
-      completed[group] = {key: value, **stored[group]}
+      completed[group] = {key: value, **completed[group]}
   return completed
 
 

@@ -1,7 +1,7 @@
 """The state of training, and one step of it."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -111,7 +111,7 @@ def abstract_state(experiment: Experiment, *, init: Any = None) -> TrainState:
   return state
 
 
-def make_train_step(experiment: Experiment) -> Callable:
+def make_train_step(experiment: Experiment) -> Any:
   """Returns the compiled (state, batch) -> (state, loss).
 
   The state is replicated and donated, and the batch is split along 'data'.
@@ -232,9 +232,7 @@ def _accumulated(backward, params, batch_stats, batch, *, groups):
   return gradients, batch_stats, loss.mean(), correct.reshape(-1)
 
 
-def check_trainable(
-  experiment: Experiment, *, init: Any, step: Callable
-) -> None:
+def check_trainable(experiment: Experiment, *, init: Any, step: Any) -> None:
   """Raises the errors that training would raise, without compiling or running.
 
   Training ends with a fold if the configuration says so: a norm that cannot be
@@ -250,7 +248,7 @@ def check_trainable(
   for size in experiment.batches.sizes:
     batch = experiment.batches.abstract(size)
     batch = sharding.abstract_batch(batch, experiment.mesh)
-    jax.eval_shape(step, state, batch)
+    step.eval_shape(state, batch)
   config = experiment.config
   norm = NORMS.get(config.model.spike_norm)
   if config.evaluation.fold == 'all' and norm is not None and norm.fold:

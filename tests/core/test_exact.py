@@ -32,13 +32,13 @@ def _normal(x):
 
 
 def test_square_root_is_correctly_rounded():
-  x = np.abs(_numbers(1_000_000))
+  x = np.abs(_numbers(200_000))
   x = x[_normal(x)]
   np.testing.assert_array_equal(exact.square_root(x), np.sqrt(x))
 
 
 def test_quotient_is_correctly_rounded():
-  a, b = _numbers(1_000_000), _numbers(1_000_000, seed=1)
+  a, b = _numbers(200_000), _numbers(200_000, seed=1)
   with np.errstate(over='ignore', under='ignore'):
     expected = a / b
   normal = _normal(a) & _normal(b) & _normal(expected)
@@ -55,7 +55,8 @@ def test_results_that_are_no_normal_numbers_are_those_of_the_platform():
   np.testing.assert_array_equal(exact.quotient(a, b), a / b)
 
 
-@pytest.mark.parametrize('off', [-3, -2, -1, 1, 2, 3])
+@pytest.mark.parametrize('off', [-3, -1, 2, 3])
+@pytest.mark.parametrize('platform', ['gpu'], indirect=True)
 def test_correction_mends_what_a_platform_approximates(off):
   rng = np.random.default_rng(0)
   a, b = rng.integers(2**23, 2**24, (2, 100_000))

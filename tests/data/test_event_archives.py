@@ -14,7 +14,7 @@ import pytest
 
 from mpbn_jax import InputError
 from mpbn_jax.datasets import downloads, preparation
-from mpbn_jax.datasets.events import tonic_readers
+from mpbn_jax.datasets.events import archives, tonic_readers
 
 KINDS = {
   'cifar10_dvs': 'CIFAR10DVS',
@@ -238,3 +238,18 @@ def test_second_process_waits_for_the_recordings(archived, caplog):
   thread.join()
   assert fakes.files(there) <= fakes.files(here)
   assert f'the recordings of {KINDS[name]}: another process' in caplog.text
+
+
+@pytest.mark.parametrize(
+  'name', ['../outside', '/tmp/outside', 'inside/../../outside', 'link']
+)
+def test_member_that_leaves_its_folder_is_refused(name, tmp_path):
+  path, target = tmp_path / 'a.tar.gz', tmp_path / 'target'
+  with tarfile.open(path, 'w:gz') as file:
+    member = tarfile.TarInfo(name)
+    if name == 'link':
+      member.type, member.linkname = tarfile.SYMTYPE, '/etc/passwd'
+    file.addfile(member, io.BytesIO())
+  with pytest.raises(InputError, match=f"below its own folder .* '{name}'"):
+    archives._extract(path, target)
+  assert not any(target.iterdir())

@@ -17,7 +17,7 @@ from mpbn_jax.ops import kept
 def _resnet(**settings):
   """Returns a network with every kind of layer of the paper's ResNet20."""
   lif = Factory(LIF, norm='mpbn_channel', **settings)
-  return SpikingResNet(width=4, num_steps=2, stage_sizes=(1, 1), lif=lif)
+  return SpikingResNet(width=4, num_steps=2, stage_sizes=(1,), lif=lif)
 
 
 def _build(name, **fixed):

@@ -108,6 +108,7 @@ SETTINGS = {
   'eps': 0.01,
   'unroll': False,
   'autodiff': True,
+  'keep': 'spikes',
 }
 # {layer: {key: attribute that it becomes}}
 ATTRIBUTES = {

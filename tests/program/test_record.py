@@ -52,7 +52,7 @@ def test_run_from_before_a_key_goes_on_as_it_was(tmp_path):
   open_workdir(tmp_path, now)
   file = tmp_path / 'config.json'
   content = json.loads(file.read_text())
-  del content['model']['autodiff']
+  del content['model']['autodiff'], content['model']['keep']
   file.write_text(json.dumps(content))
   # Its programs were derived by JAX: to resume with the same bits, so are ours.
   with pytest.raises(InputError, match=r'model.autodiff: True -> False\)'):

@@ -301,7 +301,7 @@ def test_nan_leaves_the_checkpoint_before_it(
       stats = jax.tree.map(lambda x: x * np.nan, state.batch_stats)
       return state.replace(batch_stats=stats), loss
 
-    broken.lower = step.lower
+    broken.lower, broken.eval_shape = step.lower, step.eval_shape
     return broken
 
   monkeypatch.setattr(training, 'make_train_step', poisoned)

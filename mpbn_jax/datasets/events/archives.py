@@ -13,6 +13,7 @@ import zipfile
 from mpbn_jax.datasets import downloads
 from mpbn_jax.datasets.events.recordings import Collection, open_reader
 from mpbn_jax.datasets.preparation import exclusive, room_for, writing
+from mpbn_jax.errors import InputError
 
 
 def obtain(collection: Collection, directory: str | os.PathLike) -> None:
@@ -82,4 +83,21 @@ def _extract(archive, target):
   else:
     with tarfile.open(archive) as file:
       for member in bar(file, None):
-        file.extract(member, target, filter='data')
+        _extract_member(file, member, target)
+
+
+# `TarFile.extract` has a filter for this only from Python 3.11.4 on.
+def _extract_member(file, member, target):
+  """Unpacks a file of a .tar; raises InputError unless it stays in `target`."""
+  if member.isdir():
+    return
+  inside = pathlib.PurePosixPath(member.name)
+  if not member.isfile() or inside.is_absolute() or '..' in inside.parts:
+    raise InputError(
+      f'expected only files below its own folder in {file.name}, got '
+      f'{member.name!r}: delete the archive and obtain it again'
+    )
+  path = target / inside
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with file.extractfile(member) as source, path.open('wb') as sink:
+    shutil.copyfileobj(source, sink)
