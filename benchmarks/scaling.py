@@ -44,6 +44,8 @@ def main():
   values = VALUES[options.over]
   if options.values:
     values = tuple(int(value) for value in options.values.split(','))
+  if len(values) < 3:
+    parser.error(f'--values: expected at least three, got {values}')
   print(f'training step, 32x32x3, {settings}')
   print(f'{options.over:>6} {"ms":>8} {"peak MiB":>9}')
   points = []

@@ -118,6 +118,9 @@ def make_train_step(experiment: Experiment) -> Any:
   Under `jit` over the mesh every mean is over the whole batch: statistics and
   loss are the same as on one device.
 
+  On CPU it cannot be called inside another `jit`: see
+  `memory.compiler_options`.
+
   With `optimizer.accumulate` = k, the batch is trained as k groups, one after
   the other: example i belongs to group i mod k. Batch statistics are those of a
   group, running ones move k times, and the gradient is the mean over groups.

@@ -71,9 +71,9 @@ class LIF(nn.Module):
     autodiff: whether JAX derives the backward pass, in place of the one of
       `ops.recurrence`, which is faster and stores less.
     keep: what the forward pass of a network of these neurons keeps for its
-      backward pass, a key of `ops.kept.KEEP`. Other than 'all', the spikes
-      become bits on their way; `SpikingNetwork` computes again what is not
-      kept.
+      backward pass, a key of `ops.kept.KEEP`. Unless it is 'all', spikes are
+      stored as bits, and `SpikingNetwork` computes the rest again. A network of
+      another class stores everything.
   """
 
   tau: float = 0.25
@@ -205,7 +205,7 @@ class LIF(nn.Module):
     # A learned v_th is a parameter of the layer, not a constant of the norm.
     v_th = stats.get('v_th', v_th)
     if not train:
-      fire = _fire_normed(norm)
+      fire = _fire_normed(norm.fires, norm.evaluate)
       return _evaluated(settings, fire, currents, tau, v_th, (params, stats))
 
     # A subclass may train otherwise.
@@ -255,16 +255,17 @@ def _fire_plain(leaves, v_th, surrogate) -> Fire:
   return fire_at(v_th, **surrogate)
 
 
+# Cached, because `_evaluated` finds its compiled function by this one.
 @functools.cache
-def _fire_normed(norm):
+def _fire_normed(fires, evaluate):
   """Returns the function that makes the predicate of a norm in evaluation."""
 
   def make(leaves, v_th, surrogate) -> Fire:
     params, stats = leaves
 
     def fire(state, u):
-      fired = norm.fires(params, {**stats, 'v_th': v_th}, u)
-      n = norm.evaluate(params, stats, u)
+      fired = fires(params, {**stats, 'v_th': v_th}, u)
+      n = evaluate(params, stats, u)
       return state, emit(fired, n - v_th, **surrogate)
 
     return fire

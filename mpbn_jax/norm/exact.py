@@ -4,7 +4,8 @@ GPUs approximate both in compiled programs, while compilers compute those of
 constants exactly: a neuron would decide one way in a program that receives its
 variables as arguments, and another way where they are closed over. These
 functions correct what the platform returns with integers, which are exact. CPUs
-round both correctly by themselves.
+round both correctly by themselves, so programs that are traced where a CPU is
+the default platform have no correction, even if they are exported for a GPU.
 """
 
 import jax

@@ -1,6 +1,7 @@
 """What the forward pass of a network keeps for its backward pass.
 
-The rest is computed again (`jax.checkpoint`, with policies of names).
+The rest is computed again by `jax.checkpoint`, whose policies save arrays by
+their names.
 """
 
 import math
@@ -35,22 +36,25 @@ def check_keep(keep: str) -> None:
 
 
 def policy(keep: str) -> Callable:
-  """Returns the policy of `jax.checkpoint` for a key of `KEEP` but 'all'."""
-  names = KEEP[keep] or ()
+  """Returns the policy of `jax.checkpoint` for a key of `KEEP`."""
+  names = KEEP[keep]
+  if names is None:
+    return jax.checkpoint_policies.everything_saveable
   return jax.checkpoint_policies.save_only_these_names(*names)
 
 
 def named(x: Array, name: str) -> Array:
-  """Returns x under a name that policies know. It changes no program."""
-  named: Array = checkpoint_name(x, name)
-  return named
+  """Returns x, with a name for policies. No program changes by it."""
+  result: Array = checkpoint_name(x, name)
+  return result
 
 
 @jax.custom_vjp
 def as_bits(spikes: jax.Array) -> jax.Array:
-  """Returns the spikes [B, ...] of 0 and 1, which bits under a name hold.
+  """Returns spikes [B, ...] of 0 and 1, packed into bits and unpacked again.
 
-  A policy that saves the name keeps an eighth of a byte for each spike.
+  The bits are named 'spikes': a policy that saves this name stores one bit per
+  spike. Other values than 0 and 1 are not preserved.
   """
   packed = named(pack(spikes), SPIKES)
   return unpack(packed, shape=spikes.shape, dtype=spikes.dtype)

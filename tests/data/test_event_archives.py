@@ -250,6 +250,6 @@ def test_member_that_leaves_its_folder_is_refused(name, tmp_path):
     if name == 'link':
       member.type, member.linkname = tarfile.SYMTYPE, '/etc/passwd'
     file.addfile(member, io.BytesIO())
-  with pytest.raises(InputError, match=f"below its own folder .* '{name}'"):
+  with pytest.raises(InputError, match=f"inside its own folder, got '{name}'"):
     archives._extract(path, target)
   assert not any(target.iterdir())

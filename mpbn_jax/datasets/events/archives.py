@@ -94,7 +94,7 @@ def _extract_member(file, member, target):
   inside = pathlib.PurePosixPath(member.name)
   if not member.isfile() or inside.is_absolute() or '..' in inside.parts:
     raise InputError(
-      f'expected only files below its own folder in {file.name}, got '
+      f'{file.name} may only contain files inside its own folder, got '
       f'{member.name!r}: delete the archive and obtain it again'
     )
   path = target / inside
