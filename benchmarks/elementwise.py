@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import measure
 import numpy as np
 
-from mpbn_jax import LIF
+from mpbn_jax import LIF, memory
 from mpbn_jax.norm import BatchNorm
 
 # Arrays as large as the currents that each must read or write.
@@ -71,6 +71,7 @@ def _waiting(function, *arguments):
 
 def main():
   options = measure.parser(__doc__, rounds=15).parse_args()
+  memory.reuse_pages()
   print(f'{"layer":>22} {"operation":>13} {"ms":>7} {"GB/s":>6} {"x floor":>8}')
   results = {}
   for side, channels in ((32, 1), (16, 1), (8, 2), (4, 4)):

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from mpbn_jax import build_model, fold, fold_convolutions, memory, strip
 from mpbn_jax.layers import ConvNorm, DenseNorm, Readout
 
+# As the command line does. PyTorch in the same process gains from it, too.
+memory.reuse_pages()
+
 # Of products of float32; on CPU all are the same.
 _PRODUCTS = {'float32': 'highest', 'tf32': 'tensorfloat32', 'bfloat16': None}
 

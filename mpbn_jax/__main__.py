@@ -111,11 +111,12 @@ def _run(command, start):
     with raise_on_signals():
       _prepare(command.config)
     return
-  from mpbn_jax import report, training
+  from mpbn_jax import memory, report, training
   from mpbn_jax.interop import files
 
   with raise_on_signals():
     _keep_compiled_programs(command.config.log.compilation_cache)
+    memory.reuse_pages()
     if mode == 'import':
       _import(files, command)
     else:
