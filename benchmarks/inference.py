@@ -4,8 +4,8 @@
     python benchmarks/inference.py --rounds=31 --only=folded,plain
 
 A spiking ResNet: with MPBN, folded into thresholds, folded into convolutions
-too, and the same network without MPBN ('plain'), next to peers with MPBN. All
-take turns. FLOPs and bytes are those that XLA counts.
+too, and the same network without MPBN ('plain'), next to peers with MPBN, each
+in its own process. All take turns. FLOPs and bytes are those that XLA counts.
 """
 
 import measure
@@ -16,13 +16,8 @@ PEERS = ('spikingjelly', 'pytorch')
 
 def functions(options):
   """Returns ({name: function}, {name: cost analysis}, FLOPs)."""
-  shape = dict(
-    network=options.network,
-    precision=options.precision,
-    num_steps=options.steps,
-    width=options.width,
-  )
-  images, labels = measure.data(options.batch)
+  shape = measure.shape(options)
+  images, _ = measure.data(options.batch)
   network = networks.model(**shape)
   plain = networks.model(**shape, norm=False)
   variables = {
@@ -37,7 +32,7 @@ def functions(options):
     import peers
 
     for name in PEERS:
-      found[name] = peers.functions(name, images, labels, **shape)['forward']
+      found[name] = peers.elsewhere(name, 'forward', options)
   return found, costs, networks.flops(network, images)
 
 

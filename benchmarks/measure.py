@@ -24,6 +24,7 @@ RECORDS = ROOT / 'benchmarks' / 'records.jsonl'
 # float32: products of 24-bit mantissas. tf32: of 11 bits, where a GPU has them.
 PRECISIONS = ('float32', 'tf32', 'bfloat16')
 SIDE = 32  # of the images
+SHAPE = ('network', 'precision', 'batch', 'steps', 'width')
 
 
 def parser(document: str, *, rounds: int) -> argparse.ArgumentParser:
@@ -50,10 +51,24 @@ def data(batch: int) -> tuple[np.ndarray, np.ndarray]:
   return images, rng.integers(0, 10, batch)
 
 
+def shape(options: argparse.Namespace) -> dict:
+  """Returns the arguments of `networks.model` and of `peers.functions`."""
+  return {
+    'network': options.network,
+    'precision': options.precision,
+    'num_steps': options.steps,
+    'width': options.width,
+  }
+
+
+def flags(options: argparse.Namespace) -> list[str]:
+  """Returns the arguments of `parser` that name a network and its data."""
+  return [f'--{name}={getattr(options, name)}' for name in SHAPE]
+
+
 def settings(options: argparse.Namespace) -> dict:
   """Returns the arguments of `parser` that a record keeps."""
-  names = ('network', 'precision', 'batch', 'steps', 'width')
-  return {k: vars(options)[k] for k in (*names, 'rounds', 'repeats')}
+  return {k: vars(options)[k] for k in (*SHAPE, 'rounds', 'repeats')}
 
 
 def chosen(only: str | None, names: Sequence[str], *, base: str) -> list[str]:
@@ -119,6 +134,48 @@ def peak_memory() -> float:
   """Returns the largest resident set of this process so far, in MiB."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak / (2**20 if sys.platform == 'darwin' else 2**10)
+
+
+def elsewhere(script: str, *arguments: str) -> Callable:
+  """Returns a function, see `in_turns`, that a script runs in its own process.
+
+  Libraries in one process share threads and memory: each then behaves as it
+  does not for its users. The script passes its function to `serve`.
+  """
+  process = subprocess.Popen(
+    [sys.executable, script, *arguments],
+    cwd=ROOT,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+    bufsize=1,
+  )
+
+  def wait():
+    process.stdin.write('wait\n')
+    while (line := process.stdout.readline()) != 'waited\n':
+      if not line:
+        sys.exit(f'{script} {" ".join(arguments)} stopped')
+      print(line, end='')  # what the script says besides
+
+  def run():
+    process.stdin.write('run\n')
+    return wait
+
+  wait()  # until it is built
+  return run
+
+
+def serve(function: Callable) -> None:
+  """Runs a function whenever `elsewhere` asks for it, until that ends."""
+  wait = None
+  for line in sys.stdin:
+    if line == 'run\n':
+      wait = function()
+    else:
+      if wait is not None:
+        wait()
+      print('waited', flush=True)
 
 
 def in_a_process(script: str, *arguments: str) -> dict:

@@ -13,9 +13,6 @@ import jax.numpy as jnp
 from mpbn_jax import build_model, fold, fold_convolutions, memory, strip
 from mpbn_jax.layers import ConvNorm, DenseNorm, Readout
 
-# As the command line does. PyTorch in the same process gains from it, too.
-memory.reuse_pages()
-
 # Of products of float32; on CPU all are the same.
 _PRODUCTS = {'float32': 'highest', 'tf32': 'tensorfloat32', 'bfloat16': None}
 
@@ -29,7 +26,11 @@ def model(
   norm: bool = True,
   **settings,
 ):
-  """Returns a network, with MPBN or without, and sets JAX's precision."""
+  """Returns a network, with MPBN or without.
+
+  Sets JAX's precision, and keeps pages as the command line does.
+  """
+  memory.reuse_pages()
   jax.config.update('jax_default_matmul_precision', _PRODUCTS[precision])
   return build_model(
     {

@@ -1,10 +1,12 @@
 """Spiking ResNets in PyTorch, with SpikingJelly's neurons or eager ones.
 
-It needs the packages of `benchmarks/requirements.txt`.
+It needs the packages of `benchmarks/requirements.txt`. As a script, it runs
+training steps or forward passes for the benchmark that started it.
 """
 
 import time
 
+import measure
 import numpy as np
 import torch
 from torch import nn
@@ -230,3 +232,24 @@ def device_peak() -> float | None:
   if not torch.cuda.is_available():
     return None
   return torch.cuda.max_memory_allocated() / 2**20
+
+
+def elsewhere(name: str, what: str, options):
+  """Returns the 'train' or 'forward' function of a peer in its own process."""
+  return measure.elsewhere(
+    __file__, f'--only={name}', f'--what={what}', *measure.flags(options)
+  )
+
+
+def main():
+  parser = measure.parser(__doc__, rounds=0)
+  parser.add_argument('--what', choices=('train', 'forward'))
+  options = parser.parse_args()
+  found = functions(
+    options.only, *measure.data(options.batch), **measure.shape(options)
+  )
+  measure.serve(found[options.what])
+
+
+if __name__ == '__main__':
+  main()

@@ -9,11 +9,11 @@
 A spiking ResNet with MPBN and without ('plain'), with MPBN and JAX's own
 backward pass ('autodiff') or recomputed parts ('keep products', 'keep spikes',
 'remat': the attributes of the network), next to SpikingJelly and to an eager
-PyTorch network of the same shape, which take turns. `--only` can also name
-'compiled pytorch', the same network under torch.compile. The floor is one
-square matmul of the step's FLOPs in the same run. With --memory each runs alone
-in a process of its own, with a warm compilation cache; on a GPU, the peak is
-that of its memory.
+PyTorch network of the same shape, each in its own process. All take turns.
+`--only` can also name 'compiled pytorch', the same network under torch.compile.
+The floor is one square matmul of the step's FLOPs in the same run. With
+--memory each runs alone in a process of its own, with a warm compilation cache;
+on a GPU, the peak is that of its memory.
 """
 
 import importlib
@@ -33,7 +33,6 @@ OURS = {
 }
 PEERS = ('spikingjelly', 'pytorch')
 COMPILED = 'compiled pytorch'  # takes a minute to compile
-SHAPE = ('network', 'precision', 'batch', 'steps', 'width')
 
 
 def arguments():
@@ -46,12 +45,7 @@ def arguments():
 def steps(names, options):
   """Returns {name: function} of training steps."""
   images, labels = measure.data(options.batch)
-  shape = dict(
-    network=options.network,
-    precision=options.precision,
-    num_steps=options.steps,
-    width=options.width,
-  )
+  shape = measure.shape(options)
   found = {}
   for name in names:
     # Of JAX and PyTorch only what is needed: their imports take memory.
@@ -60,10 +54,14 @@ def steps(names, options):
 
       network = networks.model(**shape, **OURS[name])
       found[name] = networks.training(network, images, labels)
-    else:
+    elif options.alone:
       import peers
 
       found[name] = peers.functions(name, images, labels, **shape)['train']
+    else:
+      import peers
+
+      found[name] = peers.elsewhere(name, 'train', options)
   return found
 
 
@@ -84,7 +82,6 @@ def alone(name, options):
 
 def memory(names, options):
   """Prints the peak memory of each; returns it by name."""
-  shape = [f'--{key}={getattr(options, key)}' for key in SHAPE]
   results = {}
   with tempfile.TemporaryDirectory() as cache:
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', cache)
@@ -92,7 +89,9 @@ def memory(names, options):
     print(f'{"peak MiB":>26} {"imports":>8} {"step ms":>8}')
     for name in names:
       for _ in range(2 if name in OURS else 1):  # the second finds the cache
-        found = measure.in_a_process(__file__, f'--alone={name}', *shape)
+        found = measure.in_a_process(
+          __file__, f'--alone={name}', *measure.flags(options)
+        )
       results[name] = found
       peak = found['device_peak'] or found['peak']
       print(
@@ -107,12 +106,7 @@ def times(names, options):
   import networks
 
   functions = steps(names, options)
-  network = networks.model(
-    network=options.network,
-    precision=options.precision,
-    num_steps=options.steps,
-    width=options.width,
-  )
+  network = networks.model(**measure.shape(options))
   flops = 3 * networks.flops(network, measure.data(options.batch)[0])
   functions['floor'], own = networks.floor(flops, precision=options.precision)
   seconds = measure.in_turns(
