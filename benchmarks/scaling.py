@@ -74,10 +74,9 @@ def main():
 
 def _point(options):
   if jax.default_backend() == 'cpu':
-    arguments = [f'--{key}={getattr(options, key)}' for key in train_step.SHAPE]
     for _ in range(2):  # the second finds the compilation cache
       found = measure.in_a_process(
-        train_step.__file__, f'--alone={options.name}', *arguments
+        train_step.__file__, f'--alone={options.name}', *measure.flags(options)
       )
     return found
   found = train_step.alone(options.name, options)
