@@ -37,7 +37,8 @@ def get_config() -> ml_collections.ConfigDict:
   model.detach_reset = False  # whether the gradient ignores spikes in the reset
   # Norm after every convolution: bn | tdbn | bntt | tebn | none.
   model.conv_norm = 'bn'
-  # Norm of the membrane potential: mpbn_channel | mpbn_element | none.
+  # Norm of the membrane potential: mpbn_channel | mpbn_element | affine (no
+  # statistics) | none.
   model.membrane_norm = 'mpbn_channel'
   # Norm of the spikes: psp_bn | psp_bn_step | psp_ln | neunorm | none.
   model.spike_norm = 'none'

@@ -44,6 +44,7 @@ PLAIN = {
   ),
   'mpbn_channel': lambda p, s, x: _plain_bn(p, x, (0, 1, 2)),
   'mpbn_element': lambda p, s, x: _plain_bn(p, x, (0,)),
+  'affine': lambda p, s, x: x * p['scale'] + p['bias'],
   'neunorm': lambda p, s, x: x - p['weight'] * _activity(x),
   'psp_bn': lambda p, s, x: _plain_psp(p, x, (0, 1, 2, 3)),
   'psp_bn_step': lambda p, s, x: _plain_psp(p, x, (0, 2, 3)),

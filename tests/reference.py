@@ -57,7 +57,7 @@ def _unbiased(var, count):
 # Two signatures are kept from the formatter: a line per argument hides them.
 def lif_mpbn(
   currents, *, scale, bias, mean, var, tau, v_th, eps=1e-5, momentum=0.1,
-  train, element=False, reset='hard', normalized_carry=False,
+  train, element=False, affine=False, reset='hard', normalized_carry=False,
 ):  # fmt: skip
   """Spikes and running statistics of the neuron with MPBN.
 
@@ -71,6 +71,7 @@ def lif_mpbn(
     train: normalize with the statistics of the step and advance the running
       ones once per step; otherwise use the running ones at every step.
     element: statistics over B alone instead of over all axes but the last.
+    affine: n = scale * u + bias, without statistics.
     normalized_carry: reset and carry n instead of u. This is the tempting
       WRONG network, here so that tests can show that it differs.
 
@@ -83,7 +84,9 @@ def lif_mpbn(
   spikes = []
   for current in currents:
     potential = tau * residue + current
-    if train:
+    if affine:
+      step_mean, step_var = 0.0, 1 - eps
+    elif train:
       axes = _statistics_axes(potential, element)
       count = int(np.prod([potential.shape[axis] for axis in axes]))
       step_mean, step_var = potential.mean(axes), potential.var(axes)
@@ -191,7 +194,7 @@ SURROGATE_DERIVATIVES = {
 
 def lif_mpbn_gradients(
   currents, cotangent, *, scale, bias, tau, v_th, derivative, eps,
-  detach_reset=False, element=False, reset='hard',
+  detach_reset=False, element=False, affine=False, reset='hard',
 ):  # fmt: skip
   """Gradients of sum(spikes * cotangent), spikes of `lif_mpbn` in training.
 
@@ -202,6 +205,7 @@ def lif_mpbn_gradients(
     currents, cotangent: [T, B, ..., C].
     scale, bias: [C], or [..., C] where `element`.
     derivative: surrogate derivative of the spike, a function of n - v_th.
+    element, affine: as in `lif_mpbn`.
 
   Returns:
     (grad currents [T, B, ..., C], grad scale, grad bias).
@@ -214,8 +218,11 @@ def lif_mpbn_gradients(
   tape = []
   for current in currents:
     potential = tau * residue + current
-    deviation = np.sqrt(potential.var(axes) + eps)
-    standard = (potential - potential.mean(axes)) / deviation
+    mean, deviation = 0.0, 1.0
+    if not affine:
+      mean = potential.mean(axes)
+      deviation = np.sqrt(potential.var(axes) + eps)
+    standard = (potential - mean) / deviation
     normalized = scale * standard + bias
     fired = (normalized > v_th).astype(np.float64)
     residue = _reset(potential, fired, v_th=v_th, reset=reset)
@@ -242,8 +249,10 @@ def lif_mpbn_gradients(
     grad_scale = grad_scale + (grad_normalized * standard).sum(axes)
     grad_bias = grad_bias + grad_normalized.sum(axes)
     grad_standard = grad_normalized * scale
-    grad_centred = grad_standard - grad_standard.mean(axes)
-    grad_centred -= standard * (grad_standard * standard).mean(axes)
+    grad_centred = grad_standard
+    if not affine:
+      grad_centred = grad_standard - grad_standard.mean(axes)
+      grad_centred -= standard * (grad_standard * standard).mean(axes)
     grad_potential = grad_potential + grad_centred / deviation
     # The charge: u[t] = tau * u_res[t-1] + c[t].
     grad_currents[t] = grad_potential

@@ -59,6 +59,13 @@ def tebn(params, stats, x, *, train):
   return np.stack(steps, 1), new
 
 
+def affine(params, stats, u, *, train):
+  y = np.empty(u.shape)
+  for c in range(u.shape[-1]):
+    y[..., c] = np.float64(u[..., c]) * params['scale'][c] + params['bias'][c]
+  return y, stats
+
+
 def psp_bn(params, stats, a, *, train):
   y, moments = np.empty(a.shape), []
   for c in range(a.shape[-1]):
@@ -108,6 +115,7 @@ REFERENCES = {
   'tebn': tebn,
   'mpbn_channel': bn,
   'mpbn_element': mpbn_element,
+  'affine': affine,
   'neunorm': neunorm,
   'psp_bn': psp_bn,
   'psp_bn_step': psp_bn_step,

@@ -209,7 +209,8 @@ class LIF(nn.Module):
       return _evaluated(settings, fire, currents, tau, v_th, (params, stats))
 
     # A subclass may train otherwise.
-    if type(norm.train) is norms.BatchNorm and not self.autodiff:
+    own_backward = type(norm.train) in (norms.BatchNorm, norms.Affine)
+    if own_backward and not self.autodiff:
       settings = dataclasses.replace(
         settings, norm=norm.train, momentum=self.momentum
       )

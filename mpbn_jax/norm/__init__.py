@@ -10,6 +10,7 @@ from mpbn_jax.norm.base import (
   CONSTANTS,
   EPS,
   MOMENTUM,
+  Affine,
   BatchNorm,
   Norm,
   NormAfterConvolution,
@@ -22,6 +23,7 @@ from mpbn_jax.norm.base import (
 )
 from mpbn_jax.norm.conv import BN, BNTT, TDBN, TEBN
 from mpbn_jax.norm.membrane import (
+  AFFINE,
   MPBN_CHANNEL,
   MPBN_ELEMENT,
   separating_threshold,
@@ -45,6 +47,7 @@ NORMS: dict[str, Norm] = {
   'tebn': TEBN,
   'mpbn_channel': MPBN_CHANNEL,
   'mpbn_element': MPBN_ELEMENT,
+  'affine': AFFINE,
   'neunorm': NEUNORM,
   'psp_bn': PSP_BN,
   'psp_bn_step': PSP_BN_STEP,
@@ -70,6 +73,7 @@ __all__ = [
   'NONE',
   'NORMS',
   'PLACES',
+  'Affine',
   'BatchNorm',
   'Norm',
   'NormAfterConvolution',

@@ -311,6 +311,60 @@ class BatchNorm:
     count = copies * count_over(x, self.axes(x))
     return advance(stats, *moments, count=count, momentum=momentum)
 
+  def moments(self, x):
+    """Returns what `normalize` needs of a batch: (mean, biased variance)."""
+    return moments(x, axes=self.axes(x))
+
+  def normalize(self, params, moments, x, *, eps):
+    """Returns x normalized with these moments."""
+    return scale_and_shift(params, *moments, x, eps=eps)
+
+  def gradients(self, cotangent, x, moments, *, params, eps):
+    """Returns the gradients of x and of {scale, bias}."""
+    return batch_norm_gradients(
+      cotangent, x, moments, scale=params['scale'], eps=eps, axes=self.axes(x)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Affine:
+  """An affine map per channel, with the methods of `BatchNorm`.
+
+  y = scale * x + bias
+  """
+
+  def __call__(
+    self, params: Leaves, stats: Leaves, x: jax.Array, *, momentum: float
+  ) -> tuple[jax.Array, Leaves]:
+    """Returns (scale * x + bias, the statistics as they are)."""
+    del momentum
+    return self.normalize(params, (), x, eps=None), stats
+
+  def moments(self, x):
+    """Returns (), because none are needed."""
+    del x
+    return ()
+
+  def advance(self, stats, moments, x, *, momentum):
+    """Returns the statistics as they are."""
+    del moments, x, momentum
+    return stats
+
+  def normalize(self, params, moments, x, *, eps):
+    """Returns scale * x + bias."""
+    del moments, eps
+    return (params['scale'] * x + params['bias']).astype(x.dtype)
+
+  def gradients(self, cotangent, x, moments, *, params, eps):
+    """Returns the gradients of x and of {scale, bias}."""
+    del moments, eps
+    axes = tuple(range(x.ndim - 1))
+    of_params = {
+      'scale': (cotangent * x).sum(axes),
+      'bias': cotangent.sum(axes),
+    }
+    return params['scale'] * cotangent, of_params
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _batch_norm(params, x, eps, axes):

@@ -1,4 +1,4 @@
-"""MPBN: its statistics, its firing predicate and its folded thresholds."""
+"""Norms before firing: MPBN and an affine map, with their exact thresholds."""
 
 from collections.abc import Callable
 
@@ -99,25 +99,67 @@ def separating_threshold(fires: Callable, polarity: jax.Array) -> jax.Array:
   return polarity * _ordered_to_float(low)
 
 
-@jax.jit
-def _fold_into_threshold(params, stats):
+def _thresholds(fires, scale, gain):
   """Returns {threshold, polarity, gain} (Eq. 10, 13 for every sign of scale).
 
   scale > 0: fire iff u > theta. scale < 0: negative polarity, fire iff
   u < theta. scale = 0: u does not matter; theta is -inf or +inf. The gain is
-  the derivative of MPBN(u), or 0 if theta is infinite, where u - theta would
+  the derivative of the norm, or 0 if theta is infinite, where u - theta would
   not be finite.
   """
-  scale, _, _ = _comparison(params, stats)
   polarity = jnp.where(scale < 0, -1.0, 1.0).astype(jnp.float32)
-  threshold = separating_threshold(lambda u: _fires(params, stats, u), polarity)
-  gain = exact.gain(params['scale'], stats['var'] + stats['eps'])
+  threshold = separating_threshold(fires, polarity)
   constant = jnp.abs(threshold) >= LARGEST
   return {
     'threshold': threshold,
     'polarity': polarity,
     'gain': jnp.where(constant, 0.0, gain),
   }
+
+
+@jax.jit
+def _fold_into_threshold(params, stats):
+  scale, _, _ = _comparison(params, stats)
+  gain = exact.gain(params['scale'], stats['var'] + stats['eps'])
+  return _thresholds(lambda u: _fires(params, stats, u), scale, gain)
+
+
+def _init_affine(shape, *, eps, v_th):
+  # eps is not used, but says over how many blocks the norm is stacked.
+  params, stats = _init(shape[-1:], eps=eps, v_th=v_th)
+  return params, {k: v for k, v in stats.items() if k in base.CONSTANTS}
+
+
+def _evaluate_affine(params, stats, u):
+  del stats
+  return base.Affine().normalize(params, (), u, eps=None)
+
+
+def _affine_comparison(params, stats):
+  """Returns (scale, level): fire iff scale * u > level; see `_comparison`."""
+  level = exact.normal(
+    exact.normal(stats['v_th']) - exact.normal(params['bias'])
+  )
+  scale = exact.normal(params['scale'])
+  constant = scale == 0
+  always_or_never = jnp.where(level < 0, -jnp.inf, jnp.inf)
+  return (
+    jnp.where(constant, 1.0, scale),
+    jnp.where(constant, always_or_never, level),
+  )
+
+
+def _affine_fires(params, stats, u):
+  """Returns whether scale * u + bias > v_th, identically in every program."""
+  scale, level = _affine_comparison(params, stats)
+  return scale * u > level
+
+
+@jax.jit
+def _fold_affine(params, stats):
+  scale, _ = _affine_comparison(params, stats)
+  gain = exact.normal(params['scale'])
+  return _thresholds(lambda u: _affine_fires(params, stats, u), scale, gain)
 
 
 # Channel-wise (paper, Eq. 7): statistics over B, H, W at each step.
@@ -138,4 +180,14 @@ MPBN_ELEMENT = base.NormBeforeFiring(
   evaluate=base.evaluate,
   fires=_fires,
   fold=_fold_into_threshold,
+)
+
+# scale * u + bias per channel, without statistics: the neuron of SpikeInit
+# (ICML 2026), and what of MPBN is left without the normalization.
+AFFINE = base.NormBeforeFiring(
+  init=_init_affine,
+  train=base.Affine(),
+  evaluate=_evaluate_affine,
+  fires=_affine_fires,
+  fold=_fold_affine,
 )

@@ -22,7 +22,7 @@ class Recurrence:
   """The settings of `lif_scan` that are not arrays.
 
   Attributes:
-    norm: batch normalization of the membrane potential, or None.
+    norm: normalization of the membrane potential, or None.
     momentum: weight of the new value in running statistics.
     surrogate: a name in `SURROGATES`.
     parameter: its width or slope; None uses its default.
@@ -33,7 +33,7 @@ class Recurrence:
       not find a compiled function of the first.
   """
 
-  norm: base.BatchNorm | None = None
+  norm: base.BatchNorm | base.Affine | None = None
   momentum: float = base.MOMENTUM
   surrogate: str = 'rect'
   parameter: float | None = None
@@ -94,8 +94,8 @@ def _run(recurrence, currents, tau, v_th, params, stats):
   def fire(stats, u):
     n, moments = u, ()
     if norm is not None:
-      moments = base.moments(u, axes=norm.axes(u))
-      n = base.scale_and_shift(params, *moments, u, eps=stats['eps'])
+      moments = norm.moments(u)
+      n = norm.normalize(params, moments, u, eps=stats['eps'])
       stats = norm.advance(stats, moments, u, momentum=recurrence.momentum)
     spikes = spike(
       n,
@@ -149,15 +149,15 @@ def _backward(recurrence, stored, cotangents):
     # s = spike(n, v_th)
     n = u
     if norm is not None:
-      n = base.scale_and_shift(params, *moments, u, eps=eps)
+      n = norm.normalize(params, moments, u, eps=eps)
     dn = ds * derivative(n - v_th, parameter)
     dv_th = dv_th + dv_th_of_reset - _sum_to(dn, v_th)
     # n = norm(u)
     if norm is None:
       du = du + dn
     else:
-      through_norm, more = base.batch_norm_gradients(
-        dn, u, moments, scale=params['scale'], eps=eps, axes=norm.axes(u)
+      through_norm, more = norm.gradients(
+        dn, u, moments, params=params, eps=eps
       )
       du = du + through_norm
       dparams = jax.tree.map(jnp.add, dparams, more)

@@ -100,9 +100,10 @@ def test_no_decision_of_a_hundred_million_differs_near_the_threshold(name):
 
 
 def _closed_form(variables, name):
+  moving = common.moving(variables['batch_stats'][name])
   leaves = {
     **variables['params'][name],
-    **common.moving(variables['batch_stats'][name]),
+    **(moving or {'mean': 0.0, 'var': 1 - EPS}),
   }
   theta, polarity = reference.fold_closed_form(
     **{k: np.asarray(v, np.float64) for k, v in leaves.items()},
