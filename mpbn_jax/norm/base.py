@@ -359,11 +359,9 @@ class Affine:
     """Returns the gradients of x and of {scale, bias}."""
     del moments, eps
     axes = tuple(range(x.ndim - 1))
-    of_params = {
-      'scale': (cotangent * x).sum(axes),
-      'bias': cotangent.sum(axes),
-    }
-    return params['scale'] * cotangent, of_params
+    dx = params['scale'] * cotangent
+    dscale, dbias = (cotangent * x).sum(axes), cotangent.sum(axes)
+    return dx, {'scale': dscale, 'bias': dbias}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
