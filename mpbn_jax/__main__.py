@@ -21,6 +21,10 @@
         downloads the data set of a configuration and converts it, once, in
         config.data.dir; without internet access, it says which files to put
         where.
+    python main.py --mode=reproduce --config=configs/paper.py:table1 --seeds=5
+        trains every row of a table of the paper, or every arm of a study in
+        configs/studies/, with several seeds; writes docs/results/table1.json
+        and its table. Stopped and started again, it goes on.
 
 Exit code: 0 success, 1 stopped by a NaN, 2 unusable input (one line says what
 was expected, what was given and how to fix it), 128 + signal if stopped by one.
@@ -47,19 +51,23 @@ def main(argv: list[str], *, program: str = 'python main.py') -> int:
     program: how the program was called, for the help.
   """
   start = time.monotonic()
-  from mpbn_jax import command_line
+  from mpbn_jax import command_line, process
   from mpbn_jax.errors import InputError
   from mpbn_jax.files import NO_ROOM
   from mpbn_jax.help import help_text
   from mpbn_jax.interrupt import Interrupted, signal_of
 
-  _say_warnings()
+  process.say_warnings()
   try:
     if command_line.wants_help(argv):
       introduction = __doc__.replace('python main.py', program)
       print(help_text(introduction, argv), flush=True)
     else:
-      _run(command_line.parse(argv), start)
+      command = command_line.parse(argv)
+      if isinstance(command, command_line.StudyCommand):
+        _reproduce(command)
+      else:
+        _run(command, start)
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -111,12 +119,11 @@ def _run(command, start):
     with raise_on_signals():
       _prepare(command.config)
     return
-  from mpbn_jax import memory, report, training
+  from mpbn_jax import process, report, training
   from mpbn_jax.interop import files
 
   with raise_on_signals():
-    _keep_compiled_programs(command.config.log.compilation_cache)
-    memory.reuse_pages()
+    process.prepare(command.config)
     if mode == 'import':
       _import(files, command)
     else:
@@ -140,6 +147,20 @@ def _work(report, training, command, start):
     folded=folded,
     file=report.summary_file(mode, config),
   )
+
+
+def _reproduce(command):
+  from mpbn_jax.studies import runner, tables
+
+  found = runner.reproduce(
+    command.study,
+    workdir=command.workdir,
+    results=command.results,
+    processes=command.processes,
+    after_each=lambda found: tables.write(found.path),
+  )
+  tables.write(found.path)
+  print(tables.text(found.path))
 
 
 def _prepare(config):
@@ -170,45 +191,6 @@ def _import(files, command):
     'next: run the same command without --checkpoint, and with '
     '--mode=evaluate, --mode=fold or --mode=train'
   )
-
-
-def _say_warnings():
-  """Prints this package's warnings as one line each, and no others."""
-  import logging
-
-  from absl import logging as absl_logging
-
-  # If the root logger has no handler, absl adds one that prints all again.
-  logging.basicConfig(handlers=[logging.NullHandler()])
-  handler = logging.StreamHandler(sys.stderr)
-  handler.setFormatter(logging.Formatter('warning: %(message)s'))
-  ours = logging.getLogger('mpbn_jax')
-  ours.handlers = [handler]  # replace, so that repeated calls add none
-  absl_logging.set_verbosity(absl_logging.ERROR)
-
-
-def _keep_compiled_programs(directory):
-  """Turns on JAX's persistent compilation cache unless it is already set."""
-  import logging
-  import pathlib
-
-  import jax
-
-  if not directory or 'JAX_COMPILATION_CACHE_DIR' in os.environ:
-    return
-  path = pathlib.Path(directory).expanduser()
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    logging.getLogger('mpbn_jax').warning(
-      'no compilation cache in %s (%s), so every run compiles again: set '
-      '--config.log.compilation_cache',
-      path,
-      error.strerror,
-    )
-    return
-  jax.config.update('jax_compilation_cache_dir', str(path))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 def run(program: str = 'mpbn_jax') -> NoReturn:

@@ -1,6 +1,7 @@
 """The command line: flags and configuration keys."""
 
 import ast
+import dataclasses
 import difflib
 import logging
 import pathlib
@@ -11,9 +12,11 @@ import ml_collections
 from mpbn_jax import config as config_lib
 from mpbn_jax import config_files
 from mpbn_jax.errors import InputError, unknown
+from mpbn_jax.studies.study import Study
 
 _log = logging.getLogger('mpbn_jax')
-MODES = ('train', 'evaluate', 'fold', 'import', 'prepare')
+MODES = ('train', 'evaluate', 'fold', 'import', 'prepare', 'reproduce')
+RESULTS = pathlib.Path('docs/results')  # of a study
 
 # {name: (its values, its meaning)}
 FLAGS = {
@@ -39,7 +42,23 @@ FLAGS = {
     'the work directory of a run that a new one takes its initial weights '
     'from, as config.init_from; the head only if it has as many classes',
   ),
+  'seeds': (
+    'N',
+    'how many seeds --mode=reproduce trains each arm with; default: those of '
+    'the study',
+  ),
+  'processes': (
+    'N',
+    'how many trainings of --mode=reproduce run at once; default: one per core '
+    'of a CPU, one on a GPU',
+  ),
+  'results': (
+    'FILE',
+    'the results file of --mode=reproduce, which says what is done; default: '
+    f'{RESULTS}/<study>.json',
+  ),
 }
+_OF_STUDIES = ('seeds', 'processes', 'results')
 HELP = {'-h', '-help', '--help', '--helpfull'}
 
 
@@ -59,12 +78,28 @@ class Command(NamedTuple):
   checkpoint: pathlib.Path | None
 
 
+class StudyCommand(NamedTuple):
+  """A parsed command of --mode=reproduce.
+
+  Attributes:
+    study: what to train.
+    workdir: the folder of the runs' work directories.
+    results: the results file.
+    processes: how many trainings run at once; None chooses.
+  """
+
+  study: Study
+  workdir: pathlib.Path
+  results: pathlib.Path
+  processes: int | None
+
+
 def wants_help(argv: list[str]) -> bool:
   """Returns whether the arguments ask for help."""
   return not HELP.isdisjoint(argv)
 
 
-def parse(argv: list[str]) -> Command:
+def parse(argv: list[str]) -> Command | StudyCommand:
   """Returns the command that the arguments after the program describe.
 
   A pure function except that it reads the configuration file. absl's flags
@@ -77,6 +112,14 @@ def parse(argv: list[str]) -> Command:
   mode = given.get('mode', 'train')
   if mode not in MODES:
     raise unknown('mode', mode, MODES)
+  if mode == 'reproduce':
+    return _parse_study(given, overrides)
+  for name in _OF_STUDIES:
+    if name in given:
+      raise InputError(
+        f'--{name} is only for --mode=reproduce, got --mode={mode}: leave it '
+        'out'
+      )
   checkpoint = given.get('checkpoint')
   if mode == 'import' and checkpoint is None:
     raise InputError(
@@ -108,6 +151,54 @@ def parse(argv: list[str]) -> Command:
     workdir=_workdir(given, source),
     checkpoint=None if checkpoint is None else pathlib.Path(checkpoint),
   )
+
+
+def _parse_study(given, overrides):
+  """Returns the command; overrides apply to all arms."""
+  for name in ('checkpoint', 'init_from'):
+    if name in given:
+      raise InputError(
+        f'--{name} is not for --mode=reproduce, whose study says how its arms '
+        'start: leave it out'
+      )
+  if 'config' not in given:
+    raise InputError(
+      '--mode=reproduce needs a study, got no --config: write '
+      '--config=configs/paper.py:table1, for example'
+    )
+  study = config_files.load_study(given['config'])
+  defaults = config_files.load(config_files.KEYS)
+  optional = {k for k, v in config_lib.flatten(defaults).items() if v is None}
+  arms = {}
+  for arm, config in study.arms.items():
+    config = config.copy_and_resolve_references()
+    before = config_lib.flatten(config)
+    for key, value in overrides:
+      _set(config, key, value, optional=key in optional)
+    _drop_paper(config, before)
+    arms[arm] = config.lock()
+  seeds = study.seeds
+  if 'seeds' in given:
+    seeds = tuple(range(_count('seeds', given['seeds'])))
+  processes = None
+  if 'processes' in given:
+    processes = _count('processes', given['processes'])
+  name = study.name
+  return StudyCommand(
+    study=dataclasses.replace(study, arms=arms, seeds=seeds),
+    workdir=pathlib.Path(given.get('workdir', pathlib.Path('runs') / name)),
+    results=pathlib.Path(given.get('results', RESULTS / f'{name}.json')),
+    processes=processes,
+  )
+
+
+def _count(flag, text):
+  if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1000):
+    raise InputError(
+      f'--{flag} must be an integer from 1 to 1000, got {text!r}: write '
+      f'--{flag}=5, for example'
+    )
+  return int(text)
 
 
 def _source(given):

@@ -10,6 +10,7 @@ import ml_collections
 import mpbn_jax.configs
 from mpbn_jax import config as config_lib
 from mpbn_jax.errors import InputError
+from mpbn_jax.studies.study import Study
 
 FOLDER = pathlib.Path(next(iter(mpbn_jax.configs.__path__)))
 KEYS = FOLDER / 'default.py'  # defines every key
@@ -30,6 +31,45 @@ def load(source: pathlib.Path | str) -> ml_collections.ConfigDict:
     InputError: the file does not exist (lists those in configs/), fails, or
       returns other keys than those of configs/default.py.
   """
+  path, argument = _find(source)
+  if path.suffix == '.json':
+    return _stored(path)
+  file = str(path)
+  config, got = _returned(path, 'get_config', argument)
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise InputError(
+      f'expected a function get_config() in {file} that returns a ConfigDict, '
+      f'got {got}: start from configs/digits.py'
+    )
+  if path.resolve() != KEYS:
+    _check_keys(file, config)
+  return config.lock()
+
+
+def load_study(source: pathlib.Path | str) -> Study:
+  """Returns the study of a file with a function get_study().
+
+  Args:
+    source: as in `load`: configs/studies/NAME.py, or configs/paper.py:NAME.
+
+  Raises:
+    InputError: the file does not exist, fails, or has no study.
+  """
+  path, argument = _find(source)
+  study, got = _returned(path, 'get_study', argument)
+  if not isinstance(study, Study):
+    known = sorted(p.name for p in (FOLDER / 'studies').glob('[!_]*.py'))
+    raise InputError(
+      f'expected a function get_study() in {path} that returns a Study, got '
+      f'{got}: configs/studies/ has {", ".join(known)}'
+    )
+  for config in study.arms.values():
+    _check_keys(str(path), config)
+  return study
+
+
+def _find(source):
+  """Returns (path, [name])."""
   file, *argument = split(source)
   path = pathlib.Path(file)
   if not path.is_file() and path.parts[:1] == ('configs',):
@@ -40,25 +80,23 @@ def load(source: pathlib.Path | str) -> ml_collections.ConfigDict:
       f'expected a configuration file, got {file!r}, which is not an existing '
       f'file: configs/ has {", ".join(known)}'
     )
-  if path.suffix == '.json':
-    return _stored(path)
-  file = str(path)
+  return path, argument
+
+
+def _returned(path, function, argument):
+  """Returns (what a function of a file returns, what to call that)."""
+  if path.suffix != '.py':
+    return None, f'a {path.suffix or "plain"} file'
   try:
-    get_config = runpy.run_path(file).get('get_config')
-    config = None if get_config is None else get_config(*argument)
+    called = runpy.run_path(str(path)).get(function)
+    value = None if called is None else called(*argument)
   except InputError:
     raise
   except Exception as error:  # whatever a user's file may raise
     raise InputError(_failure(path, error)) from error
-  if not isinstance(config, ml_collections.ConfigDict):
-    got = 'none' if get_config is None else f'one that returns {config!r:.40}'
-    raise InputError(
-      f'expected a function get_config() in {file} that returns a ConfigDict, '
-      f'got {got}: start from configs/digits.py'
-    )
-  if path.resolve() != KEYS:
-    _check_keys(file, config)
-  return config.lock()
+  return value, (
+    'none' if called is None else f'one that returns {value!r:.40}'
+  )
 
 
 def split(source: pathlib.Path | str) -> list[str]:

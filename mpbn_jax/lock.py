@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import socket
+import time
 from collections.abc import Iterator
 
 from mpbn_jax.errors import InputError
@@ -56,6 +57,25 @@ def hold(directory: pathlib.Path) -> Iterator[Lock]:
     yield Lock(path, descriptor)
   finally:
     os.close(descriptor)
+
+
+def wait_until_free(directory: pathlib.Path, *, seconds: float) -> None:
+  """Waits while another process holds a directory.
+
+  Raises:
+    InputError: it still does after this time.
+  """
+  last = time.monotonic() + seconds
+  while directory.exists():
+    try:
+      with hold(directory):
+        return
+    except NotWrittenError:
+      raise
+    except InputError:
+      if time.monotonic() > last:
+        raise
+    time.sleep(0.2)
 
 
 def _acquire(path):

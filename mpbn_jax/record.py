@@ -123,6 +123,11 @@ def write_json(path: pathlib.Path, values: Mapping) -> None:
   files.write_whole(path, json.dumps(values, indent=2) + '\n')
 
 
+def read_metrics(workdir: pathlib.Path) -> list[dict]:
+  """Returns the lines of metrics.jsonl, {'step': step, metric: value, ...}."""
+  return list(_lines(workdir / METRICS))
+
+
 class Metrics(contextlib.AbstractContextManager):
   """Appends metrics to metrics.jsonl and to TensorBoard event files.
 

@@ -1,0 +1,1 @@
+"""Studies for --mode=reproduce: a function get_study() in each file."""
