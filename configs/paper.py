@@ -2,6 +2,7 @@
 
     python main.py --config=configs/paper.py:table2/cifar10/resnet19/t2
     python main.py --config=configs/paper.py:table2/cifar10/resnet19/t2@code
+    python main.py --mode=reproduce --config=configs/paper.py:table2/cifar10
 
 A row that appears in several tables has several names. `@text` (the default)
 follows the paper's text: the rect surrogate of Eq. 12; crop, flip and cutout on
@@ -13,6 +14,7 @@ import dataclasses
 import importlib
 
 from mpbn_jax.errors import unknown
+from mpbn_jax.studies import Study
 
 PRESETS = ('text', 'code')
 _NORMS = {
@@ -153,3 +155,37 @@ def get_config(name: str = ''):
     config.paper.deviation = row.deviation
   config.paper.places = row.places
   return config
+
+
+def get_study(name: str = ''):
+  """Returns the study of all rows whose names start with 'table<n>[/...]'.
+
+  Rows with MPBN are compared with their baseline if the study has it, and the
+  three seeds are as many as the paper's.
+  """
+  start, _, preset = name.partition('@')
+  rows = {
+    row_name: row
+    for row in ROWS
+    for row_name in row.names
+    if start and f'{row_name}/'.startswith(f'{start}/')
+  }
+  if not rows:
+    tables = {
+      row_name.partition('/')[0] for row in ROWS for row_name in row.names
+    }
+    raise unknown('table of the paper', start, sorted(tables))
+  at = f'@{preset}' if preset else ''
+  compared_with = {}
+  for row_name, row in rows.items():
+    baseline = row_name.replace(f'/{row.norm}/', '/baseline/')
+    if row.norm != 'baseline' and baseline != row_name and baseline in rows:
+      compared_with[row_name] = baseline
+  return Study(
+    name=name.replace('/', '_').replace('@', '_'),
+    question=f'How much of {name} of the paper is reproduced?',
+    arms={row_name: get_config(f'{row_name}{at}') for row_name in rows},
+    compared_with=compared_with,
+    seeds=(0, 1, 2),
+    notes='Accuracies on the test split in percent, mean ± standard deviation.',
+  )

@@ -150,7 +150,7 @@ def _work(report, training, command, start):
 
 
 def _reproduce(command):
-  from mpbn_jax.studies import runner, tables
+  from mpbn_jax.studies import pictures, runner, tables
 
   found = runner.reproduce(
     command.study,
@@ -160,7 +160,11 @@ def _reproduce(command):
     after_each=lambda found: tables.write(found.path),
   )
   tables.write(found.path)
+  picture = pictures.write(found.path)
   print(tables.text(found.path))
+  for path in (found.path, found.path.with_suffix('.md'), picture):
+    if path is not None:
+      print(f'written: {path}')
 
 
 def _prepare(config):

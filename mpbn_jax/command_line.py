@@ -253,7 +253,7 @@ def _split(argv):
 
 def _unknown_flag(name):
   flags = [f'--{flag}' for flag in (*FLAGS, 'config.KEY')]
-  if difflib.get_close_matches(f'--{name}', flags, n=1):
+  if difflib.get_close_matches(f'--{name}', flags, n=1, cutoff=0.75):
     return unknown('flag', f'--{name}', flags)
   near = config_lib.nearest_keys(
     name, config_lib.flatten(config_files.load(config_files.KEYS))

@@ -274,6 +274,19 @@ def plain(config: Mapping) -> dict[str, Any]:
   }
 
 
+def as_before(config: Mapping) -> dict[str, Any]:
+  """Returns the flat configuration without keys that say what was always so.
+
+  Keys that were added later are left out where they have the value of programs
+  before, so that a key that is added changes nothing.
+  """
+  return {
+    key: value
+    for key, value in flatten(config).items()
+    if key not in _ADDED or value != _ADDED[key]
+  }
+
+
 def differences(config: Mapping, stored: Mapping) -> list[str]:
   """Returns 'key: stored -> now' for each key that differs but must not."""
   ours = flatten(json.loads(json.dumps(plain(config))))

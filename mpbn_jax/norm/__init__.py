@@ -1,7 +1,7 @@
 """The registry of normalizations, with one file per place.
 
 A normalization is an entry of `NORMS`: pure functions init, train, evaluate and
-fold, in the type for its place (`base.py`). Flax modules (`layers/`) only own
+fold, in the type for its place (`types.py`). Flax modules (`layers/`) only own
 the variables; `folding.py` only walks the tree.
 """
 
@@ -12,10 +12,6 @@ from mpbn_jax.norm.base import (
   MOMENTUM,
   Affine,
   BatchNorm,
-  Norm,
-  NormAfterConvolution,
-  NormAfterFiring,
-  NormBeforeFiring,
   along,
   check_floating,
   check_settings,
@@ -35,6 +31,12 @@ from mpbn_jax.norm.spike import (
   PSP_LN,
   check_tau_s,
   synaptic_filter,
+)
+from mpbn_jax.norm.types import (
+  Norm,
+  NormAfterConvolution,
+  NormAfterFiring,
+  NormBeforeFiring,
 )
 
 NONE = 'none'  # the name for 'no normalization at this place'

@@ -7,7 +7,7 @@ divided by its standard deviation.
 import jax
 import jax.numpy as jnp
 
-from mpbn_jax.norm import base
+from mpbn_jax.norm import base, types
 
 
 def _fold_affine(params, stats, kernel, bias):
@@ -21,7 +21,7 @@ def _fold_affine(params, stats, kernel, bias):
 _batch_norm = base.BatchNorm()
 
 # Plain batch normalization over all time steps together.
-BN = base.NormAfterConvolution(
+BN = types.NormAfterConvolution(
   init=lambda shape, *, eps, **_: base.init_affine(shape[-1:], eps=eps),
   train=_batch_norm,
   evaluate=base.evaluate,
@@ -60,7 +60,7 @@ def _tdbn_fold(params, stats, kernel, bias):
 # Next to an identity shortcut, which has no norm here, alpha is 1. Public code
 # differs there: some also keeps alpha at 1, some gives the identity its own
 # norm and both branches 1 / sqrt(2).
-TDBN = base.NormAfterConvolution(
+TDBN = types.NormAfterConvolution(
   init=_tdbn_init,
   train=_tdbn_train,
   evaluate=_tdbn_evaluate,
@@ -110,7 +110,7 @@ def _bntt_fold(params, stats, kernel, bias):
 
 # Kim and Panda 2020 (2010.01729): everything per step. Their code uses an eps
 # of 1e-4; here all norms share `model.eps`, 1e-5 by default.
-BNTT = base.NormAfterConvolution(
+BNTT = types.NormAfterConvolution(
   init=_bntt_init,
   train=_bntt_train,
   evaluate=_bntt_evaluate,
@@ -150,7 +150,7 @@ def _tebn_fold(params, stats, kernel, bias):
 
 # Duan et al., NeurIPS 2022: statistics over all steps together, and a learned
 # scalar per step.
-TEBN = base.NormAfterConvolution(
+TEBN = types.NormAfterConvolution(
   init=_tebn_init,
   train=_tebn_train,
   evaluate=_tebn_evaluate,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpbn_jax.norm import base, exact
+from mpbn_jax.norm import base, exact, types
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -163,7 +163,7 @@ def _fold_affine(params, stats):
 
 
 # Channel-wise (paper, Eq. 7): statistics over B, H, W at each step.
-MPBN_CHANNEL = base.NormBeforeFiring(
+MPBN_CHANNEL = types.NormBeforeFiring(
   init=lambda shape, **settings: _init(shape[-1:], **settings),
   train=base.BatchNorm(),
   custom_backward=True,
@@ -173,7 +173,7 @@ MPBN_CHANNEL = base.NormBeforeFiring(
 )
 
 # Element-wise (paper, Sec. 5.2, Eq. 13): statistics over B alone.
-MPBN_ELEMENT = base.NormBeforeFiring(
+MPBN_ELEMENT = types.NormBeforeFiring(
   init=_init,
   train=base.BatchNorm(over_batch=True),
   custom_backward=True,
@@ -184,7 +184,7 @@ MPBN_ELEMENT = base.NormBeforeFiring(
 
 # scale * u + bias per channel, without statistics: the neuron of SpikeInit
 # (ICML 2026), and what of MPBN is left without the normalization.
-AFFINE = base.NormBeforeFiring(
+AFFINE = types.NormBeforeFiring(
   init=_init_affine,
   train=base.Affine(),
   evaluate=_evaluate_affine,

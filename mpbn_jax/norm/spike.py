@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mpbn_jax.errors import InputError
 from mpbn_jax.neuron import kept
-from mpbn_jax.norm import base, exact
+from mpbn_jax.norm import base, exact, types
 
 
 def check_tau_s(tau_s: float) -> None:
@@ -107,7 +107,7 @@ def _init_psp_bn(shape, *, eps, num_steps=None):
 
 # Ikegawa et al. 2022 (2203.01544): the second raw moment replaces the variance.
 # Ours: the learned scale per channel, and one moment for all steps.
-PSP_BN = base.NormAfterFiring(
+PSP_BN = types.NormAfterFiring(
   init=lambda shape, *, eps, **_: _init_psp_bn(shape, eps=eps),
   train=_psp_bn_train,
   evaluate=_psp_bn_evaluate,
@@ -115,7 +115,7 @@ PSP_BN = base.NormAfterFiring(
 )
 
 # With one moment per step, as the MPBN paper cites it (Sec. 2.2).
-PSP_BN_STEP = base.NormAfterFiring(
+PSP_BN_STEP = types.NormAfterFiring(
   init=lambda shape, *, eps, num_steps, **_: _init_psp_bn(
     shape, eps=eps, num_steps=num_steps
   ),
@@ -135,7 +135,7 @@ def _psp_ln(params, stats, a):
 
 
 # Ikegawa et al. 2022 (2203.01544); the learned scale per channel is ours.
-PSP_LN = base.NormAfterFiring(
+PSP_LN = types.NormAfterFiring(
   init=lambda shape, *, eps, **_: (
     {'scale': jnp.ones(shape[-1:], jnp.float32)},
     {'eps': base.constant(eps)},
@@ -163,7 +163,7 @@ def _neunorm(params, s):
 
 # Wu et al. 2019 (1809.05793). One weight per channel; theirs may also vary
 # across positions. The initial value of 1 is ours.
-NEUNORM = base.NormAfterFiring(
+NEUNORM = types.NormAfterFiring(
   init=lambda shape, **_: ({'weight': jnp.ones(shape[-1:], jnp.float32)}, {}),
   train=lambda params, stats, s, *, momentum: (_neunorm(params, s), stats),
   evaluate=lambda params, stats, s: _neunorm(params, s),

@@ -17,6 +17,8 @@ from mpbn_jax.studies.results import Results
 from mpbn_jax.studies.study import Study, Task, reported_tasks, tuning_tasks
 from mpbn_jax.studies.worker import RESULT
 
+# What Python runs for a training.
+WORKER = ['-m', 'mpbn_jax.studies.worker']
 _POLL = 0.2  # seconds
 _LOG = 'log.txt'
 
@@ -174,8 +176,7 @@ class _Process:
     files.write_whole(config, config_lib.to_json(task.config))
     command = [
       sys.executable,
-      '-m',
-      'mpbn_jax.studies.worker',
+      *WORKER,
       f'--config={config}',
       f'--workdir={directory}',
       f'--kind={task.kind}',

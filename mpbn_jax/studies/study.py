@@ -114,7 +114,7 @@ def config_hash(config: Mapping) -> str:
   free = tuple(key for key in config_lib.FREE_KEYS if key != 'num_epochs')
   flat = {
     key: value
-    for key, value in config_lib.flatten(config).items()
+    for key, value in config_lib.as_before(config).items()
     if not key.startswith((*free, *_SAME_RESULT))
   }
   text = json.dumps(flat, sort_keys=True)

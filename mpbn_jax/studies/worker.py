@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
   options = parser.parse_args(argv)
   if options.core is not None:  # before XLA counts the cores
     os.sched_setaffinity(0, {options.core})
-  _end_with(os.getppid())
+  _end_with_parent()
 
   from mpbn_jax import config_files, lock, process, record
   from mpbn_jax.errors import InputError
@@ -169,8 +169,9 @@ def _machine():
   }
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent() -> None:
   """Stops this process, as SIGTERM does, once its parent has gone."""
+  parent = os.getppid()
 
   def watch():
     while os.getppid() == parent:

@@ -42,6 +42,8 @@ ROWS = {
   'config_files': 4,
   'configs': 0,
   'help': 4,
+  'process': 4,
+  'studies': 4,
   '__main__': 4,
   'interrupt': 3,
   'datasets': 3,

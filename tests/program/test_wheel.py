@@ -49,8 +49,8 @@ def test_every_package_is_in_the_wheel_and_nothing_at_top_level(site):
   ours = {
     path.relative_to(ROOT) for path in (ROOT / 'mpbn_jax').rglob('*.py')
   } | {
-    pathlib.Path('mpbn_jax', 'configs', path.name)
-    for path in (ROOT / 'configs').glob('*.py')
+    pathlib.Path('mpbn_jax', path.relative_to(ROOT))
+    for path in (ROOT / 'configs').rglob('*.py')
   }
   theirs = {path.relative_to(site) for path in site.rglob('*.py')}
   assert theirs == ours

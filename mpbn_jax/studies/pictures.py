@@ -1,0 +1,109 @@
+"""Pictures of a study: learning curves of its arms, and accuracies."""
+
+import io
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mpbn_jax import files
+from mpbn_jax.studies.results import read, reported
+
+# Okabe and Ito's colours, which colour-blind people can tell apart, and line
+# styles for print.
+_COLOURS = ('#000000', '#E69F00', '#56B4E9', '#009E73', '#D55E00', '#CC79A7')
+_STYLES = ('-', '--', '-.', ':')
+_METRIC = 'validation_accuracy'
+
+
+def write(path: pathlib.Path) -> pathlib.Path | None:
+  """Draws the learning curves beside a results file, as .png.
+
+  Returns:
+    The picture; None without matplotlib (requirements-dev.txt), or if no run
+    has a curve yet.
+  """
+  try:
+    import matplotlib.figure  # noqa: F401
+  except ImportError:
+    return None
+  content = read(path)
+  curves = learning_curves(content)
+  if not curves:
+    return None
+  picture = path.with_suffix('.png')
+  stream = io.BytesIO()
+  figure(curves).savefig(stream, format='png', metadata={'Software': None})
+  files.write_whole(picture, stream.getvalue())
+  return picture
+
+
+def learning_curves(
+  content: Mapping[str, Any],
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Returns {arm: (steps [N], validation accuracies [seeds, N])}.
+
+  Arms without validation are left out, and runs that diverged.
+  """
+  curves = {}
+  for arm, runs in reported(content).items():
+    points = [
+      np.array(run['curve'][_METRIC])
+      for run in runs.values()
+      if run.get('curve', {}).get(_METRIC)
+    ]
+    if points:
+      curves[arm] = points[0][:, 0], np.stack([p[:, 1] for p in points])
+  return {arm: curves[arm] for arm in content['arms'] if arm in curves}
+
+
+def figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]):
+  """Returns a matplotlib figure: one panel per setting, one line per arm.
+
+  Arms are named 'arm, setting'; those without a setting share one panel. Lines
+  are means over seeds, and bands reach from the worst to the best of them.
+  """
+  from matplotlib.figure import Figure
+
+  panels: dict[str, dict] = {}
+  for arm, curve in curves.items():
+    name, _, setting = arm.partition(', ')
+    panels.setdefault(setting, {})[name] = curve
+  panels = dict(sorted(panels.items()))
+  names = list(dict.fromkeys(n for lines in panels.values() for n in lines))
+  whole = Figure(
+    figsize=(1 + 3.2 * len(panels), 3.4), layout='constrained', dpi=120
+  )
+  axes = whole.subplots(1, len(panels), sharey=True, squeeze=False)
+  handles = {}
+  for axis, (setting, lines) in zip(axes[0], panels.items(), strict=True):
+    for name, (steps, accuracies) in lines.items():
+      index = names.index(name)
+      look = {'color': _COLOURS[index % len(_COLOURS)]}
+      percent = 100 * accuracies
+      (handles[name],) = axis.plot(
+        steps,
+        percent.mean(0),
+        linestyle=_STYLES[index % len(_STYLES)],
+        linewidth=1.8,
+        **look,
+      )
+      axis.fill_between(
+        steps, percent.min(0), percent.max(0), alpha=0.15, linewidth=0, **look
+      )
+    seeds = {len(accuracies) for _, accuracies in lines.values()}
+    count = '-'.join(map(str, sorted({min(seeds), max(seeds)})))
+    title = f'{count} seeds'
+    axis.set_title(f'{setting} ({title})' if setting else title, fontsize=10)
+    axis.set_xlabel('training step')
+    axis.grid(alpha=0.3)
+  axes[0, 0].set_ylabel('validation accuracy, %')
+  whole.legend(
+    [handles[name] for name in names],
+    names,
+    loc='outside lower center',
+    ncols=min(len(names), 5),
+    frameon=False,
+  )
+  return whole
