@@ -11,6 +11,8 @@
         evaluates a run with its stored configuration, without training.
     python main.py --mode=fold --workdir=runs/digits_t2
         writes the folded checkpoint beside the unfolded one and verifies it.
+    python main.py --mode=landscape --workdir=runs/digits_t2
+        measures and draws how the training loss rises around the network.
     python main.py --config=configs/digits.py --init_from=runs/other
         starts a new run from the weights of another run.
     python main.py --mode=import --checkpoint=w.pth --config=configs/cifar10.py
@@ -126,6 +128,8 @@ def _run(command, start):
     process.prepare(command.config)
     if mode == 'import':
       _import(files, command)
+    elif mode == 'landscape':
+      _landscape(report, command)
     else:
       _work(report, training, command, start)
 
@@ -147,6 +151,13 @@ def _work(report, training, command, start):
     folded=folded,
     file=report.summary_file(mode, config),
   )
+
+
+def _landscape(report, command):
+  from mpbn_jax.analysis import report as analysis
+
+  experiment, state = report.restore(command.config, workdir=command.workdir)
+  analysis.landscape(experiment, state, workdir=command.workdir)
 
 
 def _reproduce(command):

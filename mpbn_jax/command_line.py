@@ -15,7 +15,15 @@ from mpbn_jax.errors import InputError, unknown
 from mpbn_jax.studies.study import Study
 
 _log = logging.getLogger('mpbn_jax')
-MODES = ('train', 'evaluate', 'fold', 'import', 'prepare', 'reproduce')
+MODES = (
+  'train',
+  'evaluate',
+  'fold',
+  'landscape',
+  'import',
+  'prepare',
+  'reproduce',
+)
 RESULTS = pathlib.Path('docs/results')  # of a study
 
 # {name: (its values, its meaning)}

@@ -14,6 +14,15 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
   return float(np.mean(values)), deviation
 
 
+def mean_with_interval(values: Sequence[float]) -> tuple[float, float, float]:
+  """Returns (mean, low, high), with bounds as in `paired_difference`."""
+  zeros = dict.fromkeys(range(len(values)), 0.0)
+  found = paired_difference(dict(enumerate(map(float, values))), zeros)
+  if found is None:
+    raise ValueError('expected at least one value, got none')
+  return found[:3]
+
+
 def paired_difference(
   ours: Mapping[int, float], theirs: Mapping[int, float]
 ) -> tuple[float, float, float, int] | None:

@@ -82,7 +82,7 @@ BAD_INPUT = {
   'unknown mode': (
     ['--mode=foo'],
     "unknown mode 'foo'",
-    'one of evaluate, fold, import, prepare, reproduce, train',
+    'one of evaluate, fold, import, landscape, prepare, reproduce, train',
   ),
   'flag without value': (['--mode'], '--mode needs a value', 'train|evaluate'),
   'missing file': (

@@ -44,6 +44,7 @@ ROWS = {
   'help': 4,
   'process': 4,
   'studies': 4,
+  'analysis': 4,
   '__main__': 4,
   'interrupt': 3,
   'datasets': 3,

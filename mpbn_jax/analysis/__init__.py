@@ -1,0 +1,1 @@
+"""What trained networks are like: the landscape of their loss."""
