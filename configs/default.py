@@ -106,12 +106,18 @@ def get_config() -> ml_collections.ConfigDict:
   data.mixup = 0.0
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
+  optimizer.name = 'sgd'  # sgd | adamw | lamb
   optimizer.learning_rate = 0.1  # peak learning rate
-  # How often the cosine schedule updates the rate: step | epoch (as in the
-  # paper's code).
+  # How the rate falls to 0 after the warm-up: cosine | linear | constant (it
+  # does not).
+  optimizer.schedule = 'cosine'
+  # How often the schedule updates the rate: step | epoch (as in the paper's
+  # code).
   optimizer.decay_every = 'step'
-  optimizer.warmup_epochs = 0.0  # epochs of linear warm-up before the cosine
-  optimizer.momentum = 0.9  # v = momentum * v + gradient
+  optimizer.warmup_epochs = 0.0  # epochs of linear warm-up
+  # v = momentum * v + gradient; in adamw and lamb, b1.
+  optimizer.momentum = 0.9
+  optimizer.b2 = 0.999  # decay of squared gradients in adamw and lamb
   optimizer.nesterov = False  # whether to use Nesterov momentum
   optimizer.weight_decay = 1e-4  # on convolution and linear kernels only
   optimizer.gradient_clip = 0.0  # maximum global norm; 0 disables clipping

@@ -33,6 +33,9 @@ _ADDED = {
   'model.autodiff': True,
   'model.keep': 'all',
   'optimizer.accumulate': 1,
+  'optimizer.b2': 0.999,
+  'optimizer.name': 'sgd',
+  'optimizer.schedule': 'cosine',
 }
 _LISTED = 8  # differing keys that one message lists
 
@@ -58,10 +61,13 @@ RENAMED = {
 _SYNONYMS = {
   'batch': 'data.batch_size',
   'bs': 'data.batch_size',
+  'adam': 'optimizer.name',
+  'beta2': 'optimizer.b2',
   'dataset': 'data.name',
   'decay': 'optimizer.weight_decay',
   'epochs': 'num_epochs',
   'lr': 'optimizer.learning_rate',
+  'scheduler': 'optimizer.schedule',
   'steps': 'model.num_steps',
   't': 'model.num_steps',
   'threshold': 'model.v_th',
@@ -123,12 +129,6 @@ def unknown_key(key: str, known: Iterable[str]) -> InputError:
     return InputError(
       f'unknown configuration key {key!r}: it was renamed to {RENAMED[key]}'
     )
-  if key in ('optimizer.name', 'optimizer.type'):
-    ours = ', '.join(name for name in known if name.startswith('optimizer.'))
-    return InputError(
-      f'unknown configuration key {key!r}: the optimizer is SGD with momentum, '
-      f'and its keys are {ours}'
-    )
   near = nearest_keys(key, known)
   hint = f'did you mean {" or ".join(map(repr, near))}? (--help lists all)'
   return InputError(
@@ -186,7 +186,7 @@ def check_config(config: Mapping) -> None:
       f'{flat["optimizer.learning_rate"]}: set '
       '--config.optimizer.learning_rate=0.1, for example'
     )
-  for key in ('optimizer.momentum', 'loss.label_smoothing'):
+  for key in ('optimizer.momentum', 'optimizer.b2', 'loss.label_smoothing'):
     if not 0 <= flat[key] < 1:
       raise InputError(
         f'{key} must lie in [0, 1), got {flat[key]}: set --config.{key}=0, '

@@ -9,10 +9,13 @@ import pytest
 from mpbn_jax import InputError, losses, optim
 
 SETTINGS = dict(
+  name='sgd',
   learning_rate=0.1,
+  schedule='cosine',
   warmup_epochs=0.0,
   decay_every='step',
   momentum=0.9,
+  b2=0.99,
   nesterov=False,
   weight_decay=0.01,
   gradient_clip=0.0,
@@ -111,6 +114,29 @@ def test_unknown_decay_lists_the_known_ones():
     optim.learning_rate(settings, steps_per_epoch=10, num_epochs=4)
 
 
+def test_other_schedules_fall_linearly_or_not_at_all():
+  settings = SETTINGS | {'warmup_epochs': 1.0, 'schedule': 'linear'}
+  rate = optim.learning_rate(settings, steps_per_epoch=10, num_epochs=5)
+  expected = [0, 0.05, 0.1, 0.05, 0]
+  got = [rate(step) for step in (0, 5, 10, 30, 50)]
+  np.testing.assert_allclose(got, expected, atol=1e-7)
+  by_epoch = settings | {'decay_every': 'epoch'}
+  rate = optim.learning_rate(by_epoch, steps_per_epoch=10, num_epochs=5)
+  np.testing.assert_allclose([rate(31), rate(39)], 0.05, rtol=1e-6)
+  settings = SETTINGS | {'schedule': 'constant'}
+  rate = optim.learning_rate(settings, steps_per_epoch=10, num_epochs=5)
+  np.testing.assert_allclose([rate(0), rate(49)], 0.1)
+
+
+def test_unknown_schedules_and_optimizers_list_the_known_ones():
+  with pytest.raises(InputError, match="schedule 'step'.*constant, cosine"):
+    optim.learning_rate(
+      SETTINGS | {'schedule': 'step'}, steps_per_epoch=1, num_epochs=1
+    )
+  with pytest.raises(InputError, match=r"optimizer\.name 'adam'.*'adamw'"):
+    optim.optimizer(SETTINGS | {'name': 'adam'})
+
+
 def _directions(settings, gradients_of_steps):
   transform = optim.optimizer(SETTINGS | settings)
   state = transform.init(PARAMS)
@@ -153,6 +179,39 @@ def test_updates_are_optaxs_sgd(nesterov):
     updates, state = sgd.update(gradients, state)
   jax.tree.map(
     lambda d, u: np.testing.assert_allclose(-d, u, rtol=1e-6),
+    directions,
+    updates,
+  )
+
+
+# {name: optax's own, with the settings above}
+OPTAXS = {
+  'sgd': lambda decay, mask: optax.chain(
+    optax.add_decayed_weights(decay, mask), optax.sgd(1.0, 0.9)
+  ),
+  'adamw': lambda decay, mask: optax.adamw(
+    1.0, 0.9, 0.99, weight_decay=decay, mask=mask
+  ),
+  'lamb': lambda decay, mask: optax.lamb(
+    1.0, 0.9, 0.99, weight_decay=decay, mask=mask
+  ),
+}
+
+
+@pytest.mark.parametrize('name', optim.OPTIMIZERS)
+def test_every_optimizer_is_optaxs_with_decay_on_kernels_only(name):
+  rng = np.random.default_rng(0)
+  steps = [
+    jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape)), PARAMS)
+    for _ in range(3)
+  ]
+  directions = _directions({'name': name, 'weight_decay': 0.1}, steps)
+  theirs = OPTAXS[name](0.1, optim.is_kernel)
+  state = theirs.init(PARAMS)
+  for gradients in steps:
+    updates, state = theirs.update(gradients, state, PARAMS)
+  jax.tree.map(
+    lambda d, u: np.testing.assert_allclose(-d, u, rtol=1e-5, atol=1e-7),
     directions,
     updates,
   )
