@@ -130,6 +130,10 @@ def get_config() -> ml_collections.ConfigDict:
   # over time of the cross-entropy of each step).
   loss.name = 'cross_entropy'
   loss.label_smoothing = 0.0  # fraction of the label spread over all classes
+  # Weight, in [0, 1), of the mean squared difference between the logits of all
+  # steps and a target: the second term of tet.
+  loss.regularizer = 0.0
+  loss.regularizer_target = 1.0  # that target
 
   config.evaluation = evaluation = ml_collections.ConfigDict()
   evaluation.batch_size = 128  # batch size of all devices together

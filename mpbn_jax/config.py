@@ -30,6 +30,8 @@ FORMAT = 2
 FOLDS = ('thresholds', 'all')
 # Keys that stored configurations may lack: {key: what programs did before}.
 _ADDED = {
+  'loss.regularizer': 0.0,
+  'loss.regularizer_target': 1.0,
   'model.autodiff': True,
   'model.keep': 'all',
   'optimizer.accumulate': 1,
@@ -186,7 +188,12 @@ def check_config(config: Mapping) -> None:
       f'{flat["optimizer.learning_rate"]}: set '
       '--config.optimizer.learning_rate=0.1, for example'
     )
-  for key in ('optimizer.momentum', 'optimizer.b2', 'loss.label_smoothing'):
+  for key in (
+    'optimizer.momentum',
+    'optimizer.b2',
+    'loss.label_smoothing',
+    'loss.regularizer',
+  ):
     if not 0 <= flat[key] < 1:
       raise InputError(
         f'{key} must lie in [0, 1), got {flat[key]}: set --config.{key}=0, '

@@ -131,6 +131,7 @@ def make_train_step(experiment: Experiment) -> Any:
     experiment.dataset.spec,
     losses.get_loss(loss.name),
     loss.label_smoothing,
+    (loss.regularizer, loss.regularizer_target),
     experiment.optimizer,
     experiment.learning_rate,
     experiment.config.optimizer.accumulate,
@@ -144,6 +145,7 @@ def _train_step(
   spec,
   loss_function,
   label_smoothing,
+  regularizer,
   optimizer,
   learning_rate,
   accumulate,
@@ -167,7 +169,12 @@ def _train_step(
         step_logits,
         label_smoothing=label_smoothing,
       )
-      loss = losses.of_labels(loss_of_labels, batch).mean()
+      loss = losses.regularized(
+        losses.of_labels(loss_of_labels, batch).mean(),
+        step_logits,
+        weight=regularizer[0],
+        target=regularizer[1],
+      )
       return loss, (step_logits.mean(1), updates)
 
     (loss, (logits, updates)), gradients = jax.value_and_grad(

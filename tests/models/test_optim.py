@@ -53,6 +53,14 @@ def test_tet_is_the_mean_of_the_losses_of_the_steps():
   np.testing.assert_allclose(got, np.mean(steps, 0), rtol=1e-6)
 
 
+def test_regularizer_draws_the_logits_of_all_steps_to_its_target():
+  loss = jnp.float32(2.0)
+  got = losses.regularized(loss, STEP_LOGITS, weight=0.1, target=1.0)
+  distance = [(x - 1) ** 2 for x in STEP_LOGITS.ravel()]
+  np.testing.assert_allclose(got, 1.8 + 0.1 * np.mean(distance), rtol=1e-6)
+  assert losses.regularized(loss, STEP_LOGITS, weight=0.0, target=1.0) is loss
+
+
 @pytest.mark.parametrize('name', losses.LOSSES)
 def test_all_losses_agree_at_one_step(name):
   one = STEP_LOGITS[:, :1]
