@@ -66,11 +66,11 @@ def steps(names, options):
 
 
 def alone(name, options):
-  """Runs three steps of one; returns its peak memory in MiB, and its time."""
+  """Runs six steps of one; returns its peak memory in MiB, and its time."""
   module = importlib.import_module('networks' if name in OURS else 'peers')
   imported = measure.peak_memory()
   functions = steps([name], options)
-  seconds = measure.in_turns(functions, rounds=2, warm_up=1)
+  seconds = measure.in_turns(functions, rounds=4, warm_up=2)
   return {
     'imported': imported,
     'peak': measure.peak_memory(),
