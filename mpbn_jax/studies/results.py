@@ -18,8 +18,8 @@ class Results:
 
   The file has one line per run, in the order in which they ended:
 
-      {format, study, question, notes, arms, compared_with, grid, chosen,
-       tuning: [...], runs: [...]}
+      {format, study, question, notes, arms, paper, compared_with, grid,
+       chosen, tuning: [...], runs: [...]}
 
   A run of `runs` has arm, seed, hash (of the configuration), version (of this
   package), config, test_accuracy (last epoch), best_accuracy (of the best epoch
@@ -90,6 +90,11 @@ class Results:
       'question': self.study.question,
       'notes': self.study.notes,
       'arms': list(self.study.arms),
+      'paper': {
+        arm: [config.paper.accuracy, config.paper.deviation]
+        for arm, config in self.study.arms.items()
+        if config.paper.accuracy is not None
+      },
       'compared_with': dict(self.study.compared_with),
       'grid': {k: list(v) for k, v in self.study.grid.items()},
       'chosen': self.chosen(),

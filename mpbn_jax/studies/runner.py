@@ -63,16 +63,18 @@ def reproduce(
     found.write()  # the study may say something new
     pool = _Pool(workdir, processes)
     with contextlib.closing(pool):
+      waiting = _waiting(found, study, pool)
       while signals.received is None:
+        while waiting and pool.room:
+          pool.start(waiting.pop(0))
+        if not pool.running:
+          return found
+        time.sleep(_POLL)
         for process in pool.ended():
           _note(found, process, pool)
           after_each(found)
-        waiting = _waiting(found, study, pool)
-        if not waiting and not pool.running:
-          return found
-        for task in waiting[: pool.room]:
-          pool.start(task)
-        time.sleep(_POLL)
+          # What is left depends on what its arm chooses.
+          waiting = _waiting(found, study, pool)
       for process in pool.stop():
         with contextlib.suppress(InputError):
           _note(found, process, pool)
@@ -180,6 +182,7 @@ class _Process:
       f'--config={config}',
       f'--workdir={directory}',
       f'--kind={task.kind}',
+      f'--parent={os.getpid()}',
     ]
     if core is not None:
       command.append(f'--core={core}')

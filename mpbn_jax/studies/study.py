@@ -1,10 +1,12 @@
 """A study: its arms, its seeds, and the trainings that it still needs."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -92,7 +94,7 @@ class Task:
   config: ml_collections.ConfigDict
   choice: Mapping[str, Any]
 
-  @property
+  @functools.cached_property
   def hash(self) -> str:
     """The settings that change results, as a short hexadecimal number."""
     return config_hash(self.config)
@@ -105,8 +107,10 @@ class Task:
   @property
   def directory(self) -> str:
     """Name of its work directory."""
-    arm = self.arm.replace('/', '-')
-    return f'{arm}_{self.kind}_{self.seed}_{self.hash[:8]}'
+    name = re.sub(r'\W+', '-', self.arm).strip('-')
+    # Other arms may have the same name then.
+    unique = hashlib.sha256(f'{self.arm} {self.hash}'.encode()).hexdigest()[:8]
+    return f'{name}_{self.kind}_{self.seed}_{unique}'
 
 
 def config_hash(config: Mapping) -> str:

@@ -41,23 +41,23 @@ def rows(content: Mapping[str, Any], arms: Iterable[str]) -> list[list[str]]:
     arms: the arms to show; what was not measured is NOT_MEASURED.
   """
   runs = reported(content)
-  return [_row(arm, runs, content['compared_with']) for arm in arms]
+  return [_row(arm, runs, content) for arm in arms]
 
 
-def _row(arm, runs, compared_with):
+def _row(arm, runs, content):
   all_of_arm = runs.get(arm, {})
   of_arm = _finished(all_of_arm)
   diverged = len(all_of_arm) - len(of_arm)
+  paper = _printed(*content['paper'].get(arm, ()))
   if not of_arm:
     seeds = f'0 ({diverged} diverged)' if diverged else '0'
-    empty = [NOT_MEASURED] * (len(HEADINGS) - 3)
-    return [arm, *empty, seeds, NOT_MEASURED]
-  some = next(iter(of_arm.values()))
-  other = compared_with.get(arm)
+    empty = [NOT_MEASURED] * (len(HEADINGS) - 4)
+    return [arm, paper, *empty, seeds, NOT_MEASURED]
+  other = content['compared_with'].get(arm)
   differing = [run['spikes_differing'] for run in of_arm.values()]
   return [
     arm,
-    _printed(some['config'].get('paper', {})),
+    paper,
     _percent(of_arm, 'test_accuracy'),
     _percent(of_arm, 'best_accuracy'),
     _difference(of_arm, _finished(runs.get(other, {})), other),
@@ -77,11 +77,10 @@ def _rate(run):
   return np.mean(list(run['firing_rate'].values()))
 
 
-def _printed(paper):
-  if paper.get('accuracy') is None:
+def _printed(accuracy=None, deviation=None):
+  if accuracy is None:
     return NOT_MEASURED
-  deviation = paper.get('deviation')
-  return f'{paper["accuracy"]:.2f}' + (
+  return f'{accuracy:.2f}' + (
     '' if deviation is None else f' ± {deviation:.2f}'
   )
 

@@ -26,11 +26,12 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument('--config', required=True)
   parser.add_argument('--workdir', required=True, type=pathlib.Path)
   parser.add_argument('--kind', required=True)
+  parser.add_argument('--parent', type=int, default=os.getppid())
   parser.add_argument('--core', type=int, help='the only one to use')
   options = parser.parse_args(argv)
   if options.core is not None:  # before XLA counts the cores
     os.sched_setaffinity(0, {options.core})
-  _end_with_parent()
+  _end_with(options.parent)
 
   from mpbn_jax import config_files, lock, process, record
   from mpbn_jax.errors import InputError
@@ -169,9 +170,8 @@ def _machine():
   }
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
   """Stops this process, as SIGTERM does, once its parent has gone."""
-  parent = os.getppid()
 
   def watch():
     while os.getppid() == parent:

@@ -16,6 +16,7 @@ import reference
 import reference_network
 
 from mpbn_jax import LIF, optim
+from mpbn_jax.configs import default
 from mpbn_jax.interop.torch import to_reference
 
 
@@ -114,9 +115,7 @@ def _step(file):
   The step is (params, stats, opt_state) -> (those, loss, what it computed).
   """
   _, model, variables, x, arrays = common.golden(file, unroll=False)
-  transform = optim.optimizer(
-    dict(momentum=0.9, nesterov=False, weight_decay=1e-4, gradient_clip=0.0)
-  )
+  transform = optim.optimizer(default.get_config().optimizer)
 
   @jax.jit
   def step(params, stats, opt_state):
