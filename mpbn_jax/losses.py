@@ -67,7 +67,7 @@ def regularized(
       (1 - weight) * loss + weight * mean((step_logits - target)^2)
 
   It keeps the logits of single steps from growing (Deng et al. 2022,
-  2202.11946, whose code takes weights from 1e-3 to 5e-2 and the target 1).
+  2202.11946).
 
   Args:
     loss: a scalar.

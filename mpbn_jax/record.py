@@ -61,13 +61,7 @@ def hold_workdir(
     raise InputError("expected a work directory, got '': choose a --workdir")
   path = pathlib.Path(workdir)
   check_config_of(path, config)  # before anything is created
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(
-      f'expected a work directory that can be written, got {path} '
-      f'({error.strerror}): choose another --workdir'
-    ) from error
+  make_workdir(path)
   with hold(path) as lock:
     stored = check_config_of(path, config)
     for name in (CONFIG, METRICS):
@@ -75,6 +69,17 @@ def hold_workdir(
     # Written even if it exists, to check that it can be.
     files.write_whole(path / CONFIG, config_lib.to_json(stored or config))
     yield Workdir(path, stored, lock)
+
+
+def make_workdir(path: pathlib.Path) -> None:
+  """Creates a directory, or raises InputError."""
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f'expected a work directory that can be written, got {path} '
+      f'({error.strerror}): choose another --workdir'
+    ) from error
 
 
 def write_config(workdir: pathlib.Path, config: Mapping) -> None:

@@ -167,7 +167,7 @@ def landscape(
     variables: variables of its model, not folded: thresholds would be those of
       the unmoved network.
     radii: distances, as multiples of a filter-normalized direction.
-    directions: how many random directions; at least 2.
+    directions: how many random directions; at least 3, for an interval.
     examples: how many training examples; all if there are fewer.
     side: points of the plane along each direction, from -1 to 1; odd.
     seed: of the directions.
@@ -181,8 +181,9 @@ def landscape(
   count = min(examples, len(train))
   chosen = Subset(train, np.linspace(0, len(train) - 1, count).astype(int))
   dataset = dataclasses.replace(dataset, splits={_NAME: chosen})
+  devices = experiment.mesh.size
   size = min(experiment.config.evaluation.batch_size, count)
-  size -= size % experiment.mesh.size
+  size = max(1, size // devices) * devices
   batches = [
     sharding.shard_batch(batch, experiment.mesh)
     for batch in evaluation_batches(dataset, _NAME, batch_size=size)
@@ -221,10 +222,12 @@ def _check(variables, radii, directions, examples, side):
       'expected variables that are not folded, got folded ones, whose '
       'thresholds would not move: pass those of the training checkpoint'
     )
-  if not radii or min(radii) <= 0:
-    raise InputError(f'radii must be positive, got {tuple(radii)}')
+  if not len(radii) or not min(radii) > 0 or len(set(radii)) < len(radii):
+    raise InputError(
+      f'radii must be positive and different, got {tuple(radii)}'
+    )
   for name, value, least in (
-    ('directions', directions, 2),
+    ('directions', directions, 3),
     ('examples', examples, 1),
     ('side', side, 3),
   ):

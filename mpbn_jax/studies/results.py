@@ -8,7 +8,14 @@ from typing import Any
 import mpbn_jax
 from mpbn_jax import files
 from mpbn_jax.errors import InputError
-from mpbn_jax.studies.study import REPORT, TUNE, Study, Task, choose
+from mpbn_jax.studies.study import (
+  REPORT,
+  TUNE,
+  Study,
+  Task,
+  choose,
+  reported_tasks,
+)
 
 FORMAT = 1
 
@@ -19,7 +26,7 @@ class Results:
   The file has one line per run, in the order in which they ended:
 
       {format, study, question, notes, arms, paper, compared_with, grid,
-       chosen, tuning: [...], runs: [...]}
+       chosen, version, hashes, tuning: [...], runs: [...]}
 
   A run of `runs` has arm, seed, hash (of the configuration), version (of this
   package), config, test_accuracy (last epoch), best_accuracy (of the best epoch
@@ -84,6 +91,8 @@ class Results:
 
   def write(self) -> None:
     """Writes the file atomically."""
+    chosen = self.chosen()
+    tasks = reported_tasks(self.study, chosen)
     head = {
       'format': FORMAT,
       'study': self.study.name,
@@ -97,7 +106,9 @@ class Results:
       },
       'compared_with': dict(self.study.compared_with),
       'grid': {k: list(v) for k, v in self.study.grid.items()},
-      'chosen': self.chosen(),
+      'chosen': chosen,
+      'version': mpbn_jax.__version__,
+      'hashes': {task.arm: task.hash for task in tasks},
     }
     lines = [f'{json.dumps(k)}: {json.dumps(v)}' for k, v in head.items()]
     lines += [f'"{k}": {_listed(self._content[k])}' for k in ('tuning', 'runs')]
@@ -140,15 +151,15 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def reported(content: Mapping[str, Any]) -> dict[str, dict[int, dict]]:
-  """Returns {arm: {seed: run}} of the newest version and settings of each arm.
+  """Returns {arm: {seed: run}} of the study as it is now.
 
-  Runs of an arm with other settings than its last run are left out: a table
-  must not average them.
+  Runs with other settings, or of another version, stay in the file, but a table
+  must not mix them.
   """
   arms: dict[str, dict[int, dict]] = {}
-  last = {run['arm']: (run['hash'], run['version']) for run in content['runs']}
   for run in content['runs']:
-    if (run['hash'], run['version']) == last[run['arm']]:
+    now = content['hashes'].get(run['arm']), content['version']
+    if (run['hash'], run['version']) == now:
       arms.setdefault(run['arm'], {})[run['seed']] = run
   return arms
 

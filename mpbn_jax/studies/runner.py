@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from mpbn_jax import config as config_lib
-from mpbn_jax import files, interrupt, lock
+from mpbn_jax import files, interrupt, lock, record
 from mpbn_jax.errors import InputError
 from mpbn_jax.studies.results import Results
 from mpbn_jax.studies.study import Study, Task, reported_tasks, tuning_tasks
@@ -50,13 +50,7 @@ def reproduce(
       that its configuration is not.
     Interrupted: SIGTERM or Ctrl-C was received; the trainings have saved.
   """
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(
-      f'expected a work directory that can be written, got {workdir} '
-      f'({error.strerror}): choose another --workdir'
-    ) from error
+  record.make_workdir(workdir)
   with lock.hold(workdir), interrupt.SignalCatcher() as signals:
     found = Results(results, study)
     _collect(found, study, workdir)

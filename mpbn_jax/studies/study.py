@@ -55,6 +55,16 @@ class Study:
       for arm in pair:
         if arm not in self.arms:
           raise unknown(f'arm of study {self.name!r}', arm, self.arms)
+    used = {'seeds': self.seeds}
+    if self.grid:
+      used['tuning_seeds'] = self.tuning_seeds
+    used |= {f'values of {key}': values for key, values in self.grid.items()}
+    for what, values in used.items():
+      if not values or len(set(values)) < len(values):
+        raise InputError(
+          f'expected different {what} in study {self.name!r}, at least one, '
+          f'got {list(values)}'
+        )
     common = sorted(set(self.seeds) & set(self.tuning_seeds))
     if common and self.grid:
       raise InputError(
@@ -121,6 +131,9 @@ def config_hash(config: Mapping) -> str:
     for key, value in config_lib.as_before(config).items()
     if not key.startswith((*free, *_SAME_RESULT))
   }
+  # Of the free keys, this one alone changes what is reported.
+  if config['evaluation']['fold'] != 'thresholds':
+    flat['evaluation.fold'] = config['evaluation']['fold']
   text = json.dumps(flat, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -16,6 +16,8 @@ import sys
 import threading
 import time
 
+from mpbn_jax.studies.study import REPORT, TUNE
+
 RESULT = 'result.json'
 _CURVE = ('loss', 'accuracy', 'validation_loss', 'validation_accuracy')
 
@@ -25,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--config', required=True)
   parser.add_argument('--workdir', required=True, type=pathlib.Path)
-  parser.add_argument('--kind', required=True)
+  parser.add_argument('--kind', required=True, choices=(TUNE, REPORT))
   parser.add_argument('--parent', type=int, default=os.getppid())
   parser.add_argument('--core', type=int, help='the only one to use')
   options = parser.parse_args(argv)
@@ -71,7 +73,6 @@ def measure(config, workdir: pathlib.Path, *, kind: str) -> dict:
   from mpbn_jax import training
   from mpbn_jax.errors import InputError
   from mpbn_jax.evaluation import evaluate
-  from mpbn_jax.studies.study import TUNE
 
   start = time.monotonic()
   conditions = {

@@ -108,7 +108,8 @@ def test_flatness_is_of_both_signs_and_all_directions():
   ('changes', 'message'),
   [
     ({'radii': (0.1, 0.0)}, 'radii must be positive'),
-    ({'directions': 1}, 'directions must be at least 2'),
+    ({'radii': (0.1, 0.1)}, 'radii must be positive and different'),
+    ({'directions': 2}, 'directions must be at least 3'),
     ({'examples': 0}, 'examples must be at least 1'),
     ({'side': 4}, 'side must be odd'),
   ],

@@ -40,6 +40,9 @@ def test_tables_of_the_paper_are_studies(name, arms, pairs):
     ({'arms': {}}, 'expected the arms'),
     ({'compared_with': {'none': 'nobody'}}, "unknown arm of study 'small'"),
     ({'seeds': (0, 1000)}, r'other seeds .* got \[1000\] in both'),
+    ({'seeds': (0, 0)}, r'different seeds .* got \[0, 0\]'),
+    ({'tuning_seeds': ()}, 'different tuning_seeds'),
+    ({'grid': {'optimizer.momentum': ()}}, 'values of optimizer.momentum'),
     ({'grid': {'optimizer.lr': (1,)}}, 'did you mean .optimizer.learning_rate'),
   ],
 )
@@ -81,6 +84,8 @@ def test_the_hash_is_of_what_changes_results():
     ('seed', 3, True),
     ('log.every_steps', 3, True),
     ('model.keep', 'spikes', True),
+    ('evaluation.batch_size', 3, True),
+    ('evaluation.fold', 'all', False),
     ('num_epochs', 3, False),
     ('model.width', 3, False),
     ('optimizer.learning_rate', 0.3, False),
