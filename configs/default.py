@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.learn_v_th = False  # whether to learn one v_th per channel
   model.reset = 'hard'  # hard (to zero) | soft (subtracts v_th)
   model.detach_reset = False  # whether the gradient ignores spikes in the reset
-  # Norm after every convolution: bn | tdbn | bntt | tebn | none.
+  # Norm after every convolution: bn | tdbn | bntt | tebn | tab | none.
   model.conv_norm = 'bn'
   # Norm of the membrane potential: mpbn_channel | mpbn_element | affine (no
   # statistics) | none.

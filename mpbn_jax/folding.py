@@ -95,8 +95,8 @@ def fold_convolutions(variables: Mapping) -> Variables:
       kernel' = kernel * g, bias' = (bias - mean) * g + norm_bias,
       g = scale / sqrt(var + eps)
 
-  for bn and tdbn. BNTT folds into one kernel and one bias per step, TEBN into
-  one kernel, one bias and one factor per step.
+  for bn and tdbn. BNTT and TAB fold into one kernel and one bias per step, TEBN
+  into one kernel, one bias and one factor per step.
 
   Unlike `fold`, this changes rounding: a spike may flip if its membrane
   potential is within rounding of the threshold. `evaluation.compare` counts

@@ -42,6 +42,18 @@ PLAIN = {
   'tebn': lambda p, s, x: jnp.einsum(
     't,bt...->bt...', p['factor'], _plain_bn(p, x, (0, 1, 2, 3))
   ),
+  'tab': lambda p, s, x: jnp.stack(
+    [
+      p['root'][t] ** 2
+      * _plain_bn(
+        {'scale': p['scale'][t], 'bias': p['bias'][t]},
+        x[:, : t + 1],
+        (0, 1, 2, 3),
+      )[:, t]
+      for t in range(x.shape[1])
+    ],
+    1,
+  ),
   'mpbn_channel': lambda p, s, x: _plain_bn(p, x, (0, 1, 2)),
   'mpbn_element': lambda p, s, x: _plain_bn(p, x, (0,)),
   'affine': lambda p, s, x: x * p['scale'] + p['bias'],

@@ -59,6 +59,21 @@ def tebn(params, stats, x, *, train):
   return np.stack(steps, 1), new
 
 
+def tab(params, stats, x, *, train):
+  steps, news = [], []
+  for t in range(x.shape[1]):
+    y, new = bn(
+      {'scale': params['scale'][t], 'bias': params['bias'][t]},
+      {k: stats[k][t] for k in ('mean', 'var')},
+      x[:, : t + 1],
+      train=train,
+    )
+    steps.append(params['root'][t] ** 2 * y[:, t])
+    news.append(new)
+  new = {k: np.stack([n[k] for n in news]) for k in news[0]}
+  return np.stack(steps, 1), {**stats, **new}
+
+
 def affine(params, stats, u, *, train):
   y = np.empty(u.shape)
   for c in range(u.shape[-1]):
@@ -113,6 +128,7 @@ REFERENCES = {
   'tdbn': tdbn,
   'bntt': bntt,
   'tebn': tebn,
+  'tab': tab,
   'mpbn_channel': bn,
   'mpbn_element': mpbn_element,
   'affine': affine,

@@ -13,6 +13,7 @@ IDENTITY = {
   'scale': 1,
   'factor': 1,
   'weight': 1,
+  'root': 1,
   'var': 1,
   'moment': 1,
   'bias': 0,

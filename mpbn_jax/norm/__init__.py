@@ -17,7 +17,7 @@ from mpbn_jax.norm.base import (
   check_settings,
   moments,
 )
-from mpbn_jax.norm.conv import BN, BNTT, TDBN, TEBN
+from mpbn_jax.norm.conv import BN, BNTT, TAB, TDBN, TEBN
 from mpbn_jax.norm.membrane import (
   AFFINE,
   MPBN_CHANNEL,
@@ -47,6 +47,7 @@ NORMS: dict[str, Norm] = {
   'tdbn': TDBN,
   'bntt': BNTT,
   'tebn': TEBN,
+  'tab': TAB,
   'mpbn_channel': MPBN_CHANNEL,
   'mpbn_element': MPBN_ELEMENT,
   'affine': AFFINE,

@@ -121,7 +121,7 @@ def advance(
   mean: jax.Array,
   var: jax.Array,
   *,
-  count: int,
+  count: int | np.ndarray,
   momentum: float,
 ) -> Leaves:
   """Returns running statistics updated with those of a batch.
@@ -135,16 +135,17 @@ def advance(
     stats: running {mean, var, ...}; other leaves are unchanged.
     mean: mean of the batch.
     var: biased variance of the batch.
-    count: number of values in each mean.
+    count: number of values in each mean; an array if they differ.
     momentum: weight of the new value.
 
   Raises:
     InputError: the unbiased variance needs more than one value per statistic.
   """
-  if count < 2:
+  least = np.min(count)
+  if least < 2:
     raise InputError(
       'a running variance needs at least 2 values per statistic, got '
-      f'{count}: train with a larger batch (or larger maps with '
+      f'{least}: train with a larger batch (or larger maps with '
       "'mpbn_channel')"
     )
   unbiased = var * (count / (count - 1))

@@ -6,6 +6,7 @@ divided by its standard deviation.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mpbn_jax.norm import base, types
 
@@ -96,16 +97,21 @@ def _bntt_evaluate(params, stats, x):
   return _bntt_apply(params, mean, var, x, eps)
 
 
-def _bntt_fold(params, stats, kernel, bias):
-  """Returns a kernel and a bias per time step, [T, ..., out] and [T, out]."""
-  gain = params['scale'] * jax.lax.rsqrt(stats['var'] + stats['eps'])
+def _of_each_step(gain, mean, shift, kernel, bias):
+  """Returns kernel and bias of gain * (x - mean) + shift, with a leading T."""
   bias = 0.0 if bias is None else bias
   # A kernel of [k, k, in, out] or [in, out], or one of each time step already.
   inner = kernel.ndim - kernel.ndim % 2
   return {
     'kernel': kernel * jnp.expand_dims(gain, range(1, inner)),
-    'bias': (bias - stats['mean']) * gain,
+    'bias': (bias - mean) * gain + shift,
   }
+
+
+def _bntt_fold(params, stats, kernel, bias):
+  """Returns a kernel and a bias per time step, [T, ..., out] and [T, out]."""
+  gain = params['scale'] * jax.lax.rsqrt(stats['var'] + stats['eps'])
+  return _of_each_step(gain, stats['mean'], 0.0, kernel, bias)
 
 
 # Kim and Panda 2020 (2010.01729): everything per step. Their code uses an eps
@@ -157,4 +163,72 @@ TEBN = types.NormAfterConvolution(
   fold=_tebn_fold,
   custom_backward=True,
   per_time_step='factor',
+)
+
+
+# ---- TAB: root[t]^2 * (scale[t] * x_hat[t] + bias[t]), statistics over 1..t
+
+
+def _tab_init(shape, *, num_steps, eps, **_):
+  params, stats = base.init_affine((num_steps, shape[-1]), eps=eps)
+  return {**params, 'root': jnp.ones((num_steps,), jnp.float32)}, stats
+
+
+def _accumulated(mean, var):
+  """Returns the moments over the steps 1..t from those of every step, [T, C].
+
+  The variance is the mean variance of the steps plus the variance of their
+  means, a sum without cancellation.
+  """
+  until = jnp.tril(jnp.ones((len(mean), len(mean)), jnp.float32))
+  until /= until.sum(1, keepdims=True)
+  total = until @ mean
+  between = jnp.square(mean - total[:, None])  # [t, step, C]
+  return total, until @ var + jnp.einsum('ts,tsc->tc', until, between)
+
+
+def _tab_gain(params, var, eps):
+  weight = jnp.square(params['root'])[:, None]
+  return weight * params['scale'] * jax.lax.rsqrt(var + eps), weight
+
+
+def _tab_apply(params, mean, var, x, eps):
+  gain, weight = _tab_gain(params, var, eps)
+  centred = x.astype(jnp.float32) - base.along(mean, x)
+  shift = base.along(weight * params['bias'], x)
+  return (centred * base.along(gain, x) + shift).astype(x.dtype)
+
+
+def _tab_train(params, stats, x, *, momentum):
+  axes = (0, *range(2, x.ndim - 1))
+  mean, var = _accumulated(*base.moments(x, axes=axes))
+  steps = np.arange(1, x.shape[1] + 1)[:, None]
+  count = steps * base.count_over(x, axes)
+  stats = base.advance(stats, mean, var, count=count, momentum=momentum)
+  return _tab_apply(params, mean, var, x, stats['eps']), stats
+
+
+def _tab_evaluate(params, stats, x):
+  mean, var, eps = (stats[name] for name in ('mean', 'var', 'eps'))
+  return _tab_apply(params, mean, var, x, eps)
+
+
+def _tab_fold(params, stats, kernel, bias):
+  """Returns a kernel and a bias per time step, [T, ..., out] and [T, out]."""
+  gain, weight = _tab_gain(params, stats['var'], stats['eps'])
+  return _of_each_step(
+    gain, stats['mean'], weight * params['bias'], kernel, bias
+  )
+
+
+# Jiang et al., ICLR 2024 (Temporal Accumulated Batch Normalization): the
+# statistics of step t are those of all currents that its potential accumulates.
+# Scale and bias of every step, and the square, which keeps the weight of a step
+# from being negative, are those of the authors' code.
+TAB = types.NormAfterConvolution(
+  init=_tab_init,
+  train=_tab_train,
+  evaluate=_tab_evaluate,
+  fold=_tab_fold,
+  per_time_step='scale',
 )

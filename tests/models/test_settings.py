@@ -163,7 +163,7 @@ def test_every_layer_gets_the_settings_of_its_network(name):
     ({'name': 'resnet21'}, "unknown model 'resnet21'.*resnet20, resnet34"),
     ({'surrogate': 'rekt'}, "unknown surrogate 'rekt'.*did you mean 'rect'"),
     ({'membrane_norm': 'mpbn'}, "unknown membrane_norm 'mpbn'.*mpbn_channel"),
-    ({'conv_norm': 'bm'}, "unknown conv_norm 'bm'.*bn, bntt, none, .*tdbn"),
+    ({'conv_norm': 'bm'}, "unknown conv_norm 'bm'.*bn, bntt, none, tab, tdbn"),
     (
       {'spike_norm': 'x'},
       'unknown spike_norm .x.: expected .*neunorm, none',
