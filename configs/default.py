@@ -31,10 +31,15 @@ def get_config() -> ml_collections.ConfigDict:
   model.surrogate = 'rect'
   # Width or slope of the surrogate; None uses its default.
   model.surrogate_parameter = ml_collections.config_dict.placeholder(float)
+  # What these count in: one | v_th (a window as wide as the threshold).
+  model.surrogate_unit = 'one'
   model.learn_tau = False  # whether to learn one tau per layer (PLIF)
   model.learn_v_th = False  # whether to learn one v_th per channel
   model.reset = 'hard'  # hard (to zero) | soft (subtracts v_th)
   model.detach_reset = False  # whether the gradient ignores spikes in the reset
+  # Potential before the first step: zero | mean (a running mean of the last
+  # potentials: MP-Init).
+  model.start = 'zero'
   # Norm after every convolution: bn | tdbn | bntt | tebn | tab | none.
   model.conv_norm = 'bn'
   # Norm of the membrane potential: mpbn_channel | mpbn_element | affine (no
@@ -61,8 +66,12 @@ def get_config() -> ml_collections.ConfigDict:
   # pass, another way to trade time for memory. None disables it and suits every
   # network.
   model.remat = ml_collections.config_dict.placeholder(bool)
-  # Initial scale of the last norm of every residual block; None uses the
-  # network's default: 1, or 1 / n in preact_resnet with n blocks per stage.
+  # Initial kernels: fan_out (the paper's code) | fan_in | micheli | spike_init
+  # (the last two for networks without norms).
+  model.kernel_init = 'fan_out'
+  # Initial scale of the last norm of every residual block (of its last kernel
+  # without a norm); None uses the network's default: 1, or 1 / n in
+  # preact_resnet with n blocks per stage.
   model.last_scale = ml_collections.config_dict.placeholder(float)
   model.autodiff = False  # JAX's own backward pass: slower, more memory
   model.unroll = True  # unroll the T steps: faster, but slower to compile

@@ -39,6 +39,7 @@ _OF_TRAINING = {
   'spike_scale_init',
   'surrogate',
   'surrogate_parameter',
+  'surrogate_unit',
   'unroll',
 }
 

@@ -58,11 +58,15 @@ def fire_at(
   *,
   surrogate: str = 'rect',
   parameter: float | None = None,
+  unit: str = 'one',
 ) -> Fire:
   """Returns the predicate of plain neurons: fire if u > v_th (Eq. 2)."""
+  options: dict[str, Any] = dict(
+    surrogate=surrogate, parameter=parameter, unit=unit
+  )
 
   def fire(state, u):
-    return state, spike(u, v_th, surrogate=surrogate, parameter=parameter)
+    return state, spike(u, v_th, **options)
 
   return fire
 
@@ -140,7 +144,8 @@ def lif_scan(
 ) -> tuple[jax.Array, Any]:
   """Returns the spikes of a neuron layer over T steps, and the last state.
 
-  Scans `lif_step` with `jax.lax.scan`, starting from u_res[0] = 0.
+  Scans `lif_step` with `jax.lax.scan`, starting from u_res[0] = 0;
+  `lif_scan_from` starts from any potential.
 
   Args:
     currents: [T, ...] input currents, time first.
@@ -166,6 +171,57 @@ def lif_scan(
     >>> spikes
     Array([0., 1., 0., 1.], dtype=float32)
   """
+  (_, state), spikes = lif_scan_from(
+    (0.0, state),
+    currents,
+    tau=tau,
+    fire=fire,
+    reset=reset,
+    detach_reset=detach_reset,
+    v_th=v_th,
+    unroll=unroll,
+  )
+  return spikes, state
+
+
+def lif_scan_from(
+  carry: tuple[jax.Array | float, Any],
+  currents: jax.Array,
+  *,
+  tau: jax.Array | float = 0.25,
+  fire: Fire | None = None,
+  reset: str = 'hard',
+  detach_reset: bool = False,
+  v_th: jax.Array | float | None = None,
+  unroll: int | bool = 1,
+) -> tuple[tuple[jax.Array, Any], jax.Array]:
+  """Returns what `lif_scan` does, from a given potential and state.
+
+  The arguments are those of `lif_scan`. Two calls with a part of the steps each
+  equal one call with all of them.
+
+  Args:
+    carry: (u_res, state): the potential kept from the step before the first,
+      a scalar or broadcastable to one step, and the state of `fire`.
+    currents: [T, ...].
+    tau: see `lif_scan`, as all others.
+    fire: predicate.
+    reset: 'hard' or 'soft'.
+    detach_reset: whether the gradient ignores the spikes in the reset.
+    v_th: firing threshold.
+    unroll: as in `jax.lax.scan`.
+
+  Returns:
+    ((u_res, state) after the last step, spikes [T, ...]).
+
+  Raises:
+    InputError: as `lif_scan`, or u_res does not broadcast to one step.
+
+  Example:
+    >>> (u_res, _), spikes = lif_scan_from((0.4, None), jnp.array([0.4]))
+    >>> u_res, spikes
+    (Array(0.5, dtype=float32), Array([0.], dtype=float32))
+  """
   check_tau(tau)
   check_reset(reset)
   if currents.ndim < 1 or currents.shape[0] < 1:
@@ -190,8 +246,12 @@ def lif_scan(
     detach_reset=detach_reset,
     v_th=v_th,
   )
-  u_res = jnp.zeros(currents.shape[1:], currents.dtype)
-  (_, state), spikes = jax.lax.scan(
-    step, (u_res, state), currents, unroll=unroll
-  )
-  return spikes, state
+  u_res, state = carry
+  shape = currents.shape[1:]
+  if np.broadcast_shapes(jnp.shape(u_res), shape) != shape:
+    raise InputError(
+      f'expected a potential that broadcasts to one step, {shape}, got shape '
+      f'{jnp.shape(u_res)}'
+    )
+  u_res = jnp.broadcast_to(jnp.asarray(u_res, currents.dtype), shape)
+  return jax.lax.scan(step, (u_res, state), currents, unroll=unroll)

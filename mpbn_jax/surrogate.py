@@ -104,6 +104,40 @@ SURROGATES: dict[str, Surrogate] = {
 }
 
 
+# What the width or slope of a surrogate counts in: potentials, or thresholds.
+UNITS = ('one', 'v_th')
+_LEAST_UNIT = 0.01  # of a learned threshold, which may fall to 0 and below
+
+
+def check_unit(unit: str) -> None:
+  """Raises InputError unless the unit is one of `UNITS`."""
+  if unit not in UNITS:
+    raise unknown('surrogate_unit', unit, UNITS)
+
+
+def scaled(
+  difference: jax.Array, v_th: jax.Array | float, *, unit: str
+) -> jax.Array:
+  """Returns n - v_th in units of a surrogate.
+
+      'one':   x = n - v_th
+      'v_th':  x = (n - v_th) / v_th = n / v_th - 1
+
+  In units of v_th, the window of potentials that receive a gradient widens with
+  the threshold, so that a threshold that grows does not leave the gradient
+  behind: the relative argument of TrSG (Kook et al., WACV 2026, 2511.08708).
+  Their neurons also emit spikes of height v_th; these stay 0 and 1.
+
+  Args:
+    difference: [...], n - v_th.
+    v_th: the threshold; as a unit it counts at least 0.01.
+    unit: one of `UNITS`.
+  """
+  if unit == 'one':
+    return difference
+  return difference / jnp.maximum(v_th, _LEAST_UNIT)
+
+
 def get_surrogate(
   name: str, *, parameter: float | None = None
 ) -> tuple[Surrogate, float]:
@@ -179,6 +213,7 @@ def spike(
   *,
   surrogate: str = 'rect',
   parameter: float | None = None,
+  unit: str = 'one',
 ) -> jax.Array:
   """Returns the spikes of membrane potentials (paper, Eq. 2 and 12).
 
@@ -190,12 +225,14 @@ def spike(
     v_th: firing threshold, a scalar or broadcastable to n.
     surrogate: a name in `SURROGATES`.
     parameter: width or slope of the surrogate; None uses its default.
+    unit: what they count in, one of `UNITS`, see `scaled`.
 
   Returns:
     [...] of 0 and 1 in n's dtype.
 
   Raises:
-    InputError: the surrogate is unknown, or the parameter is not positive.
+    InputError: the surrogate or the unit is unknown, or the parameter is not
+      positive.
 
   Example:
     >>> spike(jnp.array([0.2, 0.5, 0.7]))
@@ -204,4 +241,6 @@ def spike(
     Array([1., 1., 0.], dtype=float32)
   """
   n = jnp.asarray(n)
-  return emit(n > v_th, n - v_th, surrogate=surrogate, parameter=parameter)
+  check_unit(unit)
+  distance = scaled(n - v_th, v_th, unit=unit)
+  return emit(n > v_th, distance, surrogate=surrogate, parameter=parameter)

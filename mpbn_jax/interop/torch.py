@@ -117,6 +117,11 @@ def _check(config):
         f'the reference has no {key}, got model.{key}=True: set '
         f'--config.model.{key}=false'
       )
+  if config.get('start', 'zero') != 'zero':
+    raise InputError(
+      'the neurons of the reference start at 0, got model.start='
+      f'{config["start"]!r}: set --config.model.start=zero'
+    )
 
 
 def _expected(config, channels, side):

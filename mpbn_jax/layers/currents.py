@@ -3,7 +3,6 @@
 `ConvNorm` and `DenseNorm` share these attributes and differ in the product.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
+from mpbn_jax.initializers import FAN_OUT
 from mpbn_jax.layers import variables
 from mpbn_jax.layers.absorption import read_with
 from mpbn_jax.layers.attributes import check_types
@@ -21,21 +21,6 @@ from mpbn_jax.ops import kept
 
 # x [B, T, ..., C_in], kernel -> [B, T, ..., C_out]
 Product = Callable[[jax.Array, jax.Array], jax.Array]
-
-
-def fan_out_normal(
-  key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
-) -> jax.Array:
-  """Returns kernels [..., C_in, C_out] from N(0, 2 / (k * k * C_out)).
-
-  The same bits as `nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')`
-  (He et al. 2015, 1502.01852, Eq. 14), drawn on one axis: XLA's CPU backend
-  takes 10 to 40 times as long to compile a random generator of four axes, 2 to
-  7 seconds for every shape of a kernel.
-  """
-  fan_out = math.prod(shape[:-2]) * shape[-1]
-  values = jax.random.normal(key, (math.prod(shape),), dtype)
-  return values.reshape(shape) * jnp.sqrt(jnp.array(2.0 / fan_out, dtype))
 
 
 class NormedLayer(nn.Module, kw_only=True):
@@ -71,7 +56,7 @@ class NormedLayer(nn.Module, kw_only=True):
   scale_init: float = 1.0
   v_th: float = 0.5
   joins: bool = False
-  kernel_init: Callable = fan_out_normal
+  kernel_init: Callable = FAN_OUT
   momentum: float = norms.MOMENTUM
   eps: float = norms.EPS
   autodiff: bool = False

@@ -2,22 +2,28 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mpbn_jax import norm as norms
+from mpbn_jax import start as starts
 from mpbn_jax.errors import InputError
 from mpbn_jax.layers import variables
 from mpbn_jax.layers.attributes import check_types
 from mpbn_jax.layers.spike_norm import SpikeNorm
 from mpbn_jax.layers.spikes import Spikes, check_array
-from mpbn_jax.neuron import Fire, check_reset, check_tau, fire_at, lif_scan
+from mpbn_jax.neuron import Fire, check_reset, check_tau, fire_at, lif_scan_from
 from mpbn_jax.ops import kept, recurrence
 from mpbn_jax.ops.recurrence import Recurrence
-from mpbn_jax.surrogate import emit, get_surrogate, spike
+from mpbn_jax.surrogate import (
+  check_unit,
+  emit,
+  get_surrogate,
+  scaled,
+  spike,
+)
 
 
 class LIF(nn.Module):
@@ -27,7 +33,8 @@ class LIF(nn.Module):
 
   Variables: params/<norm>/{scale, bias} and batch_stats/<norm>/{mean, var},
   [C] channel-wise or [H, W, C] element-wise; params/tau_logit, a scalar, and
-  params/v_th [C], if they are learned. The constants eps and v_th (unless
+  params/v_th [C], if they are learned; batch_stats/start, a scalar, if neurons
+  start at a running mean. The constants eps and v_th (unless
   learned) are scalars in batch_stats/<norm>, and the layer computes with these
   stored values. A layer with another setting raises an error, except inside a
   compiled function, where the stored value is used.
@@ -61,8 +68,12 @@ class LIF(nn.Module):
       norm, in [0, 1); 0 disables the filter.
     surrogate: a name in `surrogate.SURROGATES`.
     surrogate_parameter: its width or slope; None uses its default.
+    surrogate_unit: what these count in, 'one' or 'v_th', see
+      `surrogate.scaled`.
     reset: 'hard' or 'soft'.
     detach_reset: whether the gradient ignores the spikes in the reset.
+    start: potential before the first step, 'zero' or 'mean': a running mean of
+      the potentials after the last one (MP-Init, `start.advance`).
     momentum: weight of the new value in running statistics.
     eps: added to variances. This is the initial value: it is stored with the
       variables, and the layer uses the stored value.
@@ -86,8 +97,10 @@ class LIF(nn.Module):
   tau_s: float = 0.0
   surrogate: str = 'rect'
   surrogate_parameter: float | None = None
+  surrogate_unit: str = 'one'
   reset: str = 'hard'
   detach_reset: bool = False
+  start: str = 'zero'
   momentum: float = norms.MOMENTUM
   eps: float = norms.EPS
   unroll: bool = True
@@ -103,6 +116,8 @@ class LIF(nn.Module):
     check_tau(self.tau)
     check_reset(self.reset)
     kept.check_keep(self.keep)
+    starts.check_start(self.start)
+    check_unit(self.surrogate_unit)
     get_surrogate(self.surrogate, parameter=self.surrogate_parameter)
     super().__post_init__()
 
@@ -125,7 +140,11 @@ class LIF(nn.Module):
     variables.check_input('currents', currents)
     tau, v_th = self._tau_and_v_th(currents.shape[-1])
     by_time = jnp.moveaxis(currents, 1, 0).astype(jnp.float32)
-    spikes = self._spikes(by_time, tau, v_th, train)
+    start = self._start()
+    first = None if start is None else start.value
+    spikes, last = self._spikes(by_time, tau, v_th, train, first)
+    if train and start is not None and not self.is_initializing():
+      start.value = starts.advance(first, last, spikes, momentum=self.momentum)
     spikes = jnp.moveaxis(spikes, 0, 1)
     self.sow('intermediates', 'currents', currents)
     self.sow('intermediates', 'spikes', spikes)
@@ -174,40 +193,75 @@ class LIF(nn.Module):
       v_th = self.param('v_th', init, (channels,), jnp.float32)
     return tau, v_th
 
-  def _spikes(self, currents, tau, v_th, train):
-    """Returns the spikes of currents, both [T, B, ..., C]."""
+  def _start(self):
+    """Returns the variable of the potential before the first step, or None."""
+    at, has = (
+      f'batch_stats/{variables.path_of(self, "start")}',
+      self.has_variable('batch_stats', 'start'),
+    )
+    if self.start == 'zero':
+      if has:
+        raise InputError(
+          f"expected no {at} with start='zero', got one that would not be "
+          "read: build the model with start='mean'"
+        )
+      return None
+    if not (has or self.is_mutable_collection('batch_stats')):
+      raise InputError(
+        f"expected {at}, the running mean that start='mean' starts from, got "
+        "none: use the variables of a model with start='mean'"
+      )
+    zero = lambda: jnp.zeros((), jnp.float32)  # noqa: E731
+    return self.variable('batch_stats', 'start', zero)
+
+  def _spikes(self, currents, tau, v_th, train, start):
+    """Returns the spikes of currents, both [T, B, ..., C], and u_res[T].
+
+    u_res[T], [B, ..., C], is None without a start.
+    """
     shape = currents.shape[2:]
-    surrogate: dict[str, Any] = dict(
-      surrogate=self.surrogate, parameter=self.surrogate_parameter
+    settings = Recurrence(
+      surrogate=self.surrogate,
+      parameter=self.surrogate_parameter,
+      unit=self.surrogate_unit,
+      reset=self.reset,
+      detach_reset=self.detach_reset,
+      unroll=self.unroll,
     )
-    scan: dict[str, Any] = dict(
-      reset=self.reset, detach_reset=self.detach_reset, unroll=self.unroll
-    )
-    settings = Recurrence(**surrogate, **scan)
+    evaluated = functools.partial(_evaluated, settings, start=start)
 
     if self.has_variable('threshold', 'threshold'):
       variables.refuse_training(train)
       folded = variables.folded_neurons(self, shape)
       if not self.learn_v_th:  # a soft reset subtracts the folded v_th
         v_th = folded['v_th']
-      return _evaluated(settings, _fire_folded, currents, tau, v_th, folded)
+      return evaluated(_fire_folded, currents, tau, v_th, folded)
 
     if self.norm == norms.NONE:
       if not train or self.autodiff:
-        return _evaluated(settings, _fire_plain, currents, tau, v_th, {})
-      return recurrence.lif_scan(settings, currents, tau, v_th, {}, {})[0]
+        return evaluated(_fire_plain, currents, tau, v_th, {})
+      spikes, _, last = recurrence.lif_scan(
+        settings, currents, tau, v_th, {}, {}, start
+      )
+      return spikes, last
 
     norm = norms.NORMS[self.norm]
     own = variables.NormVariables(
       self, shape, eps=self.eps, v_th=None if self.learn_v_th else self.v_th
     )
-    params, stats = own.params, own.stats
     # A learned v_th is a parameter of the layer, not a constant of the norm.
-    v_th = stats.get('v_th', v_th)
+    v_th = own.stats.get('v_th', v_th)
     if not train:
       fire = _fire_normed(norm.fires, norm.evaluate)
-      return _evaluated(settings, fire, currents, tau, v_th, (params, stats))
+      return evaluated(fire, currents, tau, v_th, (own.params, own.stats))
+    spikes, stats, last = self._trained(
+      norm, settings, currents, tau, v_th, own.params, own.stats, start
+    )
+    own.advance(stats)
+    return spikes, last
 
+  def _trained(self, norm, settings, currents, tau, v_th, params, stats, start):
+    """Returns (spikes, new statistics, u_res[T]) of neurons with a norm."""
     # A subclass may train otherwise.
     own_backward = type(norm.train) in (norms.BatchNorm, norms.Affine)
     if own_backward and not self.autodiff:
@@ -215,45 +269,46 @@ class LIF(nn.Module):
         settings, norm=norm.train, momentum=self.momentum
       )
       affine = {name: params[name] for name in ('scale', 'bias')}
-      spikes, stats = recurrence.lif_scan(
-        settings, currents, tau, v_th, affine, stats
+      return recurrence.lif_scan(
+        settings, currents, tau, v_th, affine, stats, start
       )
-    else:
-      plain = self.autodiff and norm.custom_backward
-      options = {'autodiff': True} if plain else {}
+    plain = self.autodiff and norm.custom_backward
+    options = {'autodiff': True} if plain else {}
 
-      def fire(stats, u):
-        n, stats = norm.train(
-          params, stats, u, momentum=self.momentum, **options
-        )
-        return stats, spike(n, v_th, **surrogate)
+    def fire(stats, u):
+      n, stats = norm.train(params, stats, u, momentum=self.momentum, **options)
+      return stats, spike(n, v_th, **settings.spike)
 
-      spikes, stats = lif_scan(
-        currents, tau=tau, fire=fire, state=stats, v_th=v_th, **scan
-      )
-    own.advance(stats)
-    return spikes
+    (last, stats), spikes = lif_scan_from(
+      (0.0 if start is None else start, stats),
+      currents,
+      tau=tau,
+      fire=fire,
+      v_th=v_th,
+      **settings.scan,
+    )
+    return spikes, stats, last
 
 
 # A compiled function of its own is traced and lowered once for all layers of a
 # shape: ResNet20 is traced in two thirds of the time.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _evaluated(settings, fire_of, currents, tau, v_th, leaves):
-  """Returns the spikes of neurons whose predicate carries no state."""
-  return lif_scan(
+def _evaluated(settings, fire_of, currents, tau, v_th, leaves, *, start):
+  """Returns (spikes, u_res[T]) of neurons whose predicate has no state."""
+  (last, _), spikes = lif_scan_from(
+    (0.0 if start is None else start, None),
     currents,
     tau=tau,
-    fire=fire_of(leaves, v_th, settings.spike),
+    fire=fire_of(leaves, v_th, settings),
     v_th=v_th,
-    reset=settings.reset,
-    detach_reset=settings.detach_reset,
-    unroll=settings.unroll,
-  )[0]
+    **settings.scan,
+  )
+  return spikes, None if start is None else last
 
 
-def _fire_plain(leaves, v_th, surrogate) -> Fire:
+def _fire_plain(leaves, v_th, settings) -> Fire:
   del leaves
-  return fire_at(v_th, **surrogate)
+  return fire_at(v_th, **settings.spike)
 
 
 # Cached, because `_evaluated` finds its compiled function by this one.
@@ -261,22 +316,21 @@ def _fire_plain(leaves, v_th, surrogate) -> Fire:
 def _fire_normed(fires, evaluate):
   """Returns the function that makes the predicate of a norm in evaluation."""
 
-  def make(leaves, v_th, surrogate) -> Fire:
+  def make(leaves, v_th, settings) -> Fire:
     params, stats = leaves
 
     def fire(state, u):
       fired = fires(params, {**stats, 'v_th': v_th}, u)
       n = evaluate(params, stats, u)
-      return state, emit(fired, n - v_th, **surrogate)
+      return state, _emit(fired, n - v_th, v_th, settings)
 
     return fire
 
   return make
 
 
-def _fire_folded(folded, v_th, surrogate) -> Fire:
+def _fire_folded(folded, v_th, settings) -> Fire:
   """Returns the predicate of neurons with a folded norm."""
-  del v_th
   threshold, polarity = folded['threshold'], folded['polarity']
   gain = folded['gain']
 
@@ -284,6 +338,16 @@ def _fire_folded(folded, v_th, surrogate) -> Fire:
     fired = polarity * u > polarity * threshold
     # An infinite threshold has a gain of 0: 0 * inf would be NaN.
     finite = jnp.where(gain == 0, 0.0, threshold)
-    return state, emit(fired, gain * (u - finite), **surrogate)
+    return state, _emit(fired, gain * (u - finite), v_th, settings)
 
   return fire
+
+
+def _emit(fired, difference, v_th, settings):
+  """Returns spikes for a decision and n - v_th."""
+  return emit(
+    fired,
+    scaled(difference, v_th, unit=settings.unit),
+    surrogate=settings.surrogate,
+    parameter=settings.parameter,
+  )

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mpbn_jax import initializers
 from mpbn_jax.errors import InputError, unknown
 from mpbn_jax.layers import LIF, ConvNorm, DenseNorm, Factory
 from mpbn_jax.models.network import SpikingNetwork
@@ -31,7 +32,9 @@ MODELS: dict[str, Callable[..., SpikingNetwork]] = {
 # {configuration key: attribute} for the layers of a network.
 CONV_SETTINGS = {
   'conv_norm': 'norm',
-  **{key: key for key in ('v_th', 'momentum', 'eps', 'autodiff')},
+  **{
+    key: key for key in ('v_th', 'momentum', 'eps', 'autodiff', 'kernel_init')
+  },
 }
 LIF_SETTINGS = {
   'membrane_norm': 'norm',
@@ -40,7 +43,8 @@ LIF_SETTINGS = {
     for key in (
       *('tau', 'v_th', 'learn_tau', 'learn_v_th'),
       *('spike_norm', 'tau_s', 'momentum', 'eps'),
-      *('surrogate', 'surrogate_parameter', 'reset', 'detach_reset'),
+      *('surrogate', 'surrogate_parameter', 'surrogate_unit'),
+      *('reset', 'detach_reset', 'start'),
       *('unroll', 'autodiff', 'keep'),
     )
   },
@@ -97,10 +101,12 @@ def build_model(config: Mapping) -> SpikingNetwork:
       key in settings or key not in of_others
     ):
       raise _unknown_setting(name, key, config[key])
-  conv = Factory(ConvNorm, **_renamed(settings, CONV_SETTINGS))
   defaults = {'membrane_norm': 'mpbn_channel'}
-  dense = Factory(DenseNorm, **conv.keywords)
   lif = Factory(LIF, **_renamed(defaults | settings, LIF_SETTINGS))
+  if 'kernel_init' in settings:
+    settings, lif = _with_kernel_init(settings, lif)
+  conv = Factory(ConvNorm, **_renamed(settings, CONV_SETTINGS))
+  dense = Factory(DenseNorm, **conv.keywords)
   conv(1)  # checks its settings
   v_th = lif().v_th
   if not v_th > 0:
@@ -113,6 +119,17 @@ def build_model(config: Mapping) -> SpikingNetwork:
   )
 
 
+def _with_kernel_init(settings, lif):
+  """Returns settings with the initializer for its name, and neurons for it."""
+  name, neuron = settings['kernel_init'], lif()
+  at = {'tau': neuron.tau, 'v_th': neuron.v_th}
+  init = initializers.get_kernel_init(name, **at)
+  if name == 'spike_init' and neuron.surrogate_parameter is None:
+    parameter = initializers.spike_init_parameter(neuron.surrogate, **at)
+    lif = Factory(LIF, **{**lif.keywords, 'surrogate_parameter': parameter})
+  return {**settings, 'kernel_init': init}, lif
+
+
 def settings_of(model: SpikingNetwork) -> dict[str, Any]:
   """Returns the settings from which `build_model` builds such a network."""
   fields = {field.name for field in dataclasses.fields(model)}
@@ -121,6 +138,7 @@ def settings_of(model: SpikingNetwork) -> dict[str, Any]:
   layers = ((model.conv(1), CONV_SETTINGS), (model.lif(), LIF_SETTINGS))
   for layer, names in layers:
     settings |= {key: getattr(layer, name) for key, name in names.items()}
+  settings['kernel_init'] = settings['kernel_init'].name
   return settings
 
 

@@ -1,12 +1,12 @@
-"""Helpers for networks: rematerialization and the last scale."""
+"""Helpers for networks: rematerialization and initial kernels."""
 
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 
+from mpbn_jax import initializers
 from mpbn_jax import norm as norms
-from mpbn_jax.errors import InputError
 from mpbn_jax.layers import Spikes
 from mpbn_jax.layers.spikes import closed, opened
 
@@ -56,11 +56,22 @@ def kept_by(lif: Callable) -> str:
   return getattr(lif(parent=None), 'keep', 'all')
 
 
-def refuse_last_scale(value: float | None, *, conv: str, spike: str) -> None:
-  """Raises InputError if last_scale is set but no norm has a scale."""
-  if value is not None:
-    raise InputError(
-      'last_scale is the initial scale of the last norm of a block, '
-      f'got {value} with conv_norm={conv!r} and spike_norm={spike!r}, where '
-      'there is none: set last_scale=None, or choose another norm'
-    )
+def image_init(conv: Callable) -> dict:
+  """Returns the argument of a factory's convolution that reads the images."""
+  init = getattr(conv(1, parent=None), 'kernel_init', None)
+  if init is None or initializers.of_images(init) is init:
+    return {}
+  return {'kernel_init': initializers.of_images(init)}
+
+
+def kernel_scale(conv: Callable, scale: float | None) -> dict:
+  """Returns the argument of a convolution that scales its initial kernel.
+
+  Args:
+    conv: factory of convolutions.
+    scale: the factor; None and 1 leave the kernel as it is.
+  """
+  if scale in (None, 1):
+    return {}
+  init = conv(1, parent=None).kernel_init
+  return {'kernel_init': initializers.Scaled(init, scale)}

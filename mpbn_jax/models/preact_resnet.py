@@ -31,6 +31,7 @@ class PreActBlock(nn.Module):
     projects: whether the shape changes.
     spike_scale: initial scale of the last spike norm.
     conv_scale: initial scale of the last norm of the currents.
+    kernel_scale: initial scale of the last kernel.
     train: whether to use batch statistics and update running statistics.
   """
 
@@ -41,6 +42,7 @@ class PreActBlock(nn.Module):
   projects: bool
   spike_scale: float
   conv_scale: float
+  kernel_scale: float
   train: bool
 
   @nn.compact
@@ -66,6 +68,7 @@ class PreActBlock(nn.Module):
       scale_init=self.conv_scale,
       joins=self.projects,
       name='conv2',
+      **blocks.kernel_scale(self.conv, self.kernel_scale),
     )
     return x + conv(y, train=train)
 
@@ -85,6 +88,7 @@ class SpikingPreActResNet(SpikingNetwork):
   Attributes:
     depth: number of layers with weights, 6n + 4.
     last_scale: initial scale of the last norm of every block; None uses 1 / n.
+      Without a norm that has a scale, of its last kernel; None uses 1.
     remat: whether to recompute the activations of a block in the backward pass
       instead of storing them.
   """
@@ -101,9 +105,6 @@ class SpikingPreActResNet(SpikingNetwork):
         'the depth of preact_resnet is 6n + 4 with n >= 1 blocks a stage '
         f'(10, 16, 22, 40, 58, 106, ...), got {depth}'
       )
-    conv, spike = self._norms()
-    if conv == norms.NONE and spike in (norms.NONE, 'neunorm'):
-      blocks.refuse_last_scale(self.last_scale, conv=conv, spike=spike)
 
   def _norms(self):
     return (
@@ -112,7 +113,8 @@ class SpikingPreActResNet(SpikingNetwork):
     )
 
   def encoder(self):
-    return self.conv(self.width, name='stem_conv')
+    settings = blocks.image_init(self.conv)
+    return self.conv(self.width, name='stem_conv', **settings)
 
   def features(self, currents: jax.Array, *, train: bool) -> jax.Array | Spikes:
     x = currents
@@ -138,8 +140,14 @@ class SpikingPreActResNet(SpikingNetwork):
     return self.lif(name='last_lif')(x, train=train)
 
   def _block(self, stage, *, projects, name, train):
-    conv_norm, _ = self._norms()
+    conv_norm, spike_norm = self._norms()
+    without_scale = conv_norm == norms.NONE and (
+      spike_norm in (norms.NONE, 'neunorm')
+    )
     last_scale = self.last_scale
+    kernel_scale = 1.0
+    if without_scale and last_scale is not None:
+      kernel_scale = last_scale
     if last_scale is None:
       # The branches of a stage add up, to the same total at every depth. With
       # 0, kernels would wait for scales, and scales for kernels.
@@ -153,6 +161,7 @@ class SpikingPreActResNet(SpikingNetwork):
       projects=projects,
       spike_scale=1.0 if conv_norm != norms.NONE else last_scale,
       conv_scale=last_scale,
+      kernel_scale=kernel_scale,
       train=train,
       name=name,
     )

@@ -24,8 +24,8 @@ class SpikingResNet(SpikingNetwork):
       LIF and a 3x3 average pool with stride 2.
     shortcut: 'pool', average pool - conv1x1 - norm, which keeps incomplete
       windows at the far edge of an odd map; 'stride', strided conv1x1 - norm.
-    last_scale: initial scale of the last norm of every block; None uses 1, as
-      in the reference.
+    last_scale: initial scale of the last norm of every block, or of its last
+      kernel without a norm; None uses 1, as in the reference.
     remat: whether to recompute the activations of a block in the backward pass
       instead of storing them.
   """
@@ -36,18 +36,11 @@ class SpikingResNet(SpikingNetwork):
   last_scale: float | None = None
   remat: bool = False
 
-  def __post_init__(self):
-    super().__post_init__()
-    if blocks.norm_after_convolution(self.conv) == norms.NONE:
-      spike = blocks.norm_after_firing(self.lif)
-      blocks.refuse_last_scale(self.last_scale, conv=norms.NONE, spike=spike)
-
   def encoder(self):
+    settings = blocks.image_init(self.conv)
     if self.stem == 'imagenet':
-      return self.conv(
-        self.width, kernel_size=7, stride=2, padding=3, name='stem_conv1'
-      )
-    return self.conv(self.width, name='stem_conv1')
+      settings |= {'kernel_size': 7, 'stride': 2, 'padding': 3}
+    return self.conv(self.width, name='stem_conv1', **settings)
 
   def features(self, currents: jax.Array, *, train: bool) -> jax.Array | Spikes:
     x = self.lif(name='stem_lif1')(currents, train=train)
@@ -78,11 +71,14 @@ class SpikingResNet(SpikingNetwork):
     projects = stride != 1 or x.shape[-1] != features
     y = self.conv(features, stride=stride, name=f'{name}_conv1')(x, train=train)
     y = self.lif(name=f'{name}_lif1')(y, train=train)
+    scale = 1.0 if self.last_scale is None else self.last_scale
+    normed = blocks.norm_after_convolution(self.conv) != norms.NONE
     y = self.conv(
       features,
-      scale_init=1.0 if self.last_scale is None else self.last_scale,
+      scale_init=scale,
       joins=projects,
       name=f'{name}_conv2',
+      **blocks.kernel_scale(self.conv, None if normed else scale),
     )(y, train=train)
     if projects:
       x = self._shortcut(x, features, stride, f'{name}_shortcut', train)

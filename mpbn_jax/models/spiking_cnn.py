@@ -3,6 +3,7 @@
 import jax
 
 from mpbn_jax.layers import Spikes, average_pool, over_time
+from mpbn_jax.models import blocks
 from mpbn_jax.models.network import SpikingNetwork
 
 
@@ -14,7 +15,8 @@ class SpikingCNN(SpikingNetwork):
   """
 
   def encoder(self):
-    return self.conv(self.width, name='conv1')
+    settings = blocks.image_init(self.conv)
+    return self.conv(self.width, name='conv1', **settings)
 
   def features(self, currents: jax.Array, *, train: bool) -> jax.Array | Spikes:
     x = self.lif(name='lif1')(currents, train=train)

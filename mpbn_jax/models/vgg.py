@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from mpbn_jax.layers import Readout, Spikes, average_pool, over_time
+from mpbn_jax.models import blocks
 from mpbn_jax.models.network import SpikingNetwork
 
 
@@ -19,7 +20,8 @@ class SpikingVGG(SpikingNetwork):
   groups: tuple[tuple[int, int], ...] = ()
 
   def encoder(self):
-    return self.conv(self.width, use_bias=True, name='conv1')
+    settings = blocks.image_init(self.conv)
+    return self.conv(self.width, use_bias=True, name='conv1', **settings)
 
   def features(self, currents: jax.Array, *, train: bool) -> jax.Array | Spikes:
     x: jax.Array | Spikes = currents

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mpbn_jax.neuron import RESETS, lif_step
 from mpbn_jax.norm import base
-from mpbn_jax.surrogate import SURROGATES, get_surrogate, spike
+from mpbn_jax.surrogate import SURROGATES, get_surrogate, scaled, spike
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class Recurrence:
     momentum: weight of the new value in running statistics.
     surrogate: a name in `SURROGATES`.
     parameter: its width or slope; None uses its default.
+    unit: what these count in, one of `surrogate.UNITS`.
     reset: 'hard' or 'soft'.
     detach_reset: whether the gradient ignores the spikes in the reset.
     unroll: as in `jax.lax.scan`.
@@ -37,6 +38,7 @@ class Recurrence:
   momentum: float = base.MOMENTUM
   surrogate: str = 'rect'
   parameter: float | None = None
+  unit: str = 'one'
   reset: str = 'hard'
   detach_reset: bool = False
   unroll: int | bool = 1
@@ -48,8 +50,21 @@ class Recurrence:
 
   @property
   def spike(self) -> dict[str, Any]:
-    """The arguments of `surrogate.spike` and `surrogate.emit`."""
-    return {'surrogate': self.surrogate, 'parameter': self.parameter}
+    """The arguments of `surrogate.spike`."""
+    return {
+      'surrogate': self.surrogate,
+      'parameter': self.parameter,
+      'unit': self.unit,
+    }
+
+  @property
+  def scan(self) -> dict[str, Any]:
+    """The arguments of `neuron.lif_scan`, without the predicate's."""
+    return {
+      'reset': self.reset,
+      'detach_reset': self.detach_reset,
+      'unroll': self.unroll,
+    }
 
 
 # A compiled function of its own is traced and lowered once for all layers of a
@@ -62,8 +77,9 @@ def lif_scan(
   v_th: jax.Array,
   params: base.Leaves,
   stats: base.Leaves,
-) -> tuple[jax.Array, base.Leaves]:
-  """Returns what `neuron.lif_scan` returns in training.
+  start: jax.Array | None = None,
+) -> tuple[jax.Array, base.Leaves, jax.Array | None]:
+  """Returns what `neuron.lif_scan_from` returns in training.
 
   The same spikes, and, on CPU, the same bits of the running statistics.
 
@@ -74,21 +90,24 @@ def lif_scan(
     v_th: firing threshold, a scalar or [C].
     params: {scale, bias} of the norm, or {}.
     stats: its running statistics and constants, or {}. They have no gradient.
+    start: potential before the first step, a scalar; None is 0. It has no
+      gradient.
 
   Returns:
-    (spikes [T, B, ..., C], running statistics after T steps).
+    (spikes [T, B, ..., C], running statistics after T steps, potential after
+    the last step [B, ..., C], which has no gradient; None without a start).
   """
-  return _lif_scan(recurrence, currents, tau, v_th, params, stats)
+  return _lif_scan(recurrence, currents, tau, v_th, params, stats, start)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _lif_scan(recurrence, currents, tau, v_th, params, stats):
-  spikes, stats, _ = _run(recurrence, currents, tau, v_th, params, stats)
-  return spikes, stats
+def _lif_scan(recurrence, currents, tau, v_th, params, stats, start):
+  results, _ = _run(recurrence, currents, tau, v_th, params, stats, start)
+  return results
 
 
-def _run(recurrence, currents, tau, v_th, params, stats):
-  """Returns (spikes, stats, (potentials [T, ...], moments of each step))."""
+def _run(recurrence, currents, tau, v_th, params, stats, start):
+  """Returns (results, (potentials [T, ...], moments of each step))."""
   norm = recurrence.norm
 
   def fire(stats, u):
@@ -97,13 +116,7 @@ def _run(recurrence, currents, tau, v_th, params, stats):
       moments = norm.moments(u)
       n = norm.normalize(params, moments, u, eps=stats['eps'])
       stats = norm.advance(stats, moments, u, momentum=recurrence.momentum)
-    spikes = spike(
-      n,
-      v_th,
-      surrogate=recurrence.surrogate,
-      parameter=recurrence.parameter,
-    )
-    return (stats, u, moments), spikes
+    return (stats, u, moments), spike(n, v_th, **recurrence.spike)
 
   def step(carry, current):
     (u_res, (stats, u, moments)), spikes = lif_step(
@@ -117,20 +130,23 @@ def _run(recurrence, currents, tau, v_th, params, stats):
     )
     return (u_res, stats), (spikes, u, moments)
 
-  start = (jnp.zeros(currents.shape[1:], currents.dtype), stats)
-  (_, stats), (spikes, *kept) = jax.lax.scan(
-    step, start, currents, unroll=recurrence.unroll
+  first = jnp.full(
+    currents.shape[1:], 0 if start is None else start, currents.dtype
   )
-  return spikes, stats, kept
+  (last, stats), (spikes, *kept) = jax.lax.scan(
+    step, (first, stats), currents, unroll=recurrence.unroll
+  )
+  return (spikes, stats, None if start is None else last), kept
 
 
-def _forward(recurrence, currents, tau, v_th, params, stats):
-  spikes, new, kept = _run(recurrence, currents, tau, v_th, params, stats)
-  return (spikes, new), (spikes, *kept, tau, v_th, params, stats.get('eps'))
+def _forward(recurrence, currents, tau, v_th, params, stats, start):
+  results, kept = _run(recurrence, currents, tau, v_th, params, stats, start)
+  eps = stats.get('eps')
+  return results, (results[0], *kept, tau, v_th, params, eps, start)
 
 
 def _backward(recurrence, stored, cotangents):
-  spikes, potentials, moments, tau, v_th, params, eps = stored
+  spikes, potentials, moments, tau, v_th, params, eps, first = stored
   norm, reset = recurrence.norm, RESETS[recurrence.reset]
   _, parameter = get_surrogate(
     recurrence.surrogate, parameter=recurrence.parameter
@@ -150,8 +166,11 @@ def _backward(recurrence, stored, cotangents):
     n = u
     if norm is not None:
       n = norm.normalize(params, moments, u, eps=eps)
-    dn = ds * derivative(n - v_th, parameter)
-    dv_th = dv_th + dv_th_of_reset - _sum_to(dn, v_th)
+    distance, of_distance = jax.vjp(
+      lambda n, v_th: scaled(n - v_th, v_th, unit=recurrence.unit), n, v_th
+    )
+    dn, dv_th_of_spike = of_distance(ds * derivative(distance, parameter))
+    dv_th = dv_th + dv_th_of_reset + dv_th_of_spike
     # n = norm(u)
     if norm is None:
       du = du + dn
@@ -177,7 +196,9 @@ def _backward(recurrence, stored, cotangents):
   )
   u_res = reset(potentials[:-1], spikes[:-1], v_th)
   dtau = _sum_to(dcurrents[1:] * u_res, tau)
-  return dcurrents, dtau, dv_th, dparams, None
+  if first is not None:
+    dtau = dtau + _sum_to(dcurrents[0] * first, tau)
+  return dcurrents, dtau, dv_th, dparams, None, None
 
 
 def _sum_to(x: jax.Array, like: Any) -> jax.Array:

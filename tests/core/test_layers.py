@@ -3,7 +3,6 @@
 import functools
 
 import common
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,6 @@ from small_layers import MEMBRANE, lif_layer
 
 from mpbn_jax import LIF, InputError, fold, strip
 from mpbn_jax.layers import ConvNorm, average_pool
-from mpbn_jax.layers.currents import fan_out_normal
 
 
 def _time_first(x):
@@ -317,11 +315,3 @@ def test_incomplete_windows_go_with_neither_overlap_nor_padding():
   x = jnp.zeros((1, 5, 5, 1))
   with pytest.raises(InputError, match='ceil_mode needs windows side by side'):
     average_pool(x, window=3, stride=2, ceil_mode=True)
-
-
-@pytest.mark.parametrize('shape', [(3, 3, 4, 8), (7, 7, 3, 5), (12, 10)])
-def test_initial_kernels_are_those_of_flax(shape):
-  theirs = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-  key = jax.random.key(3)
-  ours = fan_out_normal(key, shape)
-  np.testing.assert_array_equal(ours, theirs(key, shape))

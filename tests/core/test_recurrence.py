@@ -28,6 +28,8 @@ def _results(settings, *, autodiff):
   """Returns (gradients, spikes and new statistics) of a layer."""
   layer, x = LIF(**settings, autodiff=autodiff), _currents()
   variables = common.random_norms(layer.init(jax.random.key(0), x, train=False))
+  if layer.start == 'mean':
+    variables['batch_stats']['start'] = jnp.float32(0.4)
   weights = _currents(seed=1)
 
   @jax.jit
@@ -76,6 +78,16 @@ def test_gradients_of_every_surrogate_are_those_that_jax_derives(surrogate):
   _check(
     {'norm': 'mpbn_channel', 'surrogate': surrogate, 'surrogate_parameter': 1.7}
   )
+
+
+@pytest.mark.parametrize('norm', ['none', 'mpbn_channel'])
+def test_gradients_from_a_start_are_those_that_jax_derives(norm):
+  _check({'norm': norm, 'start': 'mean', **LEARNED})
+
+
+@pytest.mark.parametrize('norm', ['none', 'mpbn_channel'])
+def test_gradients_in_units_of_v_th_are_those_that_jax_derives(norm):
+  _check({'norm': norm, 'surrogate_unit': 'v_th', 'v_th': 0.8, **LEARNED})
 
 
 @pytest.mark.parametrize('norm', names_at('membrane'))

@@ -27,6 +27,31 @@ def test_spike_is_the_strict_heaviside_step(name):
 
 
 @pytest.mark.parametrize('name', known('surrogates'))
+def test_unit_of_v_th_gives_the_gradient_of_the_scaled_potential(name):
+  # What the neuron does is what one with a threshold of 1 does with n / v_th.
+  def total(n, v_th, unit):
+    return spike(n, v_th, surrogate=name, unit=unit).sum()
+
+  n = jnp.asarray(X[::7]) * 2 + 2
+  of_n, of_v_th = jax.grad(total, (0, 1))(n, jnp.float32(2.0), 'v_th')
+  scaled, _ = jax.grad(total, (0, 1))(n / 2, jnp.float32(1.0), 'one')
+  np.testing.assert_allclose(of_n, scaled / 2, rtol=1e-5, atol=1e-7)
+  # d(n / v_th) / d(v_th) = -n / v_th^2
+  expected = -(scaled * n).sum() / 4
+  np.testing.assert_allclose(of_v_th, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_unit_of_a_threshold_below_zero_stays_positive():
+  slope = jax.grad(lambda n: spike(n, -0.3, unit='v_th').sum())
+  np.testing.assert_allclose(slope(jnp.float32(-0.3)), 100, rtol=1e-5)
+
+
+def test_unknown_unit_is_refused():
+  with pytest.raises(InputError, match="unknown surrogate_unit 'tau'.*one, v"):
+    spike(jnp.zeros(2), unit='tau')
+
+
+@pytest.mark.parametrize('name', known('surrogates'))
 @pytest.mark.parametrize('v_th', [0.5, -0.25])
 def test_gradient_of_a_spike_is_the_reference_derivative(name, v_th):
   gradient = _gradient(X + v_th, v_th, name)

@@ -125,6 +125,11 @@ def test_what_the_reference_does_not_learn_is_refused(key):
     from_reference(state, config | {key: True})
 
 
+def test_start_that_the_reference_does_not_have_is_refused():
+  with pytest.raises(InputError, match='of the reference start at 0, got'):
+    from_reference({}, {'name': 'resnet20', 'start': 'mean'})
+
+
 VAR = 'model.conv1.2.bn.running_var'
 BIAS = 'model.fc.conv.bias'
 

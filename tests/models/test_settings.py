@@ -98,8 +98,10 @@ SETTINGS = {
   'learn_v_th': True,
   'surrogate': 'atan',
   'surrogate_parameter': 3.0,
+  'surrogate_unit': 'v_th',
   'reset': 'soft',
   'detach_reset': True,
+  'start': 'mean',
   'conv_norm': 'tebn',
   'membrane_norm': 'mpbn_element',
   'spike_norm': 'psp_ln',
@@ -109,6 +111,7 @@ SETTINGS = {
   'unroll': False,
   'autodiff': True,
   'keep': 'spikes',
+  'kernel_init': 'micheli',
 }
 # {layer: {key: attribute that it becomes}}
 ATTRIBUTES = {
@@ -126,7 +129,7 @@ def test_every_setting_of_a_layer_is_tested():
   # The others differ from layer to layer: the network sets them.
   of_network = {
     ConvNorm: 'features kernel_size stride padding groups use_bias scale_init '
-    'joins kernel_init',
+    'joins',
     LIF: 'spike_scale_init',
     SpikeNorm: 'scale_init',
   }
@@ -146,7 +149,10 @@ def test_every_layer_gets_the_settings_of_its_network(name):
     if type(module) in seen and context.method_name == '__call__':
       seen[type(module)] += 1
       for key, attribute in ATTRIBUTES[type(module)].items():
-        assert getattr(module, attribute) == SETTINGS[key], (module, key)
+        value = getattr(module, attribute)
+        if key == 'kernel_init':
+          value = value.name
+        assert value == SETTINGS[key], (module, key)
     return function(*args, **kwargs)
 
   x = jax.ShapeDtypeStruct(
@@ -176,19 +182,9 @@ def test_every_layer_gets_the_settings_of_its_network(name):
     ({'current_norm': None}, "it was renamed to 'conv_norm'"),
     ({'current_norm': 'bn'}, "'current_norm': it was renamed to 'conv_norm'"),
     ({'stage_sizes': (1, 1)}, "unknown setting of 'spiking_cnn' 'stage_size"),
-    (
-      {'name': 'resnet20', 'last_scale': 0.5, 'conv_norm': 'none'},
-      'last_scale is the initial scale.*got 0.5 with conv_norm=.none',
-    ),
-    (
-      {
-        'name': 'preact_resnet',
-        'last_scale': 0.5,
-        'conv_norm': 'none',
-        'spike_norm': 'neunorm',
-      },
-      'spike_norm=.neunorm., where there is none: set last_scale=None',
-    ),
+    ({'kernel_init': 'he'}, "unknown kernel_init 'he'.*fan_in, fan_out, mich"),
+    ({'start': 'last'}, "unknown start 'last'.*mean, zero"),
+    ({'surrogate_unit': 'u'}, "unknown surrogate_unit 'u'.*one, v_th"),
     ({'name': 'preact_resnet', 'remat': 'yes'}, 'remat must be True or False'),
     ({'learn_tau': 1}, 'learn_tau must be True or False, got 1'),
     ({'tau': 'a'}, "tau must be a finite number, got 'a'"),

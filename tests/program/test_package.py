@@ -20,6 +20,8 @@ ROWS = {
   'memory': 0,
   'surrogate': 0,
   'neuron': 0,
+  'start': 0,
+  'initializers': 0,
   'norm': 0,
   'ops': 0,
   'programs': 0,
