@@ -181,7 +181,10 @@ def _reproduce(command):
   tables.write(found.path)
   picture = pictures.write(found.path)
   print(tables.text(found.path))
-  for path in (found.path, found.path.with_suffix('.md'), picture):
+  readme = summary.readme_of(found.path, folder=command_line.RESULTS)
+  if readme is not None:
+    summary.update(readme, found.path.parent)
+  for path in (found.path, found.path.with_suffix('.md'), picture, readme):
     if path is not None:
       print(f'written: {path}')
 
