@@ -13,6 +13,9 @@
         writes the folded checkpoint beside the unfolded one and verifies it.
     python main.py --mode=landscape --workdir=runs/digits_t2
         measures and draws how the training loss rises around the network.
+    python main.py --mode=steps --workdir=runs/digits_t2 --steps=1,2,4,8
+        evaluates the network with other numbers of time steps than it was
+        trained with, and draws the accuracies.
     python main.py --config=configs/digits.py --init_from=runs/other
         starts a new run from the weights of another run.
     python main.py --mode=import --checkpoint=w.pth --config=configs/cifar10.py
@@ -128,14 +131,14 @@ def _run(command, start):
     process.prepare(command.config)
     if mode == 'import':
       _import(files, command)
-    elif mode == 'landscape':
-      _landscape(report, command)
+    elif mode in ('landscape', 'steps'):
+      _analyse(report, command)
     else:
       _work(report, training, command, start)
 
 
 def _work(report, training, command, start):
-  mode, config, workdir, _ = command
+  mode, config, workdir, *_ = command
   if mode == 'train':
     experiment, state = training.train(config, workdir=workdir)
   else:
@@ -153,15 +156,20 @@ def _work(report, training, command, start):
   )
 
 
-def _landscape(report, command):
+def _analyse(report, command):
   from mpbn_jax.analysis import report as analysis
 
-  experiment, state = report.restore(command.config, workdir=command.workdir)
-  analysis.landscape(experiment, state, workdir=command.workdir)
+  workdir = command.workdir
+  experiment, state = report.restore(command.config, workdir=workdir)
+  if command.mode == 'steps':
+    analysis.steps(experiment, state, workdir=workdir, steps=command.steps)
+  else:
+    analysis.landscape(experiment, state, workdir=workdir)
 
 
 def _reproduce(command):
-  from mpbn_jax.studies import pictures, runner, tables
+  from mpbn_jax import command_line
+  from mpbn_jax.studies import pictures, runner, summary, tables
 
   found = runner.reproduce(
     command.study,
@@ -173,7 +181,10 @@ def _reproduce(command):
   tables.write(found.path)
   picture = pictures.write(found.path)
   print(tables.text(found.path))
-  for path in (found.path, found.path.with_suffix('.md'), picture):
+  readme = summary.readme_of(found.path, folder=command_line.RESULTS)
+  if readme is not None:
+    summary.update(readme, found.path.parent)
+  for path in (found.path, found.path.with_suffix('.md'), picture, readme):
     if path is not None:
       print(f'written: {path}')
 
@@ -197,7 +208,7 @@ def _prepare(config):
 
 
 def _import(files, command):
-  _, config, workdir, file = command
+  _, config, workdir, file, _ = command
   where = files.import_checkpoint(file, config, workdir=workdir)
   print(f'imported: {where}')
   # A .safetensors file has no checksum of its own.

@@ -20,6 +20,7 @@ MODES = (
   'evaluate',
   'fold',
   'landscape',
+  'steps',
   'import',
   'prepare',
   'reproduce',
@@ -50,6 +51,11 @@ FLAGS = {
     'the work directory of a run that a new one takes its initial weights '
     'from, as config.init_from; the head only if it has as many classes',
   ),
+  'steps': (
+    'T,T,...',
+    'the numbers of time steps that --mode=steps evaluates with; default: 1, '
+    '2, 4, 8 and that of training',
+  ),
   'seeds': (
     'N',
     'how many seeds --mode=reproduce trains each arm with; default: those of '
@@ -78,12 +84,14 @@ class Command(NamedTuple):
     config: the whole configuration.
     workdir: the work directory of the run.
     checkpoint: the file to import; None in the other modes.
+    steps: numbers of time steps to evaluate with; None takes the default ones.
   """
 
   mode: str
   config: ml_collections.ConfigDict
   workdir: pathlib.Path
   checkpoint: pathlib.Path | None
+  steps: tuple[int, ...] | None
 
 
 class StudyCommand(NamedTuple):
@@ -120,6 +128,11 @@ def parse(argv: list[str]) -> Command | StudyCommand:
   mode = given.get('mode', 'train')
   if mode not in MODES:
     raise unknown('mode', mode, MODES)
+  if mode != 'steps' and 'steps' in given:
+    raise InputError(
+      f'--steps is only for --mode=steps, got --mode={mode}: leave it out, or '
+      'set --config.model.num_steps to train a run with another T'
+    )
   if mode == 'reproduce':
     return _parse_study(given, overrides)
   for name in _OF_STUDIES:
@@ -158,6 +171,7 @@ def parse(argv: list[str]) -> Command | StudyCommand:
     config,
     workdir=_workdir(given, source),
     checkpoint=None if checkpoint is None else pathlib.Path(checkpoint),
+    steps=_steps(given['steps']) if 'steps' in given else None,
   )
 
 
@@ -207,6 +221,18 @@ def _count(flag, text):
       f'--{flag}=5, for example'
     )
   return int(text)
+
+
+def _steps(text):
+  counts = text.split(',')
+  if not all(
+    t.isascii() and t.isdigit() and 1 <= int(t) <= 1000 for t in counts
+  ) or len(set(map(int, counts))) < len(counts):
+    raise InputError(
+      '--steps must be different integers from 1 to 1000, separated by commas, '
+      f'got {text!r}: write --steps=1,2,4,8, for example'
+    )
+  return tuple(sorted(map(int, counts)))
 
 
 def _source(given):

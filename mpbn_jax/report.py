@@ -78,7 +78,7 @@ def fold_network(experiment: Experiment, variables: Mapping) -> dict:
   """
   config = experiment.config
   if config.evaluation.fold == 'thresholds':
-    if why_not := _why_not_folded(config):
+    if why_not := why_not_folded(config):
       raise InputError(f'nothing to fold into thresholds: {why_not}')
     return strip(fold(variables))
   x = jax.ShapeDtypeStruct((1, *experiment.dataset.example_shape), np.float32)
@@ -135,7 +135,7 @@ def summarize(
     file: name of the file.
   """
   config, splits = experiment.config, experiment.dataset.splits
-  why_not = _why_not_folded(config)
+  why_not = why_not_folded(config)
   if folded is None:
     variables = state.variables
     folded = variables if why_not else fold_network(experiment, variables)
@@ -181,7 +181,8 @@ def summarize(
   return summary
 
 
-def _why_not_folded(config):
+def why_not_folded(config: ml_collections.ConfigDict) -> str | None:
+  """Returns why `fold_network` has nothing to fold, or None if it has."""
   if config.evaluation.fold == 'all':  # checked by `check_config`
     return None
   name = config.model.membrane_norm

@@ -1,1 +1,1 @@
-"""What trained networks are like: the landscape of their loss."""
+"""What trained networks are like: landscapes of the loss, other T."""

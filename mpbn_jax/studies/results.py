@@ -25,8 +25,8 @@ class Results:
 
   The file has one line per run, in the order in which they ended:
 
-      {format, study, question, notes, arms, paper, compared_with, grid,
-       chosen, version, hashes, tuning: [...], runs: [...]}
+      {format, study, question, notes, arms, paper, compared_with, reach,
+       grid, chosen, version, hashes, tuning: [...], runs: [...]}
 
   A run of `runs` has arm, seed, hash (of the configuration), version (of this
   package), config, test_accuracy (last epoch), best_accuracy (of the best epoch
@@ -105,6 +105,7 @@ class Results:
         if config.paper.accuracy is not None
       },
       'compared_with': dict(self.study.compared_with),
+      'reach': self.study.reach,
       'grid': {k: list(v) for k, v in self.study.grid.items()},
       'chosen': chosen,
       'version': mpbn_jax.__version__,

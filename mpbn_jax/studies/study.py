@@ -37,6 +37,8 @@ class Study:
       split; {} chooses nothing.
     tuning_seeds: seeds with which it does, none of which is reported.
     notes: what a reader of the table must know.
+    reach: an accuracy on the validation split, a fraction; the page of the
+      study then says after how many epochs each arm reaches it.
   """
 
   name: str
@@ -47,6 +49,7 @@ class Study:
   grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
   tuning_seeds: Sequence[int] = (FIRST_TUNING_SEED,)
   notes: str = ''
+  reach: float | None = None
 
   def __post_init__(self):
     if not self.arms:
@@ -55,6 +58,11 @@ class Study:
       for arm in pair:
         if arm not in self.arms:
           raise unknown(f'arm of study {self.name!r}', arm, self.arms)
+    if self.reach is not None and not 0 < self.reach <= 1:
+      raise InputError(
+        f'reach must be an accuracy, a fraction in (0, 1], in study '
+        f'{self.name!r}, got {self.reach}: write 0.9 for 90 %, for example'
+      )
     used = {'seeds': self.seeds}
     if self.grid:
       used['tuning_seeds'] = self.tuning_seeds

@@ -11,7 +11,7 @@ import numpy as np
 
 from mpbn_jax import files
 from mpbn_jax import tables as terminal
-from mpbn_jax.studies import intervals
+from mpbn_jax.studies import epochs, intervals
 from mpbn_jax.studies.results import read, reported
 
 NOT_MEASURED = '-'
@@ -46,7 +46,7 @@ def rows(content: Mapping[str, Any], arms: Iterable[str]) -> list[list[str]]:
 
 def _row(arm, runs, content):
   all_of_arm = runs.get(arm, {})
-  of_arm = _finished(all_of_arm)
+  of_arm = finished(all_of_arm)
   diverged = len(all_of_arm) - len(of_arm)
   paper = _printed(*content['paper'].get(arm, ()))
   if not of_arm:
@@ -58,10 +58,10 @@ def _row(arm, runs, content):
   return [
     arm,
     paper,
-    _percent(of_arm, 'test_accuracy'),
-    _percent(of_arm, 'best_accuracy'),
-    _difference(of_arm, _finished(runs.get(other, {})), other),
-    _percent(of_arm, 'folded_test_accuracy'),
+    percent(of_arm, 'test_accuracy'),
+    percent(of_arm, 'best_accuracy'),
+    _difference(of_arm, finished(runs.get(other, {})), other),
+    percent(of_arm, 'folded_test_accuracy'),
     NOT_MEASURED if None in differing else f'{sum(differing):,}',
     f'{100 * np.mean([_rate(run) for run in of_arm.values()]):.1f} %',
     f'{len(of_arm)}' + f' ({diverged} diverged)' * bool(diverged),
@@ -69,7 +69,8 @@ def _row(arm, runs, content):
   ]
 
 
-def _finished(runs):
+def finished(runs: Mapping[int, Mapping]) -> dict[int, Mapping]:
+  """Returns the runs of {seed: run} that did not diverge."""
   return {seed: run for seed, run in runs.items() if 'failed' not in run}
 
 
@@ -85,7 +86,11 @@ def _printed(accuracy=None, deviation=None):
   )
 
 
-def _percent(runs, name):
+def percent(runs: Mapping[int, Mapping], name: str) -> str:
+  """Returns mean ± sample standard deviation of {seed: run}, in percent.
+
+  A single run has no deviation; a number that a run lacks is NOT_MEASURED.
+  """
   values = [run[name] for run in runs.values()]
   if None in values:
     return NOT_MEASURED
@@ -95,19 +100,32 @@ def _percent(runs, name):
 
 
 def _difference(runs, others, other):
-  if other is None or not others:
-    return NOT_MEASURED
-  found = intervals.paired_difference(
+  found = difference(runs, others)
+  return NOT_MEASURED if found is None else f'{signed(found)} to {other}'
+
+
+def difference(
+  runs: Mapping[int, Mapping], others: Mapping[int, Mapping]
+) -> tuple[float, float, float, int] | None:
+  """Returns `intervals.paired_difference` of the test accuracies of two arms.
+
+  Args:
+    runs: {seed: run}, without those that diverged.
+    others: the same for the arm that it is compared with.
+  """
+  return intervals.paired_difference(
     {seed: run['test_accuracy'] for seed, run in runs.items()},
     {seed: run['test_accuracy'] for seed, run in others.items()},
   )
-  if found is None:
-    return NOT_MEASURED
+
+
+def signed(found: tuple[float, float, float, int]) -> str:
+  """Returns a `difference` in percentage points, '+1.00 [+0.50, +1.50]'."""
   mean, low, high, _ = found
   text = f'{100 * mean:+.2f}'
   if not math.isnan(low):
     text += f' [{100 * low:+.2f}, {100 * high:+.2f}]'
-  return f'{text} to {other}'
+  return text
 
 
 def markdown(content: Mapping[str, Any]) -> str:
@@ -162,5 +180,7 @@ def write(path: pathlib.Path) -> None:
   head = f'# {content["question"]}\n\n'
   if content['notes']:
     head += f'{content["notes"]}\n\n'
-  files.write_whole(path.with_suffix('.md'), head + markdown(content))
+  parts = (head + markdown(content), epochs.markdown(content))
+  text = '\n'.join(part for part in parts if part)
+  files.write_whole(path.with_suffix('.md'), text)
   files.write_whole(path.with_suffix('.csv'), comma_separated(content))

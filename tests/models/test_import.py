@@ -75,7 +75,7 @@ def workdir(imported, tmp_path):
 
 
 def variables_in(workdir, file=SMALL):
-  _, config, _, _ = command_line.parse([*RANDOM_DATA, *network(file)])
+  _, config, *_ = command_line.parse([*RANDOM_DATA, *network(file)])
   _, state = report.restore(config, workdir=workdir)
   return state.variables
 

@@ -80,7 +80,8 @@ BAD_INPUT = {
   'unknown mode': (
     ['--mode=foo'],
     "unknown mode 'foo'",
-    'one of evaluate, fold, import, landscape, prepare, reproduce, train',
+    'one of evaluate, fold, import, landscape, prepare, reproduce, steps, '
+    'train',
   ),
   'flag without value': (['--mode'], '--mode needs a value', 'train|evaluate'),
   'missing file': (
@@ -155,6 +156,22 @@ BAD_INPUT = {
   'weights to start from, no training': (
     ['--mode=evaluate', '--init_from=runs/x'],
     '--init_from is only for --mode=train, got --mode=evaluate',
+  ),
+  'time steps of another mode': (
+    ['--steps=1,2'],
+    '--steps is only for --mode=steps, got --mode=train',
+    'set --config.model.num_steps',
+  ),
+  'time steps twice': (
+    ['--mode=steps', '--steps=1,2,1'],
+    '--steps must be different integers from 1 to 1000, separated by commas, '
+    "got '1,2,1': write --steps=1,2,4,8",
+  ),
+  'no time step': (['--mode=steps', '--steps=0'], "got '0'"),
+  'no number of time steps': (['--mode=steps', '--steps=1,'], "got '1,'"),
+  'time steps of an untrained run': (
+    ['--mode=steps'],
+    'expected a trained network',
   ),
   'eps zero': (
     [KEY + 'model.eps=0'],
@@ -270,7 +287,7 @@ def test_bad_input_in_a_process_of_its_own(arguments, fragments, tmp_path):
 
 
 def test_parse_returns_mode_config_and_workdir():
-  mode, config, workdir, checkpoint = command_line.parse(
+  mode, config, workdir, checkpoint, _ = command_line.parse(
     ['--mode', 'fold', '--workdir=x/y', KEY + 'model.num_steps', '7']
   )
   assert checkpoint is None
@@ -278,7 +295,7 @@ def test_parse_returns_mode_config_and_workdir():
 
 
 def test_parse_alone_is_training_the_digits():
-  mode, config, workdir, _ = command_line.parse([])
+  mode, config, workdir, *_ = command_line.parse([])
   assert (mode, config.data.name, str(workdir)) == (
     'train',
     'digits',
@@ -328,7 +345,7 @@ def test_config_file_may_have_named_rows(tmp_path):
     '  config.model.num_steps = {"a": 1, "b": 2}[name]\n'
     '  return config\n'
   )
-  _, config, workdir, _ = command_line.parse([f'--config={file}:b'])
+  _, config, workdir, *_ = command_line.parse([f'--config={file}:b'])
   assert (config.model.num_steps, str(workdir)) == (2, 'runs/rows_b')
 
 
