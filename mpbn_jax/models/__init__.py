@@ -125,7 +125,9 @@ def _with_kernel_init(settings, lif):
   at = {'tau': neuron.tau, 'v_th': neuron.v_th}
   init = initializers.get_kernel_init(name, **at)
   if name == 'spike_init' and neuron.surrogate_parameter is None:
-    parameter = initializers.spike_init_parameter(neuron.surrogate, **at)
+    from mpbn_jax import spike_init  # its imports take time
+
+    parameter = spike_init.surrogate_parameter(neuron.surrogate, **at)
     lif = Factory(LIF, **{**lif.keywords, 'surrogate_parameter': parameter})
   return {**settings, 'kernel_init': init}, lif
 

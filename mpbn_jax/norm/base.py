@@ -148,7 +148,7 @@ def advance(
       f'{least}: train with a larger batch (or larger maps with '
       "'mpbn_channel')"
     )
-  unbiased = var * (count / (count - 1))
+  unbiased = var * np.float32(count / (count - 1))
   keep = 1 - momentum
   moved = {
     'mean': keep * stats['mean'] + momentum * mean,

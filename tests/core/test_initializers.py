@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 
 from mpbn_jax import SURROGATES, InputError, build_model
-from mpbn_jax.initializers import (
+from mpbn_jax.initializers import KERNEL_INITS, Scaled, get_kernel_init
+from mpbn_jax.spike_init import (
   FIRING_RATE,
-  KERNEL_INITS,
-  Scaled,
-  get_kernel_init,
   rate_of_images,
-  spike_init_parameter,
   steady_state,
+  surrogate_parameter,
 )
 
 NEURON = {'tau': 0.5, 'v_th': 0.8}
@@ -96,7 +94,7 @@ def test_spike_init_starts_from_images_with_the_same_rate():
 @pytest.mark.parametrize('name', SURROGATES)
 def test_spike_init_parameter_keeps_the_size_of_gradients(name):
   neuron = {'tau': 0.25, 'v_th': 0.5}
-  parameter = spike_init_parameter(name, **neuron)
+  parameter = surrogate_parameter(name, **neuron)
   sigma2 = get_kernel_init('spike_init', **neuron).variance
   state = steady_state(math.sqrt(sigma2 * FIRING_RATE), **neuron)
   u = np.random.default_rng(0).normal(state.mean, state.deviation, 400_000)
@@ -107,7 +105,7 @@ def test_spike_init_parameter_keeps_the_size_of_gradients(name):
 
 def test_surrogate_whose_gradients_cannot_keep_their_size_is_refused():
   with pytest.raises(InputError, match="no slope of the surrogate 'tanh' keep"):
-    spike_init_parameter('tanh', tau=0.5, v_th=1.0)
+    surrogate_parameter('tanh', tau=0.5, v_th=1.0)
 
 
 def _kernels(**settings):

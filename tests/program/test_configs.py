@@ -13,16 +13,19 @@ from mpbn_jax import InputError, sharding, training
 from mpbn_jax.config import check_config
 
 # paper.py holds many experiments: tests/program/test_paper_training.py.
+FOLDER = runs.ROOT / 'configs'
 FILES = sorted(
-  path.stem
-  for path in (runs.ROOT / 'configs').glob('*.py')
+  str(path.relative_to(FOLDER).with_suffix(''))
+  for pattern in ('*.py', 'recipes/*.py')
+  for path in FOLDER.glob(pattern)
   if path.stem not in ('__init__', 'default', 'paper')
 )
 
 
 @pytest.mark.parametrize('name', FILES)
 def test_every_config_can_be_trained_as_its_docstring_says(name):
-  module = importlib.import_module(f'mpbn_jax.configs.{name}')
+  dotted = name.replace('/', '.')
+  module = importlib.import_module(f'mpbn_jax.configs.{dotted}')
   path = pathlib.Path('configs') / f'{name}.py'
   assert f'python main.py --config={path}' in module.__doc__
   config = module.get_config()

@@ -1,0 +1,1 @@
+"""Published recipes of other methods, as configurations."""
