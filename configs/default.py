@@ -108,6 +108,10 @@ def get_config() -> ml_collections.ConfigDict:
   data.roll = 0  # maximum random roll in pixels (event frames)
   data.flip = False  # mirror each image with probability 1/2
   data.auto_augment = False  # AutoAugment's policy for CIFAR-10
+  # Number of operations that RandAugment applies to each image, instead of
+  # AutoAugment; 0 disables it.
+  data.rand_augment = 0
+  data.rand_augment_magnitude = 9  # their strength, 0 to 30
   data.cutout = 0  # side of the blackened square in pixels
   data.random_erasing = 0.0  # probability of erasing a random rectangle
   # Alpha of the Beta distribution of the mixing weights; 0 disables mixup.

@@ -30,6 +30,8 @@ FORMAT = 2
 FOLDS = ('thresholds', 'all')
 # Keys that stored configurations may lack: {key: what programs did before}.
 _ADDED = {
+  'data.rand_augment': 0,
+  'data.rand_augment_magnitude': 9,
   'loss.regularizer': 0.0,
   'loss.regularizer_target': 1.0,
   'model.autodiff': True,
@@ -164,6 +166,8 @@ def check_config(config: Mapping) -> None:
     'data.workers': 0,
     'data.prefetch': 1,
     'data.mixup': 0,
+    'data.rand_augment': 0,
+    'data.rand_augment_magnitude': 0,
     'data.random_erasing': 0,
     'evaluation.batch_size': 1,
     'log.every_steps': 1,

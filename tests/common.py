@@ -21,7 +21,8 @@ SIDES = {
   'spiking_cnn': 8,
   'vgg16': 32,
 }
-# Every augmentation of `config.data`, on.
+# Every augmentation of `config.data`, on, but RandAugment: AutoAugment excludes
+# it.
 EVERYTHING = dict(
   resized_crop=True,
   shift=2,

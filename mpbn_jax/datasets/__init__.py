@@ -49,6 +49,8 @@ def augmentations(
     asked.append(augment.random_flip())
   if config['auto_augment']:
     asked.append(_auto_augment(spec))
+  if config['rand_augment']:
+    asked.append(_rand_augment(config, spec))
   if config['cutout']:
     asked.append(augment.random_cutout(config['cutout']))
   if config['random_erasing']:
@@ -59,17 +61,30 @@ def augmentations(
 def _auto_augment(spec):
   from mpbn_jax.datasets import autoaugment
 
-  if spec.image_shape[-1] != 3 or spec.max_value != 255:
-    raise InputError(
-      'data.auto_augment needs images of 3 channels with values up to 255, got '
-      f'{spec.image_shape[-1]} with values up to {spec.max_value} for '
-      f'{spec.name!r}: set --config.data.auto_augment=false'
-    )
+  _check_rgb('data.auto_augment', spec, off='false')
   return augment.Augmentation(
     name='auto_augment',
     draw=lambda rng, count: autoaugment.draw(rng, count=count),
     apply=autoaugment.apply,
   )
+
+
+def _rand_augment(config, spec):
+  from mpbn_jax.datasets import randaugment
+
+  _check_rgb('data.rand_augment', spec, off='0')
+  return randaugment.random_augment(
+    config['rand_augment'], level=config['rand_augment_magnitude']
+  )
+
+
+def _check_rgb(key, spec, *, off):
+  if spec.frames or spec.image_shape[-1] != 3 or spec.max_value != 255:
+    raise InputError(
+      f'{key} needs images of 3 channels with values up to 255, got '
+      f'{"frames of " * spec.frames}{spec.image_shape[-1]} with values up to '
+      f'{spec.max_value} for {spec.name!r}: set --config.{key}={off}'
+    )
 
 
 def _random_erasing(probability, spec):

@@ -40,11 +40,13 @@ def check(config: Mapping, *, spec: Any) -> None:
   """Rejects augmentations that would destroy the images.
 
   Args:
-    config: `config.data`; reads shift, roll, cutout and mixup.
+    config: `config.data`; reads shift, roll, auto_augment, rand_augment, cutout
+      and mixup.
     spec: `base.Spec` of the images.
 
   Raises:
-    InputError: a value is too large, or mixup would mix event counts.
+    InputError: a value is too large, AutoAugment and RandAugment would both
+      be applied, or mixup would mix event counts.
   """
   side = min(spec.image_shape[:2])
   for key, most in (('shift', side - 1), ('roll', side - 1), ('cutout', side)):
@@ -55,6 +57,12 @@ def check(config: Mapping, *, spec: Any) -> None:
         f'{spec.name!r}, got {config[key]}: set --config.data.{key} to a '
         'smaller number'
       )
+  if config['auto_augment'] and config['rand_augment']:
+    raise InputError(
+      'data.auto_augment and data.rand_augment are alternatives, got true and '
+      f'{config["rand_augment"]}: set --config.data.auto_augment=false or '
+      '--config.data.rand_augment=0'
+    )
   if config['mixup'] and spec.frames:
     # A single event with a weight below 1/2 would be rounded to 0.
     raise InputError(

@@ -310,10 +310,13 @@ def test_damaged_digits_are_refused(monkeypatch):
 # ---- augmentation
 
 
-def test_policy_for_255_shades_is_refused_for_others():
+@pytest.mark.parametrize(
+  'asked', [{'auto_augment': True}, {'rand_augment': 2}], ids=str
+)
+def test_operations_for_255_shades_are_refused_for_others(asked):
   spec = dataclasses.replace(SPEC, max_value=16)
   with pytest.raises(InputError, match='up to 255, got 3 with values up to 16'):
-    augmentations({**OFF, 'auto_augment': True}, spec=spec)
+    augmentations({**OFF, **asked}, spec=spec)
 
 
 def test_mixing_images_of_two_shades_is_refused():

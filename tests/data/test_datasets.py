@@ -220,11 +220,16 @@ AUGMENTATIONS = {
   'roll': dict(roll=2),
   'flip': dict(flip=True),
   'auto_augment': dict(auto_augment=True),
+  'rand_augment': dict(rand_augment=2),
   'cutout': dict(cutout=3),
   'random_erasing': dict(random_erasing=0.7),
   'mixup': dict(mixup=0.4),
 }
-ALL = functools.reduce(dict.__or__, AUGMENTATIONS.values())
+ALTERNATIVES = ('auto_augment', 'rand_augment')  # they exclude each other
+ALL = functools.reduce(
+  dict.__or__,
+  [keys for name, keys in AUGMENTATIONS.items() if name not in ALTERNATIVES],
+)
 OTHER_KEYS = {
   'name',
   'batch_size',
@@ -237,22 +242,25 @@ OTHER_KEYS = {
   'on_bad_image',
   'workers',
   'prefetch',
+  'rand_augment_magnitude',  # of 'rand_augment'
 }
 # Their rows of parameters change images alone.
 OF_IMAGES = sorted(set(AUGMENTATIONS) - {'mixup'})
-OF_FRAMES = sorted(set(OF_IMAGES) - {'auto_augment'})  # needs 3 channels
+OF_FRAMES = sorted(set(OF_IMAGES) - set(ALTERNATIVES))  # need 3 channels
 
 
 def test_every_key_of_an_augmentation_is_tried():
   assert set(AUGMENTATIONS) == set(get_config().data) - OTHER_KEYS
 
 
-def test_augmentations_come_in_the_order_of_the_keys():
-  asked = augmentations(OFF | ALL, spec=get_spec('cifar10'))
+@pytest.mark.parametrize('name', ALTERNATIVES)
+def test_augmentations_come_in_the_order_of_the_keys(name):
+  tried = ALL | AUGMENTATIONS[name]
+  asked = augmentations(OFF | tried, spec=get_spec('cifar10'))
   names = [augmentation.name for augmentation in asked]
   text = (ROOT / 'configs' / 'default.py').read_text()
   keys = re.findall(r'^  data\.(\w+) = ', text, re.MULTILINE)
-  assert [*names, 'mixup'] == [key for key in keys if key in AUGMENTATIONS]
+  assert [*names, 'mixup'] == [key for key in keys if key in tried]
 
 
 def _augmentation(name, dataset='cifar10'):
@@ -293,7 +301,7 @@ def test_augmentation_changes_every_frame_alike(name):
 
 @functools.cache
 def _all_at_once(**data):
-  """Returns 24 fake images, changed by everything."""
+  """Returns 24 fake images, changed by all that `data` may be added to."""
   return _dataset('cifar10', fake=24, **(ALL | data))
 
 
@@ -306,13 +314,15 @@ def _joined(batches):
   return {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
 
 
+@pytest.mark.parametrize('name', ALTERNATIVES)
 @pytest.mark.parametrize('batch_size', [1, 6, 8])
-def test_batch_size_changes_nothing_with_every_augmentation(batch_size):
-  whole = _joined(_first_epoch(_all_at_once(), 24))
-  parts = _joined(_first_epoch(_all_at_once(), batch_size))
+def test_batch_size_changes_nothing_with_every_augmentation(batch_size, name):
+  dataset = _all_at_once(**AUGMENTATIONS[name])
+  whole = _joined(_first_epoch(dataset, 24))
+  parts = _joined(_first_epoch(dataset, batch_size))
   assert whole.keys() == {'image', 'label', 'mix_label', 'mix_weight'}
-  for name, value in whole.items():
-    np.testing.assert_array_equal(value, parts[name])
+  for key, value in whole.items():
+    np.testing.assert_array_equal(value, parts[key])
 
 
 def test_augmentation_of_an_epoch_is_not_that_of_the_next():
@@ -324,8 +334,8 @@ def test_augmentation_of_an_epoch_is_not_that_of_the_next():
 
 def test_mixup_is_the_weighted_mean_of_two_augmented_images():
   # A large alpha: weights near 1/2 leave no doubt about the partner.
-  mixed = _joined(_first_epoch(_all_at_once(mixup=5.0), 24))
-  plain = _joined(_first_epoch(_all_at_once(mixup=0.0), 24))
+  mixed = _joined(_first_epoch(_all_at_once(mixup=5.0, auto_augment=True), 24))
+  plain = _joined(_first_epoch(_all_at_once(mixup=0.0, auto_augment=True), 24))
   np.testing.assert_array_equal(mixed['label'], plain['label'])
   images = plain['image'].astype(float)
   partners = []
@@ -354,11 +364,22 @@ def test_leaving_one_augmentation_out_changes_no_other():
   np.testing.assert_array_equal(both[mirrored], shifted[mirrored, :, ::-1])
 
 
-def test_auto_augment_of_grey_images_is_refused():
+@pytest.mark.parametrize('name', ALTERNATIVES)
+def test_operations_on_colours_are_refused_for_grey_images(name):
   with pytest.raises(
-    InputError, match='3 channels with values up to 255, got 1 .*digits'
+    InputError,
+    match=f'{name} needs images of 3 channels with values up to 255, got 1 .*'
+    f"'digits': set --config.data.{name}=",
   ):
-    _dataset(auto_augment=True)
+    _dataset(**AUGMENTATIONS[name])
+
+
+@pytest.mark.parametrize('name', ALTERNATIVES)
+def test_operations_on_colours_are_refused_for_frames(name):
+  with pytest.raises(
+    InputError, match=f'data.{name} needs images .*, got frames of 2 with'
+  ):
+    augmentations(OFF | AUGMENTATIONS[name], spec=get_spec('cifar10_dvs'))
 
 
 def test_unknown_dataset_lists_the_known_ones():
