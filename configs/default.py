@@ -124,6 +124,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Number of groups into which a batch is divided, trained one after the other
   # before an update: less memory. Batch statistics are those of each group.
   optimizer.accumulate = 1
+  # Decay, in [0, 1), of the exponential moving average of parameters and
+  # running statistics, which then is the network that is validated, evaluated,
+  # folded and loaded; usually 0.99 to 0.9999. 0 keeps no average.
+  optimizer.ema = 0.0
 
   config.loss = loss = ml_collections.ConfigDict()
   # cross_entropy (of the mean logits over time, the paper's Eq. 3) | tet (mean

@@ -36,6 +36,7 @@ _ADDED = {
   'model.keep': 'all',
   'optimizer.accumulate': 1,
   'optimizer.b2': 0.999,
+  'optimizer.ema': 0.0,
   'optimizer.name': 'sgd',
   'optimizer.schedule': 'cosine',
 }
@@ -191,6 +192,7 @@ def check_config(config: Mapping) -> None:
   for key in (
     'optimizer.momentum',
     'optimizer.b2',
+    'optimizer.ema',
     'loss.label_smoothing',
     'loss.regularizer',
   ):

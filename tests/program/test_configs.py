@@ -48,6 +48,7 @@ def test_every_config_can_be_trained_as_its_docstring_says(name):
     'loss.label_smoothing': 1.0,
     'loss.regularizer': -0.1,
     'optimizer.b2': 1.0,
+    'optimizer.ema': 1.0,
     'optimizer.warmup_epochs': 1e9,
     'evaluation.checkpoint': 'first',
   }.items(),
