@@ -138,6 +138,11 @@ def get_config() -> ml_collections.ConfigDict:
   # steps and a target: the second term of tet.
   loss.regularizer = 0.0
   loss.regularizer_target = 1.0  # that target
+  # Weight, in [0, 1), of self-distillation: the divergence of each step's
+  # prediction from that of the mean logits over time. The terms above share the
+  # rest. Needs num_steps > 1.
+  loss.distillation = 0.0
+  loss.distillation_temperature = 2.0  # divides the logits in that term
 
   config.evaluation = evaluation = ml_collections.ConfigDict()
   evaluation.batch_size = 128  # batch size of all devices together

@@ -188,6 +188,7 @@ def make_train_step(experiment: Experiment) -> Any:
     losses.get_loss(loss.name),
     loss.label_smoothing,
     (loss.regularizer, loss.regularizer_target),
+    (loss.distillation, loss.distillation_temperature),
     experiment.optimizer,
     experiment.learning_rate,
     experiment.config.optimizer.accumulate,
@@ -203,6 +204,7 @@ def _train_step(
   loss_function,
   label_smoothing,
   regularizer,
+  distillation,
   optimizer,
   learning_rate,
   accumulate,
@@ -232,6 +234,12 @@ def _train_step(
         step_logits,
         weight=regularizer[0],
         target=regularizer[1],
+      )
+      loss = losses.distilled(
+        loss,
+        step_logits,
+        weight=distillation[0],
+        temperature=distillation[1],
       )
       return loss, (step_logits.mean(1), updates)
 
