@@ -74,7 +74,7 @@ def measure(run, state):
   def gradients(params):
     def loss(params):
       logits, updates = run.model.apply(
-        {**state.variables, 'params': params},
+        {**state.raw_variables, 'params': params},
         images,
         train=True,
         mutable=['batch_stats', 'intermediates'],

@@ -137,6 +137,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Number of groups into which a batch is divided, trained one after the other
   # before an update: less memory. Batch statistics are those of each group.
   optimizer.accumulate = 1
+  # Decay, in [0, 1), of the exponential moving average of parameters and
+  # running statistics, which then is the network that is validated, evaluated,
+  # folded and loaded; usually 0.99 to 0.9999. 0 keeps no average.
+  optimizer.ema = 0.0
 
   config.loss = loss = ml_collections.ConfigDict()
   # cross_entropy (of the mean logits over time, the paper's Eq. 3) | tet (mean
@@ -147,6 +151,11 @@ def get_config() -> ml_collections.ConfigDict:
   # steps and a target: the second term of tet.
   loss.regularizer = 0.0
   loss.regularizer_target = 1.0  # that target
+  # Weight, in [0, 1), of self-distillation: the divergence of each step's
+  # prediction from that of the mean logits over time. The terms above share the
+  # rest. Needs num_steps > 1.
+  loss.distillation = 0.0
+  loss.distillation_temperature = 2.0  # divides the logits in that term
 
   config.evaluation = evaluation = ml_collections.ConfigDict()
   evaluation.batch_size = 128  # batch size of all devices together

@@ -32,6 +32,8 @@ FOLDS = ('thresholds', 'all')
 _ADDED = {
   'data.rand_augment': 0,
   'data.rand_augment_magnitude': 9,
+  'loss.distillation': 0.0,
+  'loss.distillation_temperature': 2.0,
   'loss.regularizer': 0.0,
   'loss.regularizer_target': 1.0,
   'model.autodiff': True,
@@ -41,6 +43,7 @@ _ADDED = {
   'model.surrogate_unit': 'one',
   'optimizer.accumulate': 1,
   'optimizer.b2': 0.999,
+  'optimizer.ema': 0.0,
   'optimizer.name': 'sgd',
   'optimizer.schedule': 'cosine',
 }
@@ -189,15 +192,20 @@ def check_config(config: Mapping) -> None:
       f'seed must be less than 2**32, got {flat["seed"]}: set --config.seed to '
       'a smaller one'
     )
-  if not flat['optimizer.learning_rate'] > 0:
-    raise InputError(
-      f'optimizer.learning_rate must be positive, got '
-      f'{flat["optimizer.learning_rate"]}: set '
-      '--config.optimizer.learning_rate=0.1, for example'
-    )
+  for key, example in (
+    ('optimizer.learning_rate', 0.1),
+    ('loss.distillation_temperature', 2.0),
+  ):
+    if not flat[key] > 0:
+      raise InputError(
+        f'{key} must be positive, got {flat[key]}: set --config.{key}='
+        f'{example}, for example'
+      )
   for key in (
     'optimizer.momentum',
     'optimizer.b2',
+    'optimizer.ema',
+    'loss.distillation',
     'loss.label_smoothing',
     'loss.regularizer',
   ):
@@ -206,6 +214,12 @@ def check_config(config: Mapping) -> None:
         f'{key} must lie in [0, 1), got {flat[key]}: set --config.{key}=0, '
         'for example'
       )
+  if flat['loss.distillation'] > 0 and flat['model.num_steps'] == 1:
+    raise InputError(
+      'loss.distillation must be 0 with model.num_steps = 1, where every step '
+      f'is its own teacher, got {flat["loss.distillation"]}: set '
+      '--config.loss.distillation=0'
+    )
   if flat['optimizer.warmup_epochs'] >= flat['num_epochs']:
     raise InputError(
       'optimizer.warmup_epochs must be less than num_epochs = '

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mpbn_jax.errors import unknown
+from mpbn_jax.errors import InputError, unknown
 
 
 def cross_entropy(
@@ -80,6 +80,60 @@ def regularized(
   return (1 - weight) * loss + weight * jnp.mean(
     jnp.square(step_logits - target)
   )
+
+
+def distilled(
+  loss: jax.Array, step_logits: jax.Array, *, weight: float, temperature: float
+) -> jax.Array:
+  """Returns a loss with self-distillation from the mean logits to every step.
+
+      (1 - weight) * loss + weight * temperature^2 * mean(divergence)
+      divergence = KL(teacher || student)                       [B, T]
+      teacher = softmax(step_logits.mean(1) / temperature)      [B, K]
+      student = softmax(step_logits / temperature)              [B, T, K]
+
+  The mean is over the batch and T. No gradient passes through the teacher, and
+  no labels are needed.
+
+  The divergence of softened predictions, and the factor temperature^2 that
+  keeps the size of its gradient, are those of Hinton et al. (2015, 1503.02531).
+  Yu et al. (2025, 2501.15925) teach every step of a spiking network with this
+  divergence too; in their code, the teacher is the mean logits of the steps
+  that predict the label, and the term is added to the loss. The mean over all
+  steps, which suits mixed labels, and the weights that sum to 1, as in
+  `regularized`, are ours. The temporal teacher of Zuo et al. (2024, 2406.07862)
+  is the same network run for more steps.
+
+  Args:
+    loss: a scalar.
+    step_logits: [B, T, K], T > 1.
+    weight: in [0, 1); 0 returns the loss as it is.
+    temperature: positive; a higher one gives classes with small probabilities
+      more influence.
+
+  Raises:
+    InputError: T = 1, where the term is always 0.
+
+  Example:
+    >>> step_logits = jnp.zeros((8, 4, 10))
+    >>> distilled(jnp.ones(()), step_logits, weight=0.5, temperature=2.0)
+    Array(0.5, dtype=float32)
+  """
+  if weight == 0:
+    return loss
+  steps = step_logits.shape[1]
+  if steps == 1:
+    raise InputError(
+      'self-distillation needs logits of several time steps, got T = 1, where '
+      'it is always 0: set model.num_steps to 2 or more, or loss.distillation '
+      'to 0'
+    )
+  logits = step_logits / temperature
+  teacher = jax.lax.stop_gradient(logits.mean(1, keepdims=True))
+  divergence = optax.losses.kl_divergence_with_log_targets(
+    jax.nn.log_softmax(logits), jax.nn.log_softmax(teacher)
+  )
+  return (1 - weight) * loss + weight * temperature**2 * divergence.mean()
 
 
 # (step_logits [B, T, K], labels [B], *, label_smoothing) -> [B].

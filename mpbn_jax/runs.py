@@ -1,6 +1,5 @@
 """Runs on disk: loading their networks, and starting other runs from them."""
 
-import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping
@@ -31,7 +30,8 @@ class Run(NamedTuple):
 
   Attributes:
     model: the network.
-    variables: its variables, trained or folded.
+    variables: its variables, trained (the averages with `optimizer.ema`) or
+      folded.
     spec: specification of its data: classes and normalization of images.
   """
 
@@ -101,7 +101,11 @@ def _restored(workdir, config, model, spec, checkpoint):
 
   def state():
     variables = model.init(jax.random.key(0), jnp.zeros(shape), train=False)
-    return start_state(variables, optimizer=optim.optimizer(config.optimizer))
+    return start_state(
+      variables,
+      optimizer=optim.optimizer(config.optimizer),
+      averaged=config.optimizer.ema > 0,
+    )
 
   checkpoints = Checkpoints(
     workdir / record.CHECKPOINTS, config=config, read_only=True
@@ -125,8 +129,9 @@ def with_weights_of(
 ) -> tuple[TrainState, list[str]]:
   """Returns a new run's state with the weights of another run.
 
-  Copies the parameters and running statistics of the newest checkpoint. The
-  head is kept if the numbers of classes differ. The optimizer starts afresh.
+  Copies the parameters and running statistics of the newest checkpoint, or
+  their averages if that run has them (`optimizer.ema`). The head is kept if the
+  numbers of classes differ. The optimizer and averages start afresh.
 
   Args:
     state: state before the first step.
@@ -172,11 +177,4 @@ def with_weights_of(
     kept = [name for name in ours if name.startswith(f'params/{_HEAD}/')]
     new |= {name: ours[name] for name in kept}
   variables: Mapping = traverse_util.unflatten_dict(new, sep='/')
-  return (
-    dataclasses.replace(
-      state,
-      params=variables['params'],
-      batch_stats=variables.get('batch_stats', {}),
-    ),
-    kept,
-  )
+  return state.with_variables(variables), kept

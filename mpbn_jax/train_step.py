@@ -1,8 +1,9 @@
 """The state of training, and one step of it."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import flax.struct
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from clu import metrics as clu_metrics
 
-from mpbn_jax import losses, memory, programs, sharding
+from mpbn_jax import averages, losses, memory, programs, sharding
 from mpbn_jax.experiment import Experiment
 from mpbn_jax.norm import NORMS
 from mpbn_jax.wiring import readers_of_spikes
@@ -47,23 +48,74 @@ class TrainState:
   metrics: TrainMetrics
 
   @property
-  def variables(self) -> dict:
-    """The variables of the model."""
+  def raw_variables(self) -> dict:
+    """The variables that the next step trains."""
     return {'params': self.params, 'batch_stats': self.batch_stats}
+
+  @property
+  def variables(self) -> dict:
+    """The variables of the network to evaluate, fold or start from."""
+    return self.raw_variables
+
+  def with_variables(self, variables: Mapping) -> Self:
+    """Returns this state with other variables."""
+    return dataclasses.replace(
+      self,
+      params=variables['params'],
+      batch_stats=variables.get('batch_stats', {}),
+    )
+
+
+# A class of its own: with a field that is None in other runs, Orbax would not
+# restore the checkpoints that were saved before there were averages.
+@flax.struct.dataclass
+class AveragedTrainState(TrainState):
+  """A state that also carries averages of the variables (`optimizer.ema`).
+
+  Attributes:
+    averages: {'params', 'batch_stats'}, averaged after every update.
+  """
+
+  averages: Any
+
+  @property
+  def variables(self) -> dict:
+    """The averages: the network to evaluate, fold or start from."""
+    return self.averages
+
+  def with_variables(self, variables: Mapping) -> Self:
+    """Returns this state with other variables; their averages start afresh."""
+    state = super().with_variables(variables)
+    start = averages.start(state.raw_variables)
+    return dataclasses.replace(state, averages=start)
 
 
 def start_state(
-  variables: Mapping, *, optimizer: optax.GradientTransformation
+  variables: Mapping,
+  *,
+  optimizer: optax.GradientTransformation,
+  averaged: bool = False,
 ) -> TrainState:
-  """Returns the state before the first step, with these variables."""
+  """Returns the state before the first step, with these variables.
+
+  Args:
+    variables: {'params', 'batch_stats'} of a network.
+    optimizer: its state is part of the state.
+    averaged: whether the state carries averages of the variables.
+  """
   params = variables['params']
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    batch_stats=variables.get('batch_stats', {}),
-    opt_state=optimizer.init(params),
-    metrics=TrainMetrics.empty(),
-  )
+  stats = variables.get('batch_stats', {})
+  fields = {
+    'step': jnp.zeros((), jnp.int32),
+    'params': params,
+    'batch_stats': stats,
+    'opt_state': optimizer.init(params),
+    'metrics': TrainMetrics.empty(),
+  }
+  if not averaged:
+    return TrainState(**fields)
+  start = averages.start({'params': params, 'batch_stats': stats})
+  return AveragedTrainState(**fields, averages=start)
 
 
 def make_init(experiment: Experiment) -> Any:
@@ -75,15 +127,16 @@ def make_init(experiment: Experiment) -> Any:
     experiment.model,
     (1, *experiment.dataset.example_shape),
     experiment.optimizer,
+    experiment.config.optimizer.ema > 0,
     experiment.mesh,
   )
 
 
 @programs.shared
-def _init(model, shape, optimizer, mesh):
+def _init(model, shape, optimizer, averaged, mesh):
   def init(key):
     variables = model.init(key, jnp.zeros(shape), train=False)
-    return start_state(variables, optimizer=optimizer)
+    return start_state(variables, optimizer=optimizer, averaged=averaged)
 
   return jax.jit(init, out_shardings=sharding.replicated(mesh))
 
@@ -124,6 +177,9 @@ def make_train_step(experiment: Experiment) -> Any:
   With `optimizer.accumulate` = k, the batch is trained as k groups, one after
   the other: example i belongs to group i mod k. Batch statistics are those of a
   group, running ones move k times, and the gradient is the mean over groups.
+
+  With `optimizer.ema`, the state's averages follow every update; training does
+  not read them.
   """
   loss = experiment.config.loss
   return _train_step(
@@ -132,9 +188,11 @@ def make_train_step(experiment: Experiment) -> Any:
     losses.get_loss(loss.name),
     loss.label_smoothing,
     (loss.regularizer, loss.regularizer_target),
+    (loss.distillation, loss.distillation_temperature),
     experiment.optimizer,
     experiment.learning_rate,
     experiment.config.optimizer.accumulate,
+    experiment.config.optimizer.ema,
     experiment.mesh,
   )
 
@@ -146,9 +204,11 @@ def _train_step(
   loss_function,
   label_smoothing,
   regularizer,
+  distillation,
   optimizer,
   learning_rate,
   accumulate,
+  ema,
   mesh,
 ):
   def backward(params, batch_stats, batch):
@@ -174,6 +234,12 @@ def _train_step(
         step_logits,
         weight=regularizer[0],
         target=regularizer[1],
+      )
+      loss = losses.distilled(
+        loss,
+        step_logits,
+        weight=distillation[0],
+        temperature=distillation[1],
       )
       return loss, (step_logits.mean(1), updates)
 
@@ -203,13 +269,19 @@ def _train_step(
       state.params, jax.tree.map(lambda d: -rate * d, directions)
     )
     new = TrainMetrics.single_from_model_output(loss=loss, correct=correct)
-    state = TrainState(
-      step=state.step + 1,
+    before = state.step
+    state = state.replace(
+      step=before + 1,
       params=params,
       batch_stats=batch_stats,
       opt_state=opt_state,
       metrics=state.metrics.merge(new),
     )
+    if ema:
+      averaged = averages.update(
+        state.averages, state.raw_variables, decay=ema, step=before
+      )
+      state = state.replace(averages=averaged)
     return state, loss
 
   replicated = sharding.replicated(mesh)

@@ -188,6 +188,7 @@ def _loop(experiment, train_step, state, held, checkpoints, signals):
           state = state.replace(metrics=metrics)
         if step % every == 0 or step == total:
           log.check_finite(step)
+          # Once a variable is not finite, its average never is again.
           _check_variables(state.variables, step)
           accuracy = _validate(experiment, state, step, writer, progress)
           writer.flush()

@@ -103,7 +103,8 @@ def import_checkpoint(
   _check_variables(variables, expected, file=file, spec=spec)
   say_what_is_unchecked(pathlib.Path(file))
   optimizer = optim.optimizer(config.optimizer)
-  state = start_state(variables, optimizer=optimizer)
+  averaged = config.optimizer.ema > 0
+  state = start_state(variables, optimizer=optimizer, averaged=averaged)
   state = jax.device_put(state, sharding.replicated(mesh))
   with record.hold_workdir(workdir, config) as held:
     _check_no_run(workdir, config)  # none was started meanwhile

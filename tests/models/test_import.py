@@ -12,7 +12,7 @@ import runs
 from runs import the_error
 
 import main as program
-from mpbn_jax import build_model, command_line, report
+from mpbn_jax import build_model, command_line, load_run, report
 from mpbn_jax.checkpoint import steps_in
 from mpbn_jax.interop.torch import to_reference
 
@@ -142,6 +142,17 @@ def test_training_goes_on_from_the_import(workdir, capsys):
   moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), before, after)
   # By a step of the rate 0.1, and not to other initial values.
   assert 0 < max(jax.tree.leaves(moved['params'])) < 1
+
+
+def test_averages_of_an_import_start_from_it(imported, tmp_path):
+  workdir = tmp_path / 'run'
+  ema = KEY + 'optimizer.ema=0.9'
+  assert import_file(workdir, golden_path(), ema) == 0
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    load_run(workdir).variables,
+    load_run(imported[SMALL]).variables,
+  )
 
 
 def test_module_prefix_and_batch_counters_are_ignored(imported, tmp_path):

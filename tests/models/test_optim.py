@@ -61,6 +61,47 @@ def test_regularizer_draws_the_logits_of_all_steps_to_its_target():
   assert losses.regularized(loss, STEP_LOGITS, weight=0.0, target=1.0) is loss
 
 
+def _softmax(logits):
+  powers = np.exp(logits - logits.max(-1, keepdims=True))
+  return powers / powers.sum(-1, keepdims=True)
+
+
+def test_distillation_is_the_divergence_of_each_step_from_the_mean_logits():
+  got = losses.distilled(
+    jnp.float32(2.0), STEP_LOGITS, weight=0.3, temperature=1.5
+  )
+  divergences = []
+  for example in STEP_LOGITS:
+    teacher = _softmax(example.mean(0) / 1.5)
+    for logits in example:
+      student = _softmax(logits / 1.5)
+      divergences.append(sum(teacher * np.log(teacher / student)))
+  expected = 0.7 * 2 + 0.3 * 1.5**2 * np.mean(divergences)
+  np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_gradient_of_distillation_passes_through_the_steps_alone():
+  # The derivative of KL(teacher || softmax(z)) is softmax(z) - teacher.
+  got = jax.grad(
+    lambda x: losses.distilled(0.0, x, weight=0.3, temperature=1.5)
+  )(jnp.asarray(STEP_LOGITS, jnp.float32))
+  teacher = _softmax(STEP_LOGITS.mean(1, keepdims=True) / 1.5)
+  of_steps = (_softmax(STEP_LOGITS / 1.5) - teacher) / 1.5
+  expected = 0.3 * 1.5**2 * of_steps / STEP_LOGITS[..., 0].size
+  np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_distillation_with_weight_0_leaves_the_loss():
+  loss = jnp.float32(2.0)
+  got = losses.distilled(loss, STEP_LOGITS, weight=0.0, temperature=2.0)
+  assert got is loss
+
+
+def test_distillation_of_one_step_is_refused():
+  with pytest.raises(InputError, match='several time steps, got T = 1, where'):
+    losses.distilled(0.0, STEP_LOGITS[:, :1], weight=0.3, temperature=2.0)
+
+
 @pytest.mark.parametrize('name', losses.LOSSES)
 def test_all_losses_agree_at_one_step(name):
   one = STEP_LOGITS[:, :1]

@@ -51,6 +51,9 @@ def test_every_config_can_be_trained_as_its_docstring_says(name):
     'loss.label_smoothing': 1.0,
     'loss.regularizer': -0.1,
     'optimizer.b2': 1.0,
+    'optimizer.ema': 1.0,
+    'loss.distillation': 1.0,
+    'loss.distillation_temperature': 0.0,
     'optimizer.warmup_epochs': 1e9,
     'evaluation.checkpoint': 'first',
   }.items(),
@@ -64,6 +67,15 @@ def test_refused_value_is_named_with_what_to_set(key, value):
   assert message.startswith(f'{key} must ')
   assert f'got {value!r}' in message
   assert f': set --config.{key}' in message
+
+
+def test_distillation_of_one_step_is_refused():
+  config = get_config()
+  config.loss.distillation = 0.5
+  check_config(config)
+  config.model.num_steps = 1
+  with pytest.raises(InputError, match='^loss.distillation must be 0 with'):
+    check_config(config)
 
 
 def test_benchmark_of_depth_builds_its_networks():

@@ -35,6 +35,7 @@ ROWS = {
   'models': 2,
   'losses': 3,
   'optim': 3,
+  'averages': 3,
   'sharding': 3,
   'arrays': 3,
   'checkpoint': 3,

@@ -35,6 +35,8 @@ def test_equal_experiments_share_their_programs():
     ('loss__label_smoothing', 0.1),
     ('loss__name', 'tet'),
     ('loss__regularizer', 0.1),
+    ('loss__distillation_temperature', 3.0),
+    ('optimizer__ema', 0.9),
     ('optimizer__name', 'adamw'),
     ('optimizer__schedule', 'linear'),
     ('optimizer__momentum', 0.8),
