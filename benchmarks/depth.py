@@ -1,12 +1,11 @@
 """Gradients, spikes and compile time of networks of 106 layers.
 
-    python benchmarks/depth.py --figure=docs/depth.png
+    python benchmarks/depth.py --figure=docs/depth.png --epochs=20
 
 plots the gradient norm of every convolution's kernel and the firing rate of
-every neuron layer of `preact_resnet`, for PSP-BN, BN and no normalization, at
-initialization and, with --epochs, after training on `digits`; and prints how
-long the training step of 106 layers takes to compile, as a ratio to 22 layers.
-Needs matplotlib.
+every neuron layer for the arms of configs/studies/depth.py, at initialization
+and, with --epochs, after training on `digits`; and prints how long the training
+step of 106 layers takes to compile, as a ratio to 22 layers. Needs matplotlib.
 """
 
 import argparse
@@ -20,28 +19,19 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from mpbn_jax import losses, sharding
-from mpbn_jax.configs import digits_106
+from mpbn_jax.configs.studies.depth import BRANCHES, NORMS, arm
 from mpbn_jax.experiment import build
 from mpbn_jax.train_step import init_state, make_train_step
 
-# (conv_norm, membrane_norm, spike_norm)
-CASES = {
-  'PSP-BN and MPBN': ('none', 'mpbn_channel', 'psp_bn'),
-  'PSP-BN': ('none', 'none', 'psp_bn'),
-  'BN': ('bn', 'none', 'none'),
-  'no normalization': ('none', 'none', 'none'),
-}
+# Okabe and Ito's colours, which colour-blind people can tell apart.
+COLOURS = ('#000000', '#E69F00', '#56B4E9', '#009E73', '#D55E00')
+STYLES = ('-', '--', '-.', ':', (0, (5, 1)))
 
 
-def experiment(norms, *, depth, epochs=1):
-  """Returns the experiment of configs/digits_106.py with these norms."""
-  config = digits_106.get_config()
-  config.model.depth = depth
-  for place, norm in zip(('conv', 'membrane', 'spike'), norms, strict=True):
-    config.model[f'{place}_norm'] = norm
-  config.evaluation.fold = 'thresholds'  # there may be none to fold
+def experiment(norm, branches, *, depth, epochs=1):
+  """Returns the experiment of an arm of the study."""
+  config = arm(norm, branches, depth)
   config.num_epochs = max(epochs, 2)
-  config.optimizer.warmup_epochs = min(config.optimizer.warmup_epochs, 1.0)
   return build(config)
 
 
@@ -123,33 +113,43 @@ def plot(figure, *, depth, epochs):
   from matplotlib import pyplot as plt
 
   moments = ['at initialization'] + [f'after {epochs} epochs'] * bool(epochs)
+  rows = [(branches, moment) for branches in BRANCHES for moment in moments]
   canvas, axes = plt.subplots(
-    len(moments), 2, figsize=(10, 3.2 * len(moments)), squeeze=False
+    len(rows), 2, figsize=(10, 2.7 * len(rows)), squeeze=False
   )
-  for label, norms in CASES.items():
-    run = experiment(norms, depth=depth, epochs=epochs)
-    states = [init_state(run)] + [trained(run, epochs)] * bool(epochs)
-    for row, moment, state in zip(axes, moments, states, strict=True):
-      sizes, rates = measure(run, state)
-      row[0].semilogy(range(1, len(sizes) + 1), sizes, label=label, lw=1)
-      row[1].plot(range(1, len(rates) + 1), rates, label=label, lw=1)
-      print(
-        f'{label:<18} {moment:<20} gradient norms {min(sizes):.2g} to '
-        f'{max(sizes):.2g}, firing rates {min(rates):.1%} to {max(rates):.1%}'
-      )
-      row[0].set(title=f'gradient norm of a kernel, {moment}')
-      row[1].set(title=f'firing rate, {moment}', ylim=(0, 1))
-  for row in axes:
+  axis_of = dict(zip(rows, axes, strict=True))
+  for (branches, moment), row in axis_of.items():
+    where = f'{branches} branches, {moment}'
+    row[0].set(title=where, ylabel='gradient norm of the kernel')
+    row[1].set(title=where, ylabel='firing rate', ylim=(-0.02, 1.02))
     row[0].set_xlabel('convolution')
     row[1].set_xlabel('neuron layer')
-  axes[0, 1].legend(ncol=2)  # rates leave room above
+  for branches in BRANCHES:
+    for norm, colour, style in zip(NORMS, COLOURS, STYLES, strict=True):
+      run = experiment(norm, branches, depth=depth, epochs=epochs)
+      states = [init_state(run)] + [trained(run, epochs)] * bool(epochs)
+      look = {'color': colour, 'ls': style, 'lw': 1.2, 'label': norm}
+      for moment, state in zip(moments, states, strict=True):
+        sizes, rates = measure(run, state)
+        left, right = axis_of[branches, moment]
+        # A norm of 0 has no place on a logarithmic axis.
+        shown = np.where(np.array(sizes) > 0, sizes, np.nan)
+        left.semilogy(range(1, len(sizes) + 1), shown, **look)
+        right.plot(range(1, len(rates) + 1), rates, **look)
+        print(
+          f'{norm:<7} {branches:<7} {moment:<18} gradient norms '
+          f'{min(sizes):.2g} to {max(sizes):.2g}, firing rates '
+          f'{min(rates):.1%} to {max(rates):.1%}',
+          flush=True,
+        )
+  axes[0, 1].legend(ncol=3)
   canvas.tight_layout()
-  canvas.savefig(figure, dpi=110)
+  canvas.savefig(figure, dpi=90)
 
 
 def compile_seconds(depth):
   """Returns how long the training step takes to compile, without a cache."""
-  run = experiment(CASES['PSP-BN'], depth=depth)
+  run = experiment('psp_bn', 'damped', depth=depth)
   state = init_state(run)
   batch = sharding.shard_batch(run.batches.batch(0), run.mesh)
   jax.clear_caches()

@@ -143,7 +143,7 @@ class LIF(nn.Module):
     start = self._start()
     first = None if start is None else start.value
     spikes, last = self._spikes(by_time, tau, v_th, train, first)
-    if train and start is not None and not self.is_initializing():
+    if train and first is not None and not self.is_initializing():
       start.value = starts.advance(first, last, spikes, momentum=self.momentum)
     spikes = jnp.moveaxis(spikes, 0, 1)
     self.sow('intermediates', 'currents', currents)
