@@ -18,8 +18,9 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from mpbn_jax import losses, sharding
 from mpbn_jax.configs.studies.depth import BRANCHES, NORMS, arm
+
+from mpbn_jax import losses, sharding
 from mpbn_jax.experiment import build
 from mpbn_jax.train_step import init_state, make_train_step
 

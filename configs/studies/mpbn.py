@@ -47,6 +47,7 @@ def get_study(scale: str = 'small') -> Study:
     arms=arms,
     compared_with=compared_with,
     grid={'optimizer.learning_rate': (0.1, 0.3, 0.6)},
+    reach=0.6,
     notes=(
       'ResNet20 on `photo_digits`: accuracies on the test split in percent, '
       'mean ± standard deviation over seeds. Each arm chose its learning rate '
