@@ -146,7 +146,7 @@ def advance(
     raise InputError(
       'a running variance needs at least 2 values per statistic, got '
       f'{least}: train with a larger batch (or larger maps with '
-      "'mpbn_channel')"
+      "'mpbn_channel', or fewer stats_groups)"
     )
   unbiased = var * np.float32(count / (count - 1))
   keep = 1 - momentum
