@@ -4,12 +4,14 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mpbn_jax import InputError, evaluation, sharding, train_step, training
 from mpbn_jax.configs import digits
 from mpbn_jax.models.spiking_cnn import SpikingCNN
+from mpbn_jax.norm import base
 
 COLLECTIVES = re.compile(
   r'\b(all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\('
@@ -92,6 +94,18 @@ def test_groups_of_devices_exchange_nothing_before_the_gradients(norm):
   assert counts[0] >= 3 * layers * (1 + steps)
   assert counts[1] == 1
   assert not COLLECTIVES.findall(_compiled(4, norm, stats_groups=4).as_text())
+
+
+def test_mean_and_second_moment_travel_together(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  batch = sharding.along_batch(sharding.make_mesh(jax.devices()))
+
+  @functools.partial(jax.jit, in_shardings=(batch, None))
+  def of_batch(x, near):
+    return base.moments(x, axes=(0, 1), near=near)
+
+  text = of_batch.lower(jnp.ones((8, 3, 2)), jnp.ones(2)).compile().as_text()
+  assert len(ALL_REDUCE.findall(text)) == 1
 
 
 @pytest.mark.slow
