@@ -52,13 +52,8 @@ def initial(network, images):
   )
 
 
-def training(network, images, labels):
-  """Returns a function that takes a step of SGD, see `measure.in_turns`.
-
-  Its attribute `planned` is the memory that XLA plans for a step, in MiB.
-  """
-  x, y = jnp.asarray(images), jnp.asarray(labels)
-  state = [initial(network, images)]
+def step_of(network):
+  """Returns the function (variables, x, labels) -> variables, a step of SGD."""
 
   def step(variables, x, y):
     def loss_of(params):
@@ -74,8 +69,20 @@ def training(network, images, labels):
     )
     return {'params': params, **updates}
 
+  return step
+
+
+def training(network, images, labels):
+  """Returns a function that takes a step of SGD, see `measure.in_turns`.
+
+  Its attribute `planned` is the memory that XLA plans for a step, in MiB.
+  """
+  x, y = jnp.asarray(images), jnp.asarray(labels)
+  state = [initial(network, images)]
   jitted = jax.jit(
-    step, donate_argnums=0, compiler_options=memory.compiler_options()
+    step_of(network),
+    donate_argnums=0,
+    compiler_options=memory.compiler_options(),
   )
   plan = memory.compile_ahead(jitted, state[0], x, y).memory_analysis()
 

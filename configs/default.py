@@ -52,6 +52,10 @@ def get_config() -> ml_collections.ConfigDict:
   model.tau_s = 0.0
   model.momentum = 0.1  # weight of the new value in running statistics
   model.eps = 1e-5  # added to variances
+  # Number of groups of consecutive examples of a batch with batch statistics of
+  # their own; 1 takes those of the whole batch. With a multiple of the number
+  # of devices, these exchange running statistics only.
+  model.stats_groups = 1
   # Dtype of activations and products: float32 | bfloat16; membrane potentials,
   # statistics and parameters are always float32.
   model.dtype = 'float32'

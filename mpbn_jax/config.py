@@ -40,6 +40,7 @@ _ADDED = {
   'model.keep': 'all',
   'model.kernel_init': 'fan_out',
   'model.start': 'zero',
+  'model.stats_groups': 1,
   'model.surrogate_unit': 'one',
   'optimizer.accumulate': 1,
   'optimizer.b2': 0.999,
@@ -160,6 +161,7 @@ def check_config(config: Mapping) -> None:
   at_least = {
     'num_epochs': 1,
     'data.batch_size': 1,
+    'model.stats_groups': 1,
     'data.fake': 0,
     'data.shift': 0,
     'data.roll': 0,

@@ -96,6 +96,7 @@ def build(
         f'groups that {mesh.size} devices share equally, got {accumulate}: set '
         'another one, or another --config.data.batch_size'
       )
+    _check_stats_groups(config.model.stats_groups, size // accumulate, mesh)
   return Experiment(
     config=config,
     model=model,
@@ -105,6 +106,25 @@ def build(
     mesh=mesh,
     **_schedule(config, batches),
   )
+
+
+def _check_stats_groups(groups, batch_size, mesh):
+  """Raises InputError unless the groups divide a batch and fit the devices."""
+  if batch_size % groups:
+    raise InputError(
+      f'model.stats_groups must divide the {batch_size} examples that are '
+      f'trained together, got {groups}: set another one, or another '
+      '--config.data.batch_size'
+    )
+  devices = mesh.size
+  if groups % devices and devices % groups:
+    # XLA would collect the activations of the whole batch on every device.
+    near = max(1, groups // devices) * devices
+    raise InputError(
+      f'model.stats_groups must divide the {devices} devices or be a multiple '
+      f'of them, got {groups}: set --config.model.stats_groups={near}, for '
+      'example, or use another number of devices'
+    )
 
 
 def for_epochs(experiment: Experiment, num_epochs: int) -> Experiment:

@@ -37,6 +37,7 @@ _OF_TRAINING = {
   'remat',
   'scale_init',
   'spike_scale_init',
+  'stats_groups',
   'surrogate',
   'surrogate_parameter',
   'surrogate_unit',

@@ -169,7 +169,8 @@ def make_train_step(experiment: Experiment) -> Any:
 
   The state is replicated and donated, and the batch is split along 'data'.
   Under `jit` over the mesh every mean is over the whole batch: statistics and
-  loss are the same as on one device.
+  loss are the same as on one device. With `model.stats_groups`, batch
+  statistics are those of groups, on any number of devices.
 
   On CPU it cannot be called inside another `jit`: see
   `memory.compiler_options`.
@@ -177,6 +178,7 @@ def make_train_step(experiment: Experiment) -> Any:
   With `optimizer.accumulate` = k, the batch is trained as k groups, one after
   the other: example i belongs to group i mod k. Batch statistics are those of a
   group, running ones move k times, and the gradient is the mean over groups.
+  `model.stats_groups` divides each of these groups.
 
   With `optimizer.ema`, the state's averages follow every update; training does
   not read them.

@@ -3,6 +3,7 @@
 `ConvNorm` and `DenseNorm` share these attributes and differ in the product.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from mpbn_jax.errors import InputError
 from mpbn_jax.initializers import FAN_OUT
 from mpbn_jax.layers import variables
 from mpbn_jax.layers.absorption import read_with
-from mpbn_jax.layers.attributes import check_types
+from mpbn_jax.layers.attributes import check_positive, check_types
 from mpbn_jax.layers.spikes import Spikes
 from mpbn_jax.ops import kept
 
@@ -47,6 +48,8 @@ class NormedLayer(nn.Module, kw_only=True):
     eps: added to variances. It and the factor by which `tdbn` scales are
       initial values: they are stored with the variables, and the layer uses the
       stored values.
+    stats_groups: number of groups of the batch with batch statistics of their
+      own, see `norm.in_groups`; 1 takes those of the whole batch.
     autodiff: whether JAX derives the backward pass of the norm, in place of the
       one that stores less.
   """
@@ -59,10 +62,12 @@ class NormedLayer(nn.Module, kw_only=True):
   kernel_init: Callable = FAN_OUT
   momentum: float = norms.MOMENTUM
   eps: float = norms.EPS
+  stats_groups: int = 1
   autodiff: bool = False
 
   def __post_init__(self):
     check_types(self)
+    check_positive(self, 'stats_groups')
     norms.check_settings(eps=self.eps, momentum=self.momentum)
     norms.check_norm(self.norm, place='conv')
     super().__post_init__()
@@ -157,8 +162,11 @@ def _normalize(layer, y, *, train, copies):
   )
   if not train:
     return norm.evaluate(own.params, own.stats, y)
-  y, stats = norm.train(
-    own.params, own.stats, y, momentum=layer.momentum, **options
+  train_norm = functools.partial(
+    norm.train, own.params, own.stats, momentum=layer.momentum, **options
+  )
+  y, stats = norms.in_groups(
+    train_norm, y, stats=own.stats, groups=layer.stats_groups
   )
   own.advance(stats)
   return y

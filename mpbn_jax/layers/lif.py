@@ -11,7 +11,7 @@ from mpbn_jax import norm as norms
 from mpbn_jax import start as starts
 from mpbn_jax.errors import InputError
 from mpbn_jax.layers import variables
-from mpbn_jax.layers.attributes import check_types
+from mpbn_jax.layers.attributes import check_positive, check_types
 from mpbn_jax.layers.spike_norm import SpikeNorm
 from mpbn_jax.layers.spikes import Spikes, check_array
 from mpbn_jax.neuron import Fire, check_reset, check_tau, fire_at, lif_scan_from
@@ -40,7 +40,8 @@ class LIF(nn.Module):
   compiled function, where the stored value is used.
 
   In training, the statistics are those of each time step, and the running ones
-  move at every time step: T times a call.
+  move at every time step: T times a call. With `stats_groups`, each group of
+  the batch moves them as if it were alone, and their mean is stored.
 
   With a spike norm or a synaptic filter, a `SpikeNorm` named 'spike_norm'
   inside the layer transforms the spikes before they are returned.
@@ -77,6 +78,8 @@ class LIF(nn.Module):
     momentum: weight of the new value in running statistics.
     eps: added to variances. This is the initial value: it is stored with the
       variables, and the layer uses the stored value.
+    stats_groups: number of groups of the batch with batch statistics of their
+      own, see `norm.in_groups`; 1 takes those of the whole batch.
     unroll: whether to unroll the time steps in the compiled program (faster,
       but slower to compile) or to loop over them.
     autodiff: whether JAX derives the backward pass, in place of the one of
@@ -103,12 +106,14 @@ class LIF(nn.Module):
   start: str = 'zero'
   momentum: float = norms.MOMENTUM
   eps: float = norms.EPS
+  stats_groups: int = 1
   unroll: bool = True
   autodiff: bool = False
   keep: str = 'all'
 
   def __post_init__(self):
     check_types(self)
+    check_positive(self, 'stats_groups')
     norms.check_settings(eps=self.eps, momentum=self.momentum)
     norms.check_norm(self.norm, place='membrane')
     norms.check_norm(self.spike_norm, place='spike')
@@ -161,6 +166,7 @@ class LIF(nn.Module):
       scale_init=self.spike_scale_init,
       momentum=self.momentum,
       eps=self.eps,
+      stats_groups=self.stats_groups,
       unroll=self.unroll,
       name='spike_norm',
     )
@@ -254,8 +260,14 @@ class LIF(nn.Module):
     if not train:
       fire = _fire_normed(norm.fires, norm.evaluate)
       return evaluated(fire, currents, tau, v_th, (own.params, own.stats))
-    spikes, stats, last = self._trained(
-      norm, settings, currents, tau, v_th, own.params, own.stats, start
+
+    def trained(currents):
+      return self._trained(
+        norm, settings, currents, tau, v_th, own.params, own.stats, start
+      )
+
+    spikes, stats, last = norms.in_groups(
+      trained, currents, stats=own.stats, groups=self.stats_groups, axis=1
     )
     own.advance(stats)
     return spikes, last

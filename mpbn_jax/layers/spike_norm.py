@@ -1,5 +1,7 @@
 """The synaptic filter and the normalization of spikes."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 from mpbn_jax import norm as norms
 from mpbn_jax.layers import variables
 from mpbn_jax.layers.absorption import may_fold
-from mpbn_jax.layers.attributes import check_types
+from mpbn_jax.layers.attributes import check_positive, check_types
 from mpbn_jax.layers.spikes import Fold, Spikes, check_array
 
 
@@ -32,6 +34,7 @@ class SpikeNorm(nn.Module):
     momentum: weight of the new value in running statistics.
     eps: added to second moments. This is the initial value: it is stored with
       the variables, and the layer uses the stored value.
+    stats_groups: as in `currents.NormedLayer`.
     unroll: whether to unroll the time steps in the compiled program.
   """
 
@@ -40,10 +43,12 @@ class SpikeNorm(nn.Module):
   scale_init: float = 1.0
   momentum: float = norms.MOMENTUM
   eps: float = norms.EPS
+  stats_groups: int = 1
   unroll: bool = True
 
   def __post_init__(self):
     check_types(self)
+    check_positive(self, 'stats_groups')
     norms.check_settings(eps=self.eps, momentum=self.momentum)
     norms.check_norm(self.norm, place='spike')
     norms.check_tau_s(self.tau_s)
@@ -72,7 +77,12 @@ class SpikeNorm(nn.Module):
       scale_init=self.scale_init,
     )
     if train:
-      a, stats = norm.train(own.params, own.stats, a, momentum=self.momentum)
+      train_norm = functools.partial(
+        norm.train, own.params, own.stats, momentum=self.momentum
+      )
+      a, stats = norms.in_groups(
+        train_norm, a, stats=own.stats, groups=self.stats_groups
+      )
       own.advance(stats)
       return Spikes(a, path=self.path) if norm.fold else a
     if not norm.fold:

@@ -33,7 +33,11 @@ MODELS: dict[str, Callable[..., SpikingNetwork]] = {
 CONV_SETTINGS = {
   'conv_norm': 'norm',
   **{
-    key: key for key in ('v_th', 'momentum', 'eps', 'autodiff', 'kernel_init')
+    key: key
+    for key in (
+      *('v_th', 'momentum', 'eps', 'stats_groups'),
+      *('autodiff', 'kernel_init'),
+    )
   },
 }
 LIF_SETTINGS = {
@@ -42,7 +46,7 @@ LIF_SETTINGS = {
     key: key
     for key in (
       *('tau', 'v_th', 'learn_tau', 'learn_v_th'),
-      *('spike_norm', 'tau_s', 'momentum', 'eps'),
+      *('spike_norm', 'tau_s', 'momentum', 'eps', 'stats_groups'),
       *('surrogate', 'surrogate_parameter', 'surrogate_unit'),
       *('reset', 'detach_reset', 'start'),
       *('unroll', 'autodiff', 'keep'),

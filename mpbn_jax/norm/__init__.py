@@ -18,6 +18,7 @@ from mpbn_jax.norm.base import (
   moments,
 )
 from mpbn_jax.norm.conv import BN, BNTT, TAB, TDBN, TEBN
+from mpbn_jax.norm.groups import check_groups, in_groups
 from mpbn_jax.norm.membrane import (
   AFFINE,
   MPBN_CHANNEL,
@@ -84,9 +85,11 @@ __all__ = [
   'NormBeforeFiring',
   'along',
   'check_floating',
+  'check_groups',
   'check_norm',
   'check_settings',
   'check_tau_s',
+  'in_groups',
   'moments',
   'names_at',
   'separating_threshold',

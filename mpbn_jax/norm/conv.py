@@ -86,7 +86,8 @@ def _bntt_apply(params, mean, var, x, eps):
 
 def _bntt_train(params, stats, x, *, momentum):
   axes = (0, *range(2, x.ndim - 1))
-  mean, var = base.moments(x, axes=axes)
+  near = base.known_mean(stats)
+  mean, var = base.moments(x, axes=axes, near=near)
   count = base.count_over(x, axes)
   stats = base.advance(stats, mean, var, count=count, momentum=momentum)
   return _bntt_apply(params, mean, var, x, stats['eps']), stats
@@ -201,7 +202,8 @@ def _tab_apply(params, mean, var, x, eps):
 
 def _tab_train(params, stats, x, *, momentum):
   axes = (0, *range(2, x.ndim - 1))
-  mean, var = _accumulated(*base.moments(x, axes=axes))
+  near = base.known_mean(stats)
+  mean, var = _accumulated(*base.moments(x, axes=axes, near=near))
   steps = np.arange(1, x.shape[1] + 1)[:, None]
   count = steps * base.count_over(x, axes)
   stats = base.advance(stats, mean, var, count=count, momentum=momentum)

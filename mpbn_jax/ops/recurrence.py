@@ -113,7 +113,7 @@ def _run(recurrence, currents, tau, v_th, params, stats, start):
   def fire(stats, u):
     n, moments = u, ()
     if norm is not None:
-      moments = norm.moments(u)
+      moments = norm.moments(stats, u)
       n = norm.normalize(params, moments, u, eps=stats['eps'])
       stats = norm.advance(stats, moments, u, momentum=recurrence.momentum)
     return (stats, u, moments), spike(n, v_th, **recurrence.spike)

@@ -224,10 +224,35 @@ def test_moments_of_all_platforms_agree_and_have_equal_gradients(axes, offset):
 def test_platform_chooses_how_moments_are_summed(platform, passes, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: platform)
   function = f'_moments_in_{passes}'
-  monkeypatch.setattr(base, function, lambda x, axes: ('mean', 'variance'))
+  monkeypatch.setattr(base, function, lambda *_: ('mean', 'variance'))
   monkeypatch.setattr(base.kept, 'named', lambda moments, name: moments)
   found = base.moments(jnp.ones((2, 3)), axes=(0,))
   assert found == ('mean', 'variance')
+
+
+@pytest.mark.parametrize('deviations', [0, 3, 30])
+def test_variance_is_right_where_the_mean_is_near_what_devices_know(deviations):
+  x = np.random.default_rng(0).normal(0, 1, (64, 9, 3)).astype('f4')
+  near = jnp.full(3, deviations, jnp.float32)
+  mean, var = base._moments_in_one_pass(jnp.asarray(x), (0, 1), near)
+  x = x.astype('f8')
+  # Roundings of sums of 576 values, or squares of values, near `deviations`.
+  atol, rtol = 1e-6 * (1 + deviations), 3e-6 * (1 + deviations**2)
+  np.testing.assert_allclose(mean, x.mean((0, 1)), rtol=0, atol=atol)
+  np.testing.assert_allclose(var, x.var((0, 1)), rtol=rtol)
+
+
+@pytest.mark.parametrize(
+  ('platform', 'devices', 'known'),
+  [('cpu', 4, False), ('gpu', 1, False), ('gpu', 2, True)],
+)
+def test_running_mean_is_used_where_it_saves_communication(
+  platform, devices, known, monkeypatch
+):
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+  monkeypatch.setattr(jax, 'device_count', lambda: devices)
+  found = base.known_mean({'mean': 'running mean'})
+  assert found == ('running mean' if known else None)
 
 
 @pytest.mark.parametrize('name', KNOWN)

@@ -108,6 +108,7 @@ SETTINGS = {
   'tau_s': 0.3,
   'momentum': 0.4,
   'eps': 0.01,
+  'stats_groups': 2,
   'unroll': False,
   'autodiff': True,
   'keep': 'spikes',
@@ -119,7 +120,9 @@ ATTRIBUTES = {
   LIF: LIF_SETTINGS,
   SpikeNorm: {
     'spike_norm': 'norm',
-    **{key: key for key in ('tau_s', 'momentum', 'eps', 'unroll')},
+    **{
+      key: key for key in ('tau_s', 'momentum', 'eps', 'stats_groups', 'unroll')
+    },
   },
 }
 

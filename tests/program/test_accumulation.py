@@ -9,9 +9,10 @@ from mpbn_jax.configs import digits
 from mpbn_jax.experiment import build
 
 
-def _experiment(*, accumulate, devices=1, **data):
+def _experiment(*, accumulate, devices=1, stats_groups=1, **data):
   config = digits.get_config()
   config.model.update({'width': 2, 'num_steps': 2, 'unroll': False})
+  config.model.stats_groups = stats_groups
   config.data.update({'batch_size': 16, **data})
   config.optimizer.accumulate = accumulate
   mesh = sharding.make_mesh(jax.devices()[:devices])
@@ -31,14 +32,16 @@ def _assert_close(a, b):
   )
 
 
-@pytest.mark.parametrize('mixup', [0.0, 0.4])
-def test_update_is_the_mean_of_groups_with_statistics_of_their_own(mixup):
-  whole = _experiment(accumulate=2, mixup=mixup)
+@pytest.mark.parametrize(
+  'settings', [{}, {'mixup': 0.4}, {'stats_groups': 2}], ids=str
+)
+def test_update_is_the_mean_of_groups_with_statistics_of_their_own(settings):
+  whole = _experiment(accumulate=2, **settings)
   batch = whole.batches.batch(0)
   state, loss = _step(whole, batch)
   # The same groups, each trained alone from the same parameters; the running
   # statistics of the first are those that the second starts from.
-  alone = _experiment(accumulate=1, mixup=mixup)
+  alone = _experiment(accumulate=1, **settings)
   start = train_step.init_state(alone)
   params, losses, stats = [], [], start.batch_stats
   for group in range(2):

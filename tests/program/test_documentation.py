@@ -128,7 +128,7 @@ def test_every_file_that_a_page_names_exists(page):
 
 
 SCRIPTS = sorted((ROOT / 'benchmarks').glob('*.py'))
-HELPERS = {'measure.py', 'networks.py', 'peers.py'}
+HELPERS = {'collectives.py', 'measure.py', 'networks.py', 'peers.py'}
 
 
 @pytest.mark.parametrize(
