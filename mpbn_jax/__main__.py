@@ -247,7 +247,11 @@ def run(program: str = 'mpbn_jax') -> NoReturn:
   """Runs the program with this process's arguments, then exits."""
   for signum in (signal.SIGTERM, signal.SIGINT):
     signal.signal(signum, _leave)
-  sys.exit(main(sys.argv[1:], program=program))
+  code = main(sys.argv[1:], program=program)
+  from mpbn_jax import launch
+
+  launch.leave(code)
+  sys.exit(code)
 
 
 if __name__ == '__main__':

@@ -24,6 +24,7 @@ _log = logging.getLogger('mpbn_jax')
 ALONE = 'none'  # in place of a coordinator
 # Modes for jobs of several processes.
 MODES = ('train', 'evaluate', 'fold', 'steps')
+_given_up: list[bool] = []
 _PLACE = ('coordinator', 'num_processes', 'process_id')
 # {name: (its values, its meaning)}
 FLAGS = {
@@ -165,6 +166,17 @@ def start(settings: Settings) -> None:
     )
 
 
+def leave(code: int) -> None:
+  """Ends this process at once if it has given up waiting for the others.
+
+  JAX's runtime would log that the others did not come. Otherwise it returns.
+  """
+  if _given_up:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def finish() -> None:
   """Ends a job whose processes have all done their work."""
   from jax._src import distributed
@@ -182,7 +194,9 @@ def finish() -> None:
 def check_alone(mode: str, settings: Settings) -> None:
   """Raises InputError if a mode for one process runs in a job of several."""
   kind = None if settings.coordinator else _detected()
-  count = 1 if kind is None else _asked(kind.get_process_count)
+  if kind is None:
+    return
+  count = _asked(kind.get_process_count)
   if count > 1:
     raise InputError(
       f'--mode={mode} is for one process, got {count} processes of '
@@ -289,8 +303,12 @@ def _connect(arguments, settings):
   thread = threading.Thread(target=connect, name='connect', daemon=True)
   last = time.monotonic() + settings.connect_seconds
   thread.start()
-  while thread.is_alive() and time.monotonic() < last:
-    thread.join(0.1)
+  try:
+    while thread.is_alive() and time.monotonic() < last:
+      thread.join(0.1)
+  except KeyboardInterrupt:
+    _given_up.append(True)
+    raise
   if failed:
     lines = str(failed[0]).strip().splitlines() or [type(failed[0]).__name__]
     raise InputError(
@@ -298,6 +316,7 @@ def _connect(arguments, settings):
       'choose another port in --coordinator if another program uses it'
     ) from failed[0]
   if thread.is_alive():
+    _given_up.append(True)
     from jax._src import distributed
 
     seconds = settings.connect_seconds

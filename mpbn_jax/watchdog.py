@@ -255,6 +255,10 @@ class Watchdog:
     """See the function of this name."""
     if not self._ending.acquire(blocking=False):
       threading.Event().wait()  # another thread is ending this process
+    with contextlib.suppress(ValueError):  # not the main thread
+      # Schedulers send several. The first process must not end before others.
+      for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
     told = []
 
     def tell():

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -189,6 +191,32 @@ def test_stopped_job_is_resumed_by_any_number_of_processes(start, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('mode', ['evaluate', 'fold', 'steps'])
+def test_other_modes_are_those_of_one_process(mode, start, tmp_path):
+  run = shutil.copytree(runs.finished(), tmp_path / 'run')
+  (run / 'summary.json').unlink()
+  job = start(f'--mode={mode}')
+  out = finished(job)
+  assert job.out(1) == ''
+  name = 'steps.json' if mode == 'steps' else 'summary.json'
+  assert f'written: {run / name}' in out
+  alone = tmp_path / 'alone'
+  shutil.copytree(runs.finished(), alone)
+  assert runs.run(alone, f'--mode={mode}') == 0
+  ours, theirs = (json.loads((p / name).read_text()) for p in (run, alone))
+  for value in (ours, theirs):
+    for key in ('seconds', 'date', 'device'):
+      value.pop(key, None)
+  if mode == 'steps':
+    ours, theirs = (
+      [p['accuracy'] for p in v['points']] for v in (ours, theirs)
+    )
+  else:
+    ours.pop('max_logit_difference'), theirs.pop('max_logit_difference')
+  assert ours == theirs
+
+
+@pytest.mark.slow
 def test_lock_of_another_job_ends_all_with_the_same_words(start):
   holder = start(*ENDLESS, count=1, devices=1)
   holder.until('step 1/')
@@ -248,6 +276,53 @@ def test_full_disk_of_the_first_process_ends_all(start, tmp_path):
     subprocess.run(['umount', '-l', workdir], check=True)
 
 
+FAILING = '--config=tests/program/failing.py'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('how', 'code', 'words'),
+  [
+    ('input', 2, 'error: bad image'),
+    ('bug', 1, 'error: process 1 on .* ended with a RuntimeError: its output '),
+  ],
+)
+def test_error_of_one_process_ends_all_with_its_words(
+  how, code, words, start, monkeypatch
+):
+  monkeypatch.setenv('FAILING', how)
+  job = start(FAILING, *ENDLESS)
+  assert job.codes() == [code] * 2
+  first, second = job.errors()
+  assert re.match(words, first)
+  assert first.count('\n') == 1
+  assert second.endswith(first)
+  assert ('Traceback' in second) == (how == 'bug')
+
+
+@pytest.mark.slow
+def test_nan_ends_all_with_the_same_words(start):
+  job = start(*ENDLESS, '--config.optimizer.learning_rate=1e30')
+  assert job.codes() == [1, 1]
+  first, second = job.errors()
+  assert first == second
+  assert first.startswith('error: expected finite metrics, got loss = nan')
+
+
+@pytest.mark.slow
+def test_step_that_does_not_end_names_the_process_that_is_behind(
+  start, monkeypatch
+):
+  monkeypatch.setenv('FAILING', 'hang')
+  job = start(FAILING, *ENDLESS, '--stuck_seconds=10')
+  assert job.codes() == [3, 3]
+  first, second = job.errors()
+  assert first == second
+  assert first.startswith(
+    'error: expected a step of training within 10 s, got none from process 1 on'
+  )
+
+
 # ---- death
 
 
@@ -266,6 +341,8 @@ def test_process_that_is_lost_ends_the_others(how, victim, start, tmp_path):
   assert ('process 0' if victim == 0 else 'process 1') in last
   killed.kill()
   killed.wait()
+  if (how, victim) != (signal.SIGKILL, 1):
+    return
   again = start(*ENDLESS)
   again.until('continues: step ')
   again.processes[0].terminate()
