@@ -5,6 +5,7 @@ to the coordination service that the first one runs.
 """
 
 import contextlib
+import json
 import logging
 import os
 import pathlib
@@ -209,14 +210,16 @@ def check_same_command(
   mode: str, config: Mapping, workdir: pathlib.Path
 ) -> None:
   """Raises InputError if the first process runs another command."""
+  if job.count() == 1:
+    return
   ours = config_lib.flatten(config_lib.plain(config))
   ours |= {'--mode': mode, '--workdir': str(workdir)}
   first = job.agree('command', ours)
   differing = [
     f'{key}: {first.get(key)!r} -> {ours.get(key)!r}'
     for key in sorted(first.keys() | ours.keys())
-    # JSON makes lists of tuples.
-    if _plain(first.get(key)) != _plain(ours.get(key))
+    # As text: JSON makes lists of tuples, and NaN differs from itself.
+    if json.dumps(first.get(key)) != json.dumps(ours.get(key))
   ]
   if differing:
     raise InputError(
@@ -225,10 +228,6 @@ def check_same_command(
       f'({config_lib.listed(differing)}): start all with the same one, or with '
       f'--coordinator={ALONE} if they do not belong together'
     )
-
-
-def _plain(value):
-  return list(value) if isinstance(value, tuple) else value
 
 
 def _arguments(settings) -> dict[str, Any] | None:
