@@ -155,7 +155,7 @@ class _Stop:
 
   Each process tells the others after every step whether it got a signal, by a
   program of its own beside the training step; all read the answer one step
-  later, so that no process waits for another one.
+  later, so that a step does not wait for it.
   """
 
   def __init__(self, signals, mesh):
@@ -167,7 +167,8 @@ class _Stop:
     if job.count() == 1:
       return self._signals.received
     before, self._told = self._told, self._tell()
-    return None if before is None else int(before) or None
+    # The first answer is worth waiting for: compilation follows.
+    return int(self._told if before is None else before) or None
 
   def final(self):
     """Returns a signal that any process got until now, or None."""
