@@ -32,7 +32,10 @@
         and its table. Stopped and started again, it goes on.
 
 Exit code: 0 success, 1 stopped by a NaN, 2 unusable input (one line says what
-was expected, what was given and how to fix it), 128 + signal if stopped by one.
+was expected, what was given and how to fix it), 3 another process of the same
+job was killed or is stuck, 128 + signal if stopped by one.
+
+Several processes, on one machine or many, train as one: docs/scale.md.
 """
 
 # Everything else is imported later, once signals have a handler.
@@ -56,7 +59,7 @@ def main(argv: list[str], *, program: str = 'python main.py') -> int:
     program: how the program was called, for the help.
   """
   start = time.monotonic()
-  from mpbn_jax import command_line, process
+  from mpbn_jax import command_line, launch, process, watchdog
   from mpbn_jax.errors import InputError
   from mpbn_jax.files import NO_ROOM
   from mpbn_jax.help import help_text
@@ -73,34 +76,48 @@ def main(argv: list[str], *, program: str = 'python main.py') -> int:
         _reproduce(command)
       else:
         _run(command, start)
+    launch.finish()
   except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
+    return _end(2, f'error: {error}')
   except FloatingPointError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
+    return _end(1, f'error: {error}')
   except Interrupted as stop:
-    print(stop.message, file=sys.stderr)
-    return 128 + stop.signum
+    return _end(128 + stop.signum, stop.message)
   except KeyboardInterrupt as stop:  # outside training, or a second Ctrl-C
-    print(_STOPPED, file=sys.stderr)
-    return 128 + signal_of(stop)
+    return _end(128 + signal_of(stop), _STOPPED)
   except BrokenPipeError:  # `python main.py | head`
+    watchdog.fail(128 + signal.SIGPIPE, 'stopped: nobody reads the output')
     _drop_output()
     return 128 + signal.SIGPIPE
   except OSError as error:
     if error.errno not in NO_ROOM:
+      watchdog.crash(error)
       raise
     # Errors from files that this package writes already name the file.
-    print(
+    code = _end(
+      2,
       f'error: expected room to write, got an error ({error.strerror}), at '
       f'{error.filename or "the output of this command"}: free some space and '
       'run the same command again: it will resume',
-      file=sys.stderr,
     )
     _drop_output()
-    return 2
+    return code
+  except Exception as error:
+    watchdog.crash(error)
+    raise
   return 0
+
+
+def _end(code, words):
+  """Prints why the command ends, in all processes of a job; returns the code.
+
+  In a job, this does not return.
+  """
+  from mpbn_jax import watchdog
+
+  watchdog.fail(code, words)
+  print(words, file=sys.stderr)
+  return code
 
 
 def _drop_output():
@@ -117,6 +134,7 @@ def _leave(signum, frame):
 
 def _run(command, start):
   # Takes seconds to import, so only once the command line is known to be valid.
+  from mpbn_jax import launch
   from mpbn_jax.interrupt import raise_on_signals
 
   mode = command.mode
@@ -128,6 +146,11 @@ def _run(command, start):
   from mpbn_jax.interop import files
 
   with raise_on_signals():
+    if mode in launch.MODES:
+      launch.start(command.job)
+      launch.check_same_command(mode, command.config, command.workdir)
+    else:
+      launch.check_alone(mode, command.job)
     process.prepare(command.config)
     if mode == 'import':
       _import(files, command)
@@ -168,9 +191,10 @@ def _analyse(report, command):
 
 
 def _reproduce(command):
-  from mpbn_jax import command_line
+  from mpbn_jax import command_line, launch
   from mpbn_jax.studies import pictures, runner, summary, tables
 
+  launch.check_alone('reproduce', command.job)
   found = runner.reproduce(
     command.study,
     workdir=command.workdir,
@@ -208,7 +232,7 @@ def _prepare(config):
 
 
 def _import(files, command):
-  _, config, workdir, file, _ = command
+  _, config, workdir, file, *_ = command
   where = files.import_checkpoint(file, config, workdir=workdir)
   print(f'imported: {where}')
   # A .safetensors file has no checksum of its own.
@@ -223,7 +247,11 @@ def run(program: str = 'mpbn_jax') -> NoReturn:
   """Runs the program with this process's arguments, then exits."""
   for signum in (signal.SIGTERM, signal.SIGINT):
     signal.signal(signum, _leave)
-  sys.exit(main(sys.argv[1:], program=program))
+  code = main(sys.argv[1:], program=program)
+  from mpbn_jax import launch
+
+  launch.leave(code)
+  sys.exit(code)
 
 
 if __name__ == '__main__':

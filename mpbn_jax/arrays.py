@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from mpbn_jax import files
+from mpbn_jax import files, sharding
 
 NOTES = 'notes.json'
 _ARRAYS = 'arrays-{unique}'
@@ -41,7 +42,8 @@ def save(
 
   Args:
     path: the directory to write; its parent must exist.
-    items: {name: pytree of arrays}; each can be read separately.
+    items: {name: pytree of arrays}; each can be read separately. Arrays on
+      several hosts must be replicated, and only the first host saves them.
     notes: JSON-serializable values.
 
   Raises:
@@ -63,8 +65,11 @@ def _write_into(directory, items, notes, *, of):
   # Orbax and TensorStore report a full disk in several ways.
   with _quiet(), files.writing(of, also=(ValueError, RuntimeError)):
     arrays.mkdir()
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
       for name, tree in items.items():
+        if jax.process_count() > 1:
+          # Orbax would expect every host to save its share of a `jax.Array`.
+          tree = jax.tree.map(np.asarray, tree)
         if jax.tree.leaves(tree):  # Orbax rejects empty trees
           checkpointer.save(
             arrays.absolute() / name, args=ocp.args.StandardSave(tree)
@@ -86,6 +91,22 @@ def _write_into(directory, items, notes, *, of):
   for other in directory.iterdir():
     if other.name not in (NOTES, arrays.name):
       files.remove(other)
+
+
+def _checkpointer():
+  """Returns Orbax's checkpointer; it waits for no other host."""
+  if jax.process_count() == 1:
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+  here = jax.process_index()
+  options = ocp.options.MultiprocessingOptions(
+    primary_host=here,
+    active_processes={here},
+    barrier_sync_key_prefix=f'host{here}',
+  )
+  return ocp.Checkpointer(
+    ocp.StandardCheckpointHandler(multiprocessing_options=options),
+    multiprocessing_options=options,
+  )
 
 
 @contextlib.contextmanager
@@ -180,7 +201,7 @@ def _restore(path, content, items):
     if _fingerprint(arrays / name) != sealed:
       raise ValueError(f'{name} has changed')
   restored = {}
-  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+  with _checkpointer() as checkpointer:
     for name, tree in items.items():
       where = arrays.absolute() / name
       if tree is None:
@@ -201,14 +222,17 @@ def _restore(path, content, items):
 
 
 def _sharding(leaf):
-  sharding = getattr(leaf, 'sharding', None)
-  return sharding if isinstance(sharding, jax.sharding.Sharding) else None
+  placed = getattr(leaf, 'sharding', None)
+  return placed if isinstance(placed, jax.sharding.Sharding) else None
 
 
 def _abstract(leaf):
-  first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  sharding = _sharding(leaf) or first
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  placed = _sharding(leaf)
+  if placed is None and jax.process_count() == 1:
+    placed = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  elif placed is None:  # with several hosts, Orbax places nothing on one device
+    placed = sharding.replicated(sharding.make_mesh())
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
 
 
 def _placed(like, array):

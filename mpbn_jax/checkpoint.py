@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mpbn_jax import arrays, files
+from mpbn_jax import arrays, files, job, watchdog
 from mpbn_jax import config as config_lib
 from mpbn_jax.arrays import UnreadableError
 from mpbn_jax.errors import InputError
@@ -61,6 +61,10 @@ class Checkpoints:
   the previous one unchanged. Checksums detect damage, and a checkpoint whose
   accuracy cannot be read is never removed.
 
+  In a job of several processes, all must call the methods that save or restore
+  a state, in the same order: the first process writes, and chooses what all
+  restore.
+
   Args:
     directory: where the checkpoints are.
     config: configuration of the run; it is stored in each checkpoint, and
@@ -86,7 +90,7 @@ class Checkpoints:
     self._config, self._data = config, data
     self._read_only = read_only
     self._known: dict[int, dict] = {}  # notes of checkpoints read or saved
-    if not read_only:
+    if not read_only and job.is_first():
       files.check_writable(self._directory)
       files.remove_leftovers(self._directory)
       if not (self._directory / _INDEX).exists() and not self.steps():
@@ -181,8 +185,13 @@ class Checkpoints:
     Raises:
       NotWrittenError: it cannot be written; earlier checkpoints are kept.
     """
-    if step in self.steps():
-      return self._path(step)
+    if job.is_first() and step not in self.steps():
+      with watchdog.unbroken():
+        self._write(step, state, validation_accuracy)
+    job.barrier('saved')
+    return self._path(step)
+
+  def _write(self, step, state, validation_accuracy):
     path = self._directory / str(step)
     config = self._config
     notes = {
@@ -200,7 +209,6 @@ class Checkpoints:
     for old in self.steps():
       if old not in kept:
         files.remove(self._path(old))
-    return path
 
   def _kept(self):
     """Returns the last two steps, the best step and those that may be best."""
@@ -274,7 +282,22 @@ class Checkpoints:
         one cannot.
     """
     if self._read_only:
-      return self._despite_a_writer(lambda: self._newest(like), _NEWEST)
+      return self._chosen(
+        like,
+        lambda: self._despite_a_writer(lambda: self._newest(like), _NEWEST),
+      )
+    return self._chosen(like, lambda: self._newest_readable(like))
+
+  def _chosen(self, like, choose):
+    """Returns choose(), (step, state) or None, as the first process sees it."""
+    found = choose() if job.is_first() else None
+    step = job.agree('restored', None if found is None else found[0])
+    if job.is_first() or step is None:
+      return found
+    return step, self.restore(like, step=step)
+
+  def _newest_readable(self, like):
+    """Returns (step, state), and moves damaged checkpoints away."""
     broken = {}
     expected = self._indexed() | set(self.steps())
     for step in sorted(expected, reverse=True):
@@ -316,7 +339,7 @@ class Checkpoints:
       step = self._best()
       return None if step is None else (step, self._restore(like, step))
 
-    return self._despite_a_writer(best, _BEST)
+    return self._chosen(like, lambda: self._despite_a_writer(best, _BEST))
 
   def _newest(self, like):
     steps = self._indexed() | set(self.steps())

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from mpbn_jax import config as config_lib
-from mpbn_jax import config_files
+from mpbn_jax import config_files, launch
 from mpbn_jax.errors import InputError, unknown
 from mpbn_jax.studies.study import Study
 
@@ -72,6 +72,7 @@ FLAGS = {
     f'{RESULTS}/<study>.json',
   ),
 }
+FLAGS |= launch.FLAGS
 _OF_STUDIES = ('seeds', 'processes', 'results')
 HELP = {'-h', '-help', '--help', '--helpfull'}
 
@@ -85,6 +86,7 @@ class Command(NamedTuple):
     workdir: the work directory of the run.
     checkpoint: the file to import; None in the other modes.
     steps: numbers of time steps to evaluate with; None takes the default ones.
+    job: the processes that work together.
   """
 
   mode: str
@@ -92,6 +94,7 @@ class Command(NamedTuple):
   workdir: pathlib.Path
   checkpoint: pathlib.Path | None
   steps: tuple[int, ...] | None
+  job: launch.Settings
 
 
 class StudyCommand(NamedTuple):
@@ -102,12 +105,14 @@ class StudyCommand(NamedTuple):
     workdir: the folder of the runs' work directories.
     results: the results file.
     processes: how many trainings run at once; None chooses.
+    job: says whether this process is alone, as it must be.
   """
 
   study: Study
   workdir: pathlib.Path
   results: pathlib.Path
   processes: int | None
+  job: launch.Settings
 
 
 def wants_help(argv: list[str]) -> bool:
@@ -133,8 +138,9 @@ def parse(argv: list[str]) -> Command | StudyCommand:
       f'--steps is only for --mode=steps, got --mode={mode}: leave it out, or '
       'set --config.model.num_steps to train a run with another T'
     )
+  job = launch.settings_of(given, mode=mode)
   if mode == 'reproduce':
-    return _parse_study(given, overrides)
+    return _parse_study(given, overrides, job)
   for name in _OF_STUDIES:
     if name in given:
       raise InputError(
@@ -172,10 +178,11 @@ def parse(argv: list[str]) -> Command | StudyCommand:
     workdir=_workdir(given, source),
     checkpoint=None if checkpoint is None else pathlib.Path(checkpoint),
     steps=_steps(given['steps']) if 'steps' in given else None,
+    job=job,
   )
 
 
-def _parse_study(given, overrides):
+def _parse_study(given, overrides, job):
   """Returns the command; overrides apply to all arms."""
   for name in ('checkpoint', 'init_from'):
     if name in given:
@@ -211,6 +218,7 @@ def _parse_study(given, overrides):
     workdir=pathlib.Path(given.get('workdir', pathlib.Path('runs') / name)),
     results=pathlib.Path(given.get('results', RESULTS / f'{name}.json')),
     processes=processes,
+    job=job,
   )
 
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 import mpbn_jax
-from mpbn_jax import arrays
+from mpbn_jax import arrays, job
 from mpbn_jax import config as config_lib
 from mpbn_jax.arrays import UnreadableError
 from mpbn_jax.errors import InputError
@@ -65,6 +65,8 @@ def save_folded(
 ) -> None:
   """Writes a folded network atomically, replacing an older one.
 
+  In a job, all processes call it, and the first one writes.
+
   Args:
     path: a directory; its parent is created if needed.
     variables: folded and stripped variables.
@@ -83,10 +85,12 @@ def save_folded(
     'mpbn_jax': mpbn_jax.__version__,
     'jax': jax.__version__,
   }
-  check_writable(path.parent)
-  with hold(path.parent):
-    remove_leftovers(path.parent)
-    arrays.save(path, dict(variables), notes=notes)
+  if job.is_first():
+    check_writable(path.parent)
+    with hold(path.parent):
+      remove_leftovers(path.parent)
+      arrays.save(path, dict(variables), notes=notes)
+  job.barrier('folded')
 
 
 def load_folded(

@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import pathlib
+import secrets
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +19,7 @@ from collections.abc import Iterator, Mapping
 import tqdm
 
 from mpbn_jax import config as config_lib
-from mpbn_jax import files, tensorboard_events
+from mpbn_jax import files, job, tensorboard_events
 from mpbn_jax.errors import InputError
 from mpbn_jax.files import NotWrittenError
 from mpbn_jax.lock import Lock, hold
@@ -27,21 +29,24 @@ _log = logging.getLogger('mpbn_jax')
 CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
 CHECKPOINTS = 'checkpoints'
+_JOB = '.job'  # the first process writes a token into it, which all must see
+_SEEN = 30.0  # seconds after which network file systems show a new file
 
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-  """A work directory used exclusively by this process.
+  """A work directory used exclusively by this process or its job.
 
   Attributes:
     path: path of the directory.
     stored: the previously stored configuration; None in a new directory.
-    lock: its `check()` raises if the directory was removed or replaced.
+    lock: its `check()` raises if the directory was removed or replaced. None in
+      a job's other processes: the first one holds it for all.
   """
 
   path: pathlib.Path
   stored: dict | None
-  lock: Lock
+  lock: Lock | None
 
 
 @contextlib.contextmanager
@@ -51,15 +56,19 @@ def hold_workdir(
   """Gives its body a work directory with config.json, created if needed.
 
   A stored configuration is left unchanged; `write_config` replaces it once the
-  run continues.
+  run continues. In a job, all processes call it at once.
 
   Raises:
-    InputError: the directory cannot be written, another process uses it, or it
-      holds a run with another configuration (names the keys).
+    InputError: the directory cannot be written, another process uses it, it
+      holds a run with another configuration (names the keys), or a process of
+      the job does not see it.
   """
   if not os.fspath(workdir):
     raise InputError("expected a work directory, got '': choose a --workdir")
   path = pathlib.Path(workdir)
+  if not job.is_first():
+    yield Workdir(path, _wait_until_held(path), lock=None)
+    return
   check_config_of(path, config)  # before anything is created
   make_workdir(path)
   with hold(path) as lock:
@@ -68,7 +77,35 @@ def hold_workdir(
       files.remove_leftovers(path, of=name)
     # Written even if it exists, to check that it can be.
     files.write_whole(path / CONFIG, config_lib.to_json(stored or config))
+    _show(path, stored)
     yield Workdir(path, stored, lock)
+
+
+def _show(path, stored):
+  """Lets the other processes of the job use the directory."""
+  if job.count() == 1:
+    return
+  token = secrets.token_hex(8)
+  files.write_whole(path / _JOB, token)
+  job.agree('workdir', [token, stored])
+  job.barrier('workdir')
+  files.remove(path / _JOB)
+
+
+def _wait_until_held(path):
+  """Returns the stored configuration once the first process has the lock."""
+  token, stored = job.agree('workdir', None)
+  last = time.monotonic() + _SEEN
+  while not (path / _JOB).is_file() or (path / _JOB).read_text() != token:
+    if time.monotonic() > last:
+      raise InputError(
+        f'expected a work directory that all processes of the job share, got '
+        f'{path}, where {socket.gethostname()} does not see what process 0 '
+        'wrote: choose a --workdir on a file system that all of them mount'
+      )
+    time.sleep(0.1)
+  job.barrier('workdir')
+  return stored
 
 
 def make_workdir(path: pathlib.Path) -> None:
@@ -84,6 +121,8 @@ def make_workdir(path: pathlib.Path) -> None:
 
 def write_config(workdir: pathlib.Path, config: Mapping) -> None:
   """Writes config.json: the run continues with this configuration."""
+  if not job.is_first():
+    return
   files.write_whole(workdir / CONFIG, config_lib.to_json(config))
 
 
@@ -120,11 +159,13 @@ def check_config_of(path: pathlib.Path, config: Mapping) -> dict | None:
 
 
 def write_json(path: pathlib.Path, values: Mapping) -> None:
-  """Writes values to a JSON file atomically.
+  """Writes values to a JSON file atomically; in a job, its first process does.
 
   Raises:
     NotWrittenError: the file cannot be written.
   """
+  if not job.is_first():
+    return
   files.write_whole(path, json.dumps(values, indent=2) + '\n')
 
 
@@ -137,7 +178,8 @@ class Metrics(contextlib.AbstractContextManager):
   """Appends metrics to metrics.jsonl and to TensorBoard event files.
 
   Entries of metrics.jsonl that the event files lack (because a process was
-  killed or wrote none) are added to them.
+  killed or wrote none) are added to them. Only the first process of a job
+  writes.
 
   Args:
     workdir: the work directory.
@@ -161,11 +203,14 @@ class Metrics(contextlib.AbstractContextManager):
   ):
     self._check = (lambda: None) if lock is None else lock.check
     self._path = workdir / METRICS
+    self._events = None
+    self._writes = job.is_first()
+    if not self._writes:
+      return
     kept = [line for line in _lines(self._path) if line['step'] <= step]
     files.write_whole(
       self._path, ''.join(json.dumps(line) + '\n' for line in kept)
     )
-    self._events = None
     if tensorboard:
       directory = workdir / 'tensorboard'
       there = tensorboard_events.scalars_in(directory)
@@ -185,6 +230,8 @@ class Metrics(contextlib.AbstractContextManager):
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Appends one line: {"step": step, **values}."""
+    if not self._writes:
+      return
     self._check()
     values = {name: float(value) for name, value in values.items()}
     line = json.dumps({'step': step, **values}) + '\n'
@@ -195,6 +242,8 @@ class Metrics(contextlib.AbstractContextManager):
 
   def flush(self) -> None:
     """Flushes everything to disk, before a checkpoint of this step."""
+    if not self._writes:
+      return
     self._check()
     with files.writing(self._path), _existing(self._path) as file:
       os.fsync(file.fileno())
@@ -234,12 +283,20 @@ def _lines(path):
 
 
 class Progress:
-  """A progress bar with the time left on a terminal, plain lines elsewhere."""
+  """A progress bar with the time left on a terminal, plain lines elsewhere.
+
+  Only the first process of a job shows it.
+  """
 
   def __init__(self, *, total: int, done: int):
-    self._terminal = sys.stderr.isatty() and (
-      # 0 if nobody is watching, for example under `script`.
-      os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    self._shown = job.is_first()
+    self._terminal = (
+      self._shown
+      and sys.stderr.isatty()
+      and (
+        # 0 if nobody is watching, for example under `script`.
+        os.get_terminal_size(sys.stderr.fileno()).columns > 0
+      )
     )
     self._bar = tqdm.tqdm(
       total=total,
@@ -260,6 +317,8 @@ class Progress:
 
   def say(self, step: int, text: str) -> None:
     """Prints a line about a step, with the time left if there is no bar."""
+    if not self._shown:
+      return
     if self._terminal:
       self._bar.write(f'step {step}  {text}', file=sys.stdout)
       return

@@ -1,8 +1,10 @@
 """Sharding of batches over hosts and their devices."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -35,6 +37,32 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
       f'{name} must be divisible by the {devices} devices, got '
       f'{batch_size}: use {near}'
     )
+
+
+def largest(value: int, mesh: Mesh) -> jax.Array:
+  """Returns the largest value of all hosts, on every device.
+
+  All hosts must call it, in the same order with their other programs. It
+  returns before the result is ready.
+
+  Args:
+    value: this host's, an int32.
+    mesh: mesh of the devices of all hosts.
+  """
+  result: jax.Array = _largest(mesh)(_spread(value, mesh))
+  return result
+
+
+@functools.lru_cache(maxsize=8)
+def _spread(value, mesh):
+  """Returns one copy of this host's value per device, [devices]."""
+  copies = np.full(mesh.local_mesh.size, value, np.int32)
+  return jax.make_array_from_process_local_data(along_batch(mesh), copies)
+
+
+@functools.lru_cache(maxsize=8)
+def _largest(mesh):
+  return jax.jit(jnp.max, out_shardings=replicated(mesh))
 
 
 def host() -> tuple[int, int]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from mpbn_jax import memory, record, sharding, tables
+from mpbn_jax import job, memory, record, sharding, tables, watchdog
 from mpbn_jax.checkpoint import Checkpoints, steps_in
 from mpbn_jax.datasets.prefetch import Prefetch
 from mpbn_jax.errors import InputError
@@ -44,7 +44,7 @@ def train(
   Args:
     config: as in `configs/default.py`.
     workdir: directory for checkpoints, metrics and events; created if needed.
-    mesh: devices; None uses all of them.
+    mesh: devices; None uses all of them, of every process of a job.
 
   Returns:
     (the experiment, the state after the last step).
@@ -52,10 +52,11 @@ def train(
   Raises:
     InputError: the configuration or work directory is invalid, or another
       process uses the directory; or data cannot be read during training, after
-      the state is saved.
+      the state is saved (in a job, the last checkpoint is kept).
     NotWrittenError: a file cannot be written (an InputError), for example
       because the disk is full. The last checkpoint is kept.
-    Interrupted: SIGTERM or Ctrl-C was received; the state is saved.
+    Interrupted: SIGTERM or Ctrl-C was received, by any process of a job; the
+      state is saved.
     FloatingPointError: a metric or a variable is not finite (names it and the
       step); the last checkpoint before it is kept.
   """
@@ -75,6 +76,7 @@ def train(
     )
     if state is None:
       state = init(init_key(experiment))
+    stop = _Stop(signals, experiment.mesh)
     wanted = True
     restored = checkpoints.restore_latest(state)
     if restored is None:
@@ -87,17 +89,19 @@ def train(
     if wanted:
       record.write_config(held.path, config)
       state, bad_input = _loop(
-        experiment, train_step, state, held, checkpoints, signals
+        experiment, train_step, state, held, checkpoints, stop
       )
     # Does nothing after the last step, which is already saved.
     step = int(state.step)
     where = checkpoints.save(step, state)
+    asked = stop.final()
   if bad_input is not None:
     raise bad_input
   # Checked once the handlers are gone, so that no late signal is missed.
-  if signals.received is not None:
+  asked = asked or signals.received
+  if asked is not None:
     raise Interrupted(
-      signals.received,
+      asked,
       f'stopped at step {step} of {experiment.total_steps}, saved in {where}: '
       'run the same command again to resume',
     )
@@ -146,7 +150,37 @@ def _going_on(experiment, step, stored, workdir):
   return experiment, True
 
 
-def _loop(experiment, train_step, state, held, checkpoints, signals):
+class _Stop:
+  """Signals to stop, on which all processes of a job agree.
+
+  Each process tells the others after every step whether it got a signal, by a
+  program of its own beside the training step; all read the answer one step
+  later, so that a step does not wait for it.
+  """
+
+  def __init__(self, signals, mesh):
+    self._signals, self._mesh = signals, mesh
+    self._told = None
+
+  def now(self):
+    """Returns the signal to stop at before the next step, or None."""
+    if job.count() == 1:
+      return self._signals.received
+    before, self._told = self._told, self._tell()
+    # The first answer is worth waiting for: compilation follows.
+    return int(self._told if before is None else before) or None
+
+  def final(self):
+    """Returns a signal that any process got until now, or None."""
+    if job.count() == 1:
+      return self._signals.received
+    return int(self._tell()) or None
+
+  def _tell(self):
+    return sharding.largest(self._signals.received or 0, self._mesh)
+
+
+def _loop(experiment, train_step, state, held, checkpoints, stop):
   """Returns (the state, None or the error in the data).
 
   Stops after the last step, or after a signal or a bad image.
@@ -165,6 +199,7 @@ def _loop(experiment, train_step, state, held, checkpoints, signals):
   progress = record.Progress(total=total, done=step)
   log = _Log(experiment, writer, progress)
   every = config.log.checkpoint_every_epochs * batches.steps_per_epoch
+  compiled = set()  # sizes of batches
   on_devices = (
     sharding.shard_batch(batches.batch(i), experiment.mesh)
     for i in range(step, total)
@@ -172,14 +207,18 @@ def _loop(experiment, train_step, state, held, checkpoints, signals):
   ready = Prefetch(on_devices, ahead=config.data.prefetch)
   try:
     with writer, _NotedInputError() as bad_input, ready:
-      while step < total and signals.received is None:
+      while step < total and stop.now() is None:
         batch = next(ready)
+        size = len(batch['label'])
+        watchdog.advance() if size in compiled else watchdog.pause()
+        compiled.add(size)
         if step == first:
           memory.compile_ahead(train_step, state, batch)
         state, loss = train_step(state, batch)
         # One step runs while the next batch is loaded. Queueing batches for
         # more steps would only use more memory.
         jax.block_until_ready(log.losses[-1:])
+        watchdog.advance()
         step += 1
         log.losses.append(loss)
         progress.advance()
@@ -187,6 +226,7 @@ def _loop(experiment, train_step, state, held, checkpoints, signals):
           metrics = log.flush(step, state.metrics, waited=ready.waited)
           state = state.replace(metrics=metrics)
         if step % every == 0 or step == total:
+          watchdog.pause()
           log.check_finite(step)
           # Once a variable is not finite, its average never is again.
           _check_variables(state.variables, step)
@@ -195,6 +235,7 @@ def _loop(experiment, train_step, state, held, checkpoints, signals):
           checkpoints.save(step, state, validation_accuracy=accuracy)
     log.check_finite(step)
     _check_variables(state.variables, step)
+    watchdog.pause()
   except FloatingPointError as error:
     kept = checkpoints.steps()
     stays = f'checkpoint {kept[-1]} is kept' if kept else 'nothing was saved'
@@ -215,7 +256,9 @@ class _NotedInputError(contextlib.AbstractContextManager):
   def __exit__(self, kind, error, trace):
     # If a file could not be written, no later checkpoint is saved: it would
     # hide the gap in the log.
-    if isinstance(error, InputError) and not isinstance(error, NotWrittenError):
+    # In a job, other processes may be in the step for which data are missing.
+    saved = job.count() == 1 and not isinstance(error, NotWrittenError)
+    if isinstance(error, InputError) and saved:
       self.error = error
     return self.error is not None
 

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mpbn_jax import files, record, report, tables
+from mpbn_jax import files, job, record, report, tables
 from mpbn_jax.analysis import pictures
 from mpbn_jax.analysis.landscape import Landscape
 from mpbn_jax.analysis.landscape import landscape as measure
@@ -80,6 +80,8 @@ def _write(
   path: pathlib.Path, values: Mapping[str, Any], draw: Callable[[], Any]
 ) -> None:
   """Writes values as JSON and a figure beside them, and says where."""
+  if not job.is_first():
+    return
   record.write_json(path, values)
   print(f'written: {path}')
   try:

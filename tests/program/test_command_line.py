@@ -287,7 +287,7 @@ def test_bad_input_in_a_process_of_its_own(arguments, fragments, tmp_path):
 
 
 def test_parse_returns_mode_config_and_workdir():
-  mode, config, workdir, checkpoint, _ = command_line.parse(
+  mode, config, workdir, checkpoint, *_ = command_line.parse(
     ['--mode', 'fold', '--workdir=x/y', KEY + 'model.num_steps', '7']
   )
   assert checkpoint is None
