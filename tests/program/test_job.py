@@ -152,7 +152,9 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('asked', [(1,), (0, 1)])
+@pytest.mark.parametrize(
+  'asked', [pytest.param((1,), marks=pytest.mark.job), (0, 1)]
+)
 def test_signal_to_any_process_stops_all_after_the_same_step(
   asked, start, tmp_path
 ):
@@ -171,6 +173,7 @@ def test_signal_to_any_process_stops_all_after_the_same_step(
 
 
 @pytest.mark.slow
+@pytest.mark.job
 def test_stopped_job_is_resumed_by_any_number_of_processes(start, tmp_path):
   done = 0
   for count, devices in ((2, 2), (1, 1), (2, 1), (1, 4), (2, 2)):
@@ -187,6 +190,7 @@ def test_stopped_job_is_resumed_by_any_number_of_processes(start, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.job
 @pytest.mark.parametrize('mode', ['evaluate', 'fold', 'steps'])
 def test_other_modes_are_those_of_one_process(mode, start, tmp_path):
   run = shutil.copytree(runs.finished(), tmp_path / 'run')
@@ -214,6 +218,7 @@ def test_other_modes_are_those_of_one_process(mode, start, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.job
 def test_lock_of_another_job_ends_all_with_the_same_words(start):
   holder = start(*ENDLESS, count=1, devices=1)
   holder.until('step 1/')
@@ -226,6 +231,7 @@ def test_lock_of_another_job_ends_all_with_the_same_words(start):
 
 
 @pytest.mark.slow
+@pytest.mark.job
 def test_other_command_in_one_process_ends_all(start, tmp_path):
   job = start('--config.seed=1', count=1)
   del job
@@ -255,6 +261,7 @@ def test_other_command_in_one_process_ends_all(start, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.job
 @pytest.mark.skipif(os.geteuid() != 0, reason='needs to mount a small disk')
 def test_full_disk_of_the_first_process_ends_all(start, tmp_path):
   workdir = tmp_path / 'run'
@@ -281,7 +288,12 @@ FAILING = '--config=tests/program/failing.py'
   ('how', 'code', 'words'),
   [
     ('input', 2, 'error: bad image'),
-    ('bug', 1, 'error: process 1 on .* ended with a RuntimeError: its output '),
+    pytest.param(
+      'bug',
+      1,
+      'error: process 1 on .* ended with a RuntimeError: its output ',
+      marks=pytest.mark.job,
+    ),
   ],
 )
 def test_error_of_one_process_ends_all_with_its_words(
@@ -298,6 +310,7 @@ def test_error_of_one_process_ends_all_with_its_words(
 
 
 @pytest.mark.slow
+@pytest.mark.job
 def test_nan_ends_all_with_the_same_words(start):
   job = start(*ENDLESS, '--config.optimizer.learning_rate=1e30')
   assert job.codes() == [1, 1]
@@ -307,6 +320,7 @@ def test_nan_ends_all_with_the_same_words(start):
 
 
 @pytest.mark.slow
+@pytest.mark.job
 def test_step_that_does_not_end_names_the_process_that_is_behind(
   start, monkeypatch
 ):
@@ -324,8 +338,15 @@ def test_step_that_does_not_end_names_the_process_that_is_behind(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize('victim', [0, 1])
+@pytest.mark.parametrize(
+  ('how', 'victim'),
+  [
+    pytest.param(signal.SIGKILL, 0, marks=pytest.mark.job),
+    (signal.SIGKILL, 1),
+    pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.job),
+    pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.job),
+  ],
+)
 def test_process_that_is_lost_ends_the_others(how, victim, start, tmp_path):
   job = start(*ENDLESS, '--stuck_seconds=20')
   job.until('step 20/')  # after the first checkpoint
@@ -424,6 +445,7 @@ def test_pod_that_belongs_to_no_job_is_alone(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.job
 @pytest.mark.parametrize('index', [0, 1])
 def test_job_that_is_not_complete_says_so(index, tmp_path):
   with socket.socket() as free:
