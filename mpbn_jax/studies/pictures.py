@@ -103,7 +103,7 @@ def figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]):
     [handles[name] for name in names],
     names,
     loc='outside lower center',
-    ncols=min(len(names), 5),
+    ncols=min(len(names), 2 * len(panels), 5),
     frameon=False,
   )
   return whole
