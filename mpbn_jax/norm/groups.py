@@ -59,8 +59,12 @@ def in_groups(
   Example:
     >>> stats = {'mean': jnp.zeros(())}
     >>> center = lambda x: (x - x.mean(), {'mean': x.mean()})
-    >>> in_groups(center, jnp.array([1.0, 3, 5, 9]), stats=stats, groups=2)
-    (Array([-1.,  1., -2.,  2.], dtype=float32), {'mean': Array(4.5, ...)})
+    >>> x = jnp.array([1.0, 3.0, 5.0, 9.0])
+    >>> y, stats = in_groups(center, x, stats=stats, groups=2)
+    >>> y
+    Array([-1.,  1., -2.,  2.], dtype=float32)
+    >>> float(stats['mean'])
+    4.5
   """
   moving = stats.keys() - set(base.CONSTANTS)
   if groups == 1 or not moving:
