@@ -80,7 +80,6 @@ def test_distillation_of_one_step_is_refused():
 
 def test_benchmark_of_depth_builds_its_networks():
   benchmark = runpy.run_path(str(runs.ROOT / 'benchmarks' / 'depth.py'))
-  for norms in benchmark['CASES'].values():
-    experiment = benchmark['experiment'](norms, depth=10)
-    model = experiment.config.model
-    assert norms == (model.conv_norm, model.membrane_norm, model.spike_norm)
+  for norm, places in benchmark['NORMS'].items():
+    model = benchmark['experiment'](norm, 'plain', depth=10).config.model
+    assert places == (model.conv_norm, model.membrane_norm, model.spike_norm)
