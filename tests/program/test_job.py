@@ -284,16 +284,12 @@ FAILING = '--config=tests/program/failing.py'
 
 
 @pytest.mark.slow
+@pytest.mark.job
 @pytest.mark.parametrize(
   ('how', 'code', 'words'),
   [
     ('input', 2, 'error: bad image'),
-    pytest.param(
-      'bug',
-      1,
-      'error: process 1 on .* ended with a RuntimeError: its output ',
-      marks=pytest.mark.job,
-    ),
+    ('bug', 1, 'error: process 1 on .* ended with a RuntimeError: its output '),
   ],
 )
 def test_error_of_one_process_ends_all_with_its_words(
@@ -338,15 +334,9 @@ def test_step_that_does_not_end_names_the_process_that_is_behind(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ('how', 'victim'),
-  [
-    pytest.param(signal.SIGKILL, 0, marks=pytest.mark.job),
-    (signal.SIGKILL, 1),
-    pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.job),
-    pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.job),
-  ],
-)
+@pytest.mark.job
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize('victim', [0, 1])
 def test_process_that_is_lost_ends_the_others(how, victim, start, tmp_path):
   job = start(*ENDLESS, '--stuck_seconds=20')
   job.until('step 20/')  # after the first checkpoint
