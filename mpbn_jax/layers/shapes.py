@@ -6,6 +6,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mpbn_jax.errors import InputError
 from mpbn_jax.layers.spikes import Spikes, check_merged, on_array
@@ -45,6 +46,25 @@ def mean_over_space(x: jax.Array | Spikes) -> jax.Array | Spikes:
     check_merged(x, 'mean_over_space', merged=False)
     return on_array(x, mean_over_space)
   return x.mean(tuple(range(2, x.ndim - 1)), dtype=jnp.float32)
+
+
+def _average_pool_of_parts(x, window):
+  """Returns the means of windows over their part inside the map.
+
+  Not by `jax.lax.reduce_window`: XLA's CPU backend (jax 0.10.2) returns wrong
+  sums for padded windows on 1x1 maps in batches of more than about 128.
+  """
+  n, *sides, channels = x.shape
+  over = [(0, -side % window) for side in sides]
+  x = jnp.pad(x, ((0, 0), *over, (0, 0)))
+  height, width = (-(-side // window) for side in sides)
+  x = x.reshape((n, height, window, width, window, channels))
+  rows, columns = (
+    np.minimum(window, side - window * np.arange(-(-side // window)))
+    for side in sides
+  )
+  inside = np.multiply.outer(rows, columns)[..., None]
+  return x.sum((2, 4)) / inside.astype(x.dtype)
 
 
 def average_pool(
@@ -94,11 +114,8 @@ def average_pool(
         f'{window}, stride={stride}, padding={padding}: use stride=None and '
         'padding=0'
       )
-    over = (0, -height % window), (0, -width % window)
-    if over != ((0, 0), (0, 0)):
-      size = (window, window)
-      pooled = nn.avg_pool(x, size, size, over, count_include_pad=False)
-      return pooled.astype(x.dtype)  # the counts are float32
+    if height % window or width % window:
+      return _average_pool_of_parts(x, window)
   if min(height, width) + 2 * padding < window:
     raise InputError(
       f'average pooling with a window of {window}x{window} got maps of '

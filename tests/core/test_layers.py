@@ -311,6 +311,15 @@ def test_incomplete_windows_of_shortcuts_average_what_lies_in_the_map(shape):
   assert (pool(x.astype(jnp.bfloat16))).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize('side', [1, 3])
+def test_incomplete_windows_are_averaged_alike_in_every_batch(side):
+  # Padded windows of `jax.lax.reduce_window` are summed wrongly in large ones.
+  x = jax.random.normal(jax.random.key(0), (1024, side, side, 16))
+  pool = jax.jit(functools.partial(average_pool, window=2, ceil_mode=True))
+  expected = reference.average_pool_of_shortcut(np.asarray(x), window=2)
+  np.testing.assert_allclose(pool(x), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_incomplete_windows_go_with_neither_overlap_nor_padding():
   x = jnp.zeros((1, 5, 5, 1))
   with pytest.raises(InputError, match='ceil_mode needs windows side by side'):
