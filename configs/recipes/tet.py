@@ -4,7 +4,7 @@
 
 Deng et al., ICLR 2022 (2202.11946), with the settings of their code: Adam,
 tdBN, the triangle surrogate, and a regularizer that draws the logits of all
-steps to 1. Here the recipe has one learning rate for every batch size.
+steps to 1.
 """
 
 from mpbn_jax.configs import cifar100

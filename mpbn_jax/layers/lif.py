@@ -201,10 +201,8 @@ class LIF(nn.Module):
 
   def _start(self):
     """Returns the variable of the potential before the first step, or None."""
-    at, has = (
-      f'batch_stats/{variables.path_of(self, "start")}',
-      self.has_variable('batch_stats', 'start'),
-    )
+    at = f'batch_stats/{variables.path_of(self, "start")}'
+    has = self.has_variable('batch_stats', 'start')
     if self.start == 'zero':
       if has:
         raise InputError(
@@ -217,8 +215,7 @@ class LIF(nn.Module):
         f"expected {at}, the running mean that start='mean' starts from, got "
         "none: use the variables of a model with start='mean'"
       )
-    zero = lambda: jnp.zeros((), jnp.float32)  # noqa: E731
-    return self.variable('batch_stats', 'start', zero)
+    return self.variable('batch_stats', 'start', jnp.zeros, (), jnp.float32)
 
   def _spikes(self, currents, tau, v_th, train, start):
     """Returns the spikes of currents, both [T, B, ..., C], and u_res[T].

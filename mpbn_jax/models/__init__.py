@@ -144,7 +144,8 @@ def settings_of(model: SpikingNetwork) -> dict[str, Any]:
   layers = ((model.conv(1), CONV_SETTINGS), (model.lif(), LIF_SETTINGS))
   for layer, names in layers:
     settings |= {key: getattr(layer, name) for key, name in names.items()}
-  settings['kernel_init'] = settings['kernel_init'].name
+  # None of a network that a user made with an initializer of another library.
+  settings['kernel_init'] = getattr(settings['kernel_init'], 'name', None)
   return settings
 
 

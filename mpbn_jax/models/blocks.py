@@ -7,6 +7,7 @@ import jax
 
 from mpbn_jax import initializers
 from mpbn_jax import norm as norms
+from mpbn_jax.errors import InputError
 from mpbn_jax.layers import Spikes
 from mpbn_jax.layers.spikes import closed, opened
 
@@ -70,8 +71,17 @@ def kernel_scale(conv: Callable, scale: float | None) -> dict:
   Args:
     conv: factory of convolutions.
     scale: the factor; None and 1 leave the kernel as it is.
+
+  Raises:
+    InputError: these convolutions have no kernel_init to scale.
   """
   if scale in (None, 1):
     return {}
-  init = conv(1, parent=None).kernel_init
+  init = getattr(conv(1, parent=None), 'kernel_init', None)
+  if init is None:
+    raise InputError(
+      'last_scale is that of the last kernel of a block if no norm has a '
+      f'scale, got {scale} for convolutions without a kernel_init: set '
+      'last_scale=None, or give them one'
+    )
   return {'kernel_init': initializers.Scaled(init, scale)}

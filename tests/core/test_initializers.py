@@ -10,6 +10,8 @@ import pytest
 
 from mpbn_jax import SURROGATES, InputError, build_model
 from mpbn_jax.initializers import KERNEL_INITS, Scaled, get_kernel_init
+from mpbn_jax.layers import ConvNorm, Factory
+from mpbn_jax.models import blocks, settings_of
 from mpbn_jax.spike_init import (
   FIRING_RATE,
   rate_of_images,
@@ -139,10 +141,26 @@ def test_last_scale_without_norms_is_that_of_the_last_kernel(network, last):
   settings = {'name': network, 'membrane_norm': 'affine'}
   plain = _kernels(**settings)
   damped = _kernels(**settings, last_scale=0.25)
-  of_branch = lambda tree: tree[last].get('conv2', tree[last])  # noqa: E731
-  np.testing.assert_array_equal(
-    of_branch(damped)['kernel'], 0.25 * of_branch(plain)['kernel']
+  ours, theirs = (
+    tree[last].get('conv2', tree[last])['kernel'] for tree in (damped, plain)
   )
+  np.testing.assert_array_equal(ours, 0.25 * theirs)
+
+
+def test_last_scale_of_convolutions_without_an_initializer_is_refused():
+  class Bare:
+    def __init__(self, features, parent):
+      del features, parent
+
+  with pytest.raises(InputError, match='got 0.5 for convolutions without a k'):
+    blocks.kernel_scale(Bare, 0.5)
+
+
+def test_network_with_an_initializer_of_flax_has_settings():
+  model = build_model({'name': 'spiking_cnn'})
+  flax = nn.initializers.lecun_normal()
+  model = model.clone(conv=Factory(ConvNorm, kernel_init=flax))
+  assert settings_of(model)['kernel_init'] is None
 
 
 def test_scaled_initializers_are_compared_by_content():
