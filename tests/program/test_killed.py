@@ -21,7 +21,7 @@ from mpbn_jax.checkpoint import Checkpoints, steps_in
 from mpbn_jax.record import CHECKPOINTS
 
 KILLS = 10  # of a run
-EPOCHS = 30  # more than ten lives train
+EPOCHS = 40  # more than ten lives train
 LAST = EPOCHS * runs.STEPS_PER_EPOCH
 LONG = (f'--config.num_epochs={EPOCHS}', '--config.log.every_steps=8')
 
@@ -56,6 +56,12 @@ def unfinished(directory):
   return any(directory.glob('.*.tmp'))
 
 
+def wait(process):
+  """Waits for a moment in which a process must not end."""
+  assert process.poll() is None, 'raise EPOCHS'
+  time.sleep(0.001)
+
+
 def kill(process, directory, rng, *, epoch, saving):
   """Kills a process while it trains, or while it saves; returns its output.
 
@@ -70,10 +76,13 @@ def kill(process, directory, rng, *, epoch, saving):
   while f'/{LAST}  ' not in said:  # the first line of the log
     said += process.stdout.readline()
     assert process.poll() is None, process.stderr.read()
+  last = max(steps_in(directory), default=0)
+  last += runs.STEPS_PER_EPOCH * rng.randrange(3)
+  while max(steps_in(directory), default=0) < last:
+    wait(process)
   if rng.random() < 0.5:
     while not unfinished(directory):
-      assert process.poll() is None, 'raise EPOCHS'
-      time.sleep(0.001)
+      wait(process)
     time.sleep(rng.uniform(0, 1.5 * saving))
   else:
     time.sleep(rng.uniform(0, 2 * epoch))
