@@ -72,7 +72,9 @@ def test_code_in_place_of_a_configuration_is_refused(
   code, executed = trap
   arguments = [f'--mode={mode}', f'--config={source.format(code)}']
   assert runs.run(tmp_path / 'run', *arguments) == 2
-  the_error(capsys.readouterr())
+  line = the_error(capsys.readouterr())
+  assert '__import__' in line or 'get_study() in configs/digits.py' in line
+  assert 'fix that file' not in line
   assert not executed.exists()
 
 

@@ -2,8 +2,8 @@
 
     pytest -m job tests/program/test_killed.py
 
-kills five runs ten times each, about four minutes on one core. A failure names
-its run and the moment; the seeds are the names of the tests.
+kills five runs ten times each, half of the times while a checkpoint is written,
+in about seven minutes on one core.
 """
 
 import itertools
