@@ -1,7 +1,7 @@
 """Damage to every file of a work directory, found or harmless.
 
 `pytest -m job tests/program/test_damage.py` damages every file of every
-checkpoint, 390 times in all. MPBN_JAX_FUZZ=5000 tries so many random damages in
+checkpoint, more than 300 times in all. MPBN_JAX_FUZZ=5000 tries so many random damages in
 place of a few.
 """
 

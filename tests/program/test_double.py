@@ -4,76 +4,67 @@ Networks compute in float32, whose sums differ in rounding with the number of
 devices. The same code in float64 shows that nothing else differs.
 """
 
+import functools
+import json
+import subprocess
 import sys
-import types
 
+import double
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+from jobs import free_port
 
 from mpbn_jax import sharding, train_step, training
-from mpbn_jax.models import network
-
-STEPS = 20
-RESNET = (
-  '--config.model.name=resnet20',
-  '--config.data.batch_size=32',
-  '--config.optimizer.learning_rate=0.02',
-)
 
 
-@pytest.fixture
-def x64():
-  with jax.enable_x64(True):
-    yield
+@functools.cache
+def alone(devices):
+  """Returns the results of this process on some of its devices."""
+  with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+    double.widen(patch.setattr)
+    return double.results(sharding.make_mesh(jax.devices()[:devices]))
 
 
-@pytest.fixture
-def double(x64, monkeypatch):
-  """Makes float64 of float32 in the modules of the package."""
-  twice = types.SimpleNamespace(**{**vars(jnp), 'float32': jnp.float64})
-  for name, module in list(sys.modules.items()):
-    if name.startswith('mpbn_jax.') and getattr(module, 'jnp', None) is jnp:
-      monkeypatch.setattr(module, 'jnp', twice)
-  monkeypatch.setattr(network, 'DTYPES', ('float64',))
-
-
-def trained(config, devices):
-  """Returns (losses, state) after 20 steps."""
-  mesh = sharding.make_mesh(jax.devices()[:devices])
-  experiment = training.build(config, mesh=mesh)
-  step = train_step.make_train_step(experiment)
-  state, losses = train_step.init_state(experiment), []
-  for i in range(STEPS):
-    batch = sharding.shard_batch(experiment.batches.batch(i), mesh)
-    state, loss = step(state, batch)
-    losses.append(float(loss))
-  return losses, jax.device_get(state)
+def check_close(ours, theirs):
+  for name in ('losses', 'variables'):
+    difference = np.abs(np.subtract(ours[name], theirs[name])).max()
+    print(f'{name} differ by {difference:.1e}')
+    assert difference < 1e-6
+  assert ours['dtypes'] == theirs['dtypes'] == ['float64']
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('double')
 def test_twenty_steps_on_four_devices_are_those_of_one():
-  config = runs.config(*RESNET)
-  config.model.dtype = 'float64'
-  (losses, one), (others, four) = (trained(config, n) for n in (1, 4))
-  print('losses differ by', np.abs(np.subtract(losses, others)).max())
-  np.testing.assert_allclose(losses, others, rtol=0, atol=1e-6)
-  for ours, theirs in zip(
-    *(jax.tree.leaves(s.raw_variables) for s in (one, four)), strict=True
-  ):
-    assert ours.dtype == np.float64
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+  check_close(alone(4), alone(1))
 
 
-@pytest.mark.usefixtures('x64')
+@pytest.mark.slow
+@pytest.mark.job
+def test_twenty_steps_of_two_processes_are_those_of_one_device():
+  port = str(free_port())
+  processes = [
+    subprocess.Popen(
+      [sys.executable, 'tests/program/double.py', '2', str(index), port],
+      cwd=runs.ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  for process in processes:
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    check_close(json.loads(out.splitlines()[-1]), alone(1))
+
+
 def test_state_keeps_its_dtypes_with_x64():
-  experiment = training.build(runs.config())
-  state = train_step.abstract_state(experiment)
-  batch = experiment.batches.abstract(experiment.batches.sizes[0])
-  after, _ = train_step.make_train_step(experiment).eval_shape(state, batch)
-  assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(
-    lambda leaf: leaf.dtype, state
-  )
+  with jax.enable_x64(True):
+    experiment = training.build(runs.config())
+    state = train_step.abstract_state(experiment)
+    batch = experiment.batches.abstract(experiment.batches.sizes[0])
+    after, _ = train_step.make_train_step(experiment).eval_shape(state, batch)
+  before = jax.tree.map(lambda leaf: leaf.dtype, state)
+  assert jax.tree.map(lambda leaf: leaf.dtype, after) == before
