@@ -1,8 +1,8 @@
 """Damage to every file of a work directory, found or harmless.
 
 `pytest -m job tests/program/test_damage.py` damages every file of every
-checkpoint, more than 300 times in all. MPBN_JAX_FUZZ=5000 tries so many random damages in
-place of a few.
+checkpoint, more than 300 times in all. MPBN_JAX_FUZZ=5000 tries so many random
+damages in place of a few.
 """
 
 import contextlib
