@@ -209,6 +209,7 @@ class Checkpoints:
     for old in self.steps():
       if old not in kept:
         files.remove(self._path(old))
+        self._known.pop(old, None)
 
   def _kept(self):
     """Returns the last two steps, the best step and those that may be best."""

@@ -343,6 +343,7 @@ def _drop_paper(config, before):
 
 # ---- --config.key=value
 
+_SHOWN = 100  # characters of a value that a message quotes
 _KINDS = {int: 'an integer', float: 'a number', bool: 'true or false'}
 _BOOLS = {'true': True, 't': True, '1': True}
 _BOOLS |= {'false': False, 'f': False, '0': False}
@@ -368,8 +369,12 @@ def _set(config, key, value, *, optional):
       config[last] = None
     else:
       config[last] = _convert(value, kind)
-  except (ValueError, TypeError, SyntaxError, KeyError) as error:
-    got = 'no value' if value is None else repr(value)
+  # The last two: what is nested too deeply for Python's parser.
+  except (
+    *(ValueError, TypeError, SyntaxError, KeyError),
+    *(MemoryError, RecursionError),
+  ) as error:
+    got = 'no value' if value is None else repr(value[:_SHOWN])
     expected = _KINDS.get(kind, f'a {kind.__name__}')
     raise InputError(
       f'{key} must be {expected}{" or None" if optional else ""}, got {got}: '

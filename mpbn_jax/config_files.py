@@ -1,5 +1,6 @@
 """Configuration files: those in `configs/`, and those of runs."""
 
+import inspect
 import pathlib
 import re
 import runpy
@@ -89,6 +90,8 @@ def _returned(path, function, argument):
     return None, f'a {path.suffix or "plain"} file'
   try:
     called = runpy.run_path(str(path)).get(function)
+    if callable(called) and argument:
+      _check_takes_a_name(called, path, *argument)
     value = None if called is None else called(*argument)
   except InputError:
     raise
@@ -97,6 +100,16 @@ def _returned(path, function, argument):
   return value, (
     'none' if called is None else f'one that returns {value!r:.40}'
   )
+
+
+def _check_takes_a_name(function, path, name):
+  try:
+    inspect.signature(function).bind(name)
+  except TypeError as error:
+    raise InputError(
+      f'expected a file with named rows, got {path}, which has none, with '
+      f'{name!r}: write --config={path}'
+    ) from error
 
 
 def split(source: pathlib.Path | str) -> list[str]:

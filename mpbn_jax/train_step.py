@@ -270,14 +270,20 @@ def _train_step(
     params = optax.apply_updates(
       state.params, jax.tree.map(lambda d: -rate * d, directions)
     )
-    new = TrainMetrics.single_from_model_output(loss=loss, correct=correct)
+    metrics = state.metrics.merge(
+      TrainMetrics.single_from_model_output(loss=loss, correct=correct)
+    )
+    # With jax_enable_x64 a count would become int64: another state.
+    metrics = jax.tree.map(
+      lambda new, old: new.astype(old.dtype), metrics, state.metrics
+    )
     before = state.step
     state = state.replace(
       step=before + 1,
       params=params,
       batch_stats=batch_stats,
       opt_state=opt_state,
-      metrics=state.metrics.merge(new),
+      metrics=metrics,
     )
     if ema:
       averaged = averages.update(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import main as program
-from mpbn_jax import arrays, command_line, record
+from mpbn_jax import arrays, command_line, record, report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Those that go on with a run; tests/models/test_import.py has the other.
@@ -120,6 +120,25 @@ def metrics(workdir):
     for name in ('steps_per_second', 'data_wait'):
       line.pop(name, None)
   return found
+
+
+def check_same_bits(ours, theirs):
+  """Compares the arrays of two checkpoints."""
+  assert ours.keys() == theirs.keys()
+  for name, array in ours.items():
+    assert array.dtype == theirs[name].dtype, name
+    assert array.tobytes() == theirs[name].tobytes(), name
+
+
+def check_equal(workdir, other, *, step=LAST):
+  """Compares two runs: arrays, metrics and summaries."""
+  check_same_bits(arrays_of(workdir, step), arrays_of(other, step))
+  assert metrics(workdir) == metrics(other)
+  summaries = [report.read_summary(path) for path in (workdir, other)]
+  for summary in summaries:
+    for key in ('seconds', 'date'):
+      del summary[key]
+  assert summaries[0] == summaries[1]
 
 
 def the_error(streams: tuple[str, str]) -> str:

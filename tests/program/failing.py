@@ -1,6 +1,6 @@
 """A configuration whose second process fails in its ninth batch.
 
-Used by test_job.py. FAILING says how: 'hang', 'input' or 'bug'.
+Used by test_job_errors.py. FAILING says how: 'hang', 'input' or 'bug'.
 """
 
 import os

@@ -1,6 +1,8 @@
 """Damage to every file of a work directory, found or harmless.
 
-MPBN_JAX_FUZZ=5000 tries so many random damages in place of a few.
+`pytest -m job tests/program/test_damage.py` damages every file of every
+checkpoint, more than 300 times in all. MPBN_JAX_FUZZ=5000 tries so many random
+damages in place of a few.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ from mpbn_jax.checkpoint import Checkpoints
 from mpbn_jax.errors import InputError
 from mpbn_jax.folded import load_folded
 
-CASES = int(os.environ.get('MPBN_JAX_FUZZ', 28))
+CASES = int(os.environ.get('MPBN_JAX_FUZZ', 21))
 CONFIG = runs.config('--config.log.tensorboard=true')
 OF_BEST = runs.config('--config.evaluation.checkpoint=best')
 
@@ -58,6 +60,12 @@ def empty(path, rng):
 def delete(path, rng):
   del rng
   path.unlink()
+
+
+def flip_a_bit(path, rng):
+  content = bytearray(path.read_bytes())
+  content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+  path.write_bytes(content)
 
 
 def directory_instead(path, rng):
@@ -114,6 +122,13 @@ def use_folded(experiment, workdir):
   return variables
 
 
+def go_back(experiment, workdir):
+  """Restores the checkpoint before the last."""
+  like = train_step.abstract_state(experiment)
+  reader = Checkpoints(workdir / 'checkpoints', config=CONFIG, read_only=True)
+  return reader.restore(like, step=16)
+
+
 def go_on(experiment, workdir):
   """Does as training does before and after its steps."""
   like = train_step.abstract_state(experiment)
@@ -127,7 +142,13 @@ def go_on(experiment, workdir):
   return step, state
 
 
-ACTIONS = (evaluate, evaluate_best, use_folded, go_on)
+ACTIONS = (evaluate, evaluate_best, use_folded, go_back, go_on)
+
+
+def readers_of(file):
+  """Returns the actions that read a file of a work directory."""
+  of_folded = file.parts[0] == 'folded'
+  return [action for action in ACTIONS if (action is use_folded) == of_folded]
 
 
 def bits(tree):
@@ -139,7 +160,7 @@ def expected(experiment, pristine):
   """Returns {action: bits}; of going on, {step: bits}."""
   found = {
     action: bits(action(experiment, pristine))
-    for action in (evaluate, evaluate_best, use_folded)
+    for action in (evaluate, evaluate_best, use_folded, go_back)
   }
   like = train_step.abstract_state(experiment)
   reader = Checkpoints(pristine / 'checkpoints', read_only=True)
@@ -158,10 +179,15 @@ def files_of(workdir):
 
 
 def check(experiment, expected, workdir, file, caplog):
-  """Raises AssertionError where damage to `file` passes unnoticed."""
+  """Raises AssertionError where damage to `file` passes unnoticed.
+
+  Returns:
+    whether any action told of it; else it was harmless.
+  """
   # Where to look: the file, or the checkpoint that it is a part of.
   places = [str(workdir / place) for place in (file, *file.parents[:-1])]
-  for action in ACTIONS:
+  noticed = False
+  for action in readers_of(file):
     caplog.clear()
     try:
       result = action(experiment, workdir)
@@ -169,6 +195,7 @@ def check(experiment, expected, workdir, file, caplog):
       told = str(error)
     else:
       told = None
+    noticed |= told is not None or bool(caplog.text)
     if told is not None:
       assert any(place in told for place in places), action
       assert '\n' not in told
@@ -179,6 +206,7 @@ def check(experiment, expected, workdir, file, caplog):
         assert any(place in caplog.text for place in places)
     else:
       assert bits(result) == expected[action], action
+  return noticed
 
 
 def test_a_pristine_run_passes(experiment, expected, pristine, tmp_path):
@@ -197,13 +225,39 @@ def test_no_damage_passes_unnoticed(
 ):
   files = files_of(pristine)
   for case in range(CASES):
-    rng = random.Random(case)
     file = files[case % len(files)]
     damage = DAMAGES[(case + case // len(files)) % len(DAMAGES)]
     workdir = shutil.copytree(pristine, tmp_path / 'run')
-    damage(workdir / file, rng)
     try:
+      damage(workdir / file, random.Random(case))
       check(experiment, expected, workdir, file, caplog)
     except Exception as error:
       raise AssertionError(f'case {case}: {damage.__name__} {file}') from error
     shutil.rmtree(workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.job
+@pytest.mark.parametrize(
+  ('damage', 'rounds'), [(truncate, 2), (flip_a_bit, 2), (delete, 1)]
+)
+def test_no_damaged_file_of_a_checkpoint_restores_other_numbers(
+  damage, rounds, experiment, expected, pristine, tmp_path, caplog
+):
+  files = [
+    file
+    for file in files_of(pristine)
+    if file.parts[0] in ('checkpoints', 'folded')
+  ]
+  noticed = 0
+  for case, file in enumerate(files * rounds):
+    workdir = shutil.copytree(pristine, tmp_path / 'run')
+    try:
+      damage(workdir / file, random.Random(case))
+      noticed += check(experiment, expected, workdir, file, caplog)
+    except Exception as error:
+      raise AssertionError(f'case {case}: {damage.__name__} {file}') from error
+    shutil.rmtree(workdir)
+  cases = rounds * len(files)
+  print(f'{damage.__name__}: {noticed} of {cases} noticed, the others harmless')
+  assert noticed > 0.9 * cases

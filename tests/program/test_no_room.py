@@ -1,4 +1,4 @@
-"""Full disks and vanished directories: one line, and nothing lost."""
+"""Full and read-only disks, vanished directories: one line, nothing lost."""
 
 import os
 import pathlib
@@ -12,7 +12,9 @@ import jax
 import numpy as np
 import pytest
 import runs
+from runs import the_error
 
+import mpbn_jax
 from mpbn_jax import arrays, files, record
 from mpbn_jax.checkpoint import Checkpoints, steps_in
 from mpbn_jax.files import NotWrittenError
@@ -84,6 +86,42 @@ def test_disk_without_any_room_is_one_line(mode, small_disk, capfd):
   assert 'No space left on device' in the_line(capfd)
   filler.unlink()
   assert runs.snapshot(workdir) == before
+
+
+def make_read_only(disk):
+  command = ('mount', '-o', 'remount,ro', str(disk))
+  subprocess.run(command, check=True)
+
+
+@pytest.mark.parametrize('mode', ['train', 'evaluate', 'fold'])
+def test_read_only_disk_is_one_line(mode, small_disk, capfd):
+  workdir = runs.half(small_disk / 'run')
+  before = runs.snapshot(small_disk)
+  make_read_only(small_disk)
+  assert runs.run(workdir, f'--mode={mode}') == 2
+  line = the_line(capfd)
+  assert f'expected to write {workdir}' in line
+  assert '(Read-only file system): make it writable, ' in line
+  assert runs.snapshot(small_disk) == before
+
+
+def test_new_run_on_a_read_only_disk_is_one_line(small_disk, capsys):
+  make_read_only(small_disk)
+  assert runs.run(small_disk / 'run') == 2
+  line = the_error(capsys.readouterr())
+  assert f'got {small_disk}/run (Read-only file system): choose anoth' in line
+
+
+def test_run_on_a_read_only_disk_can_be_read(small_disk):
+  runs.half(small_disk / 'run')
+  make_read_only(small_disk)
+  run = mpbn_jax.load_run(small_disk / 'run')
+  expected = arrays.read(runs.finished() / 'checkpoints' / '16')[0]
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    run.variables['params'],
+    expected['state']['params'],
+  )
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 import runs
-from runs import LAST, arrays_of, metrics
+from runs import LAST
 
 from mpbn_jax import interrupt, report, tables, training
 from mpbn_jax.checkpoint import steps_in
@@ -21,20 +21,6 @@ from mpbn_jax.interrupt import SignalCatcher
 def uninterrupted():
   """Returns the work directory of a run that nobody stopped."""
   return runs.finished()
-
-
-def check_equal(workdir, other):
-  ours, theirs = arrays_of(workdir), arrays_of(other)
-  assert ours.keys() == theirs.keys()
-  for name, array in ours.items():
-    assert array.dtype == theirs[name].dtype, name
-    assert array.tobytes() == theirs[name].tobytes(), name
-  assert metrics(workdir) == metrics(other)
-  summaries = [report.read_summary(path) for path in (workdir, other)]
-  for summary in summaries:
-    for key in ('seconds', 'date'):
-      del summary[key]
-  assert summaries[0] == summaries[1]
 
 
 def finish(workdir, capsys):
@@ -56,7 +42,7 @@ def test_stopped_by_a_signal_saves_and_resumes_bit_for_bit(
     'same command again to resume\n'
   )
   assert f'continues: step 20 of {LAST}' in finish(workdir, capsys)
-  check_equal(workdir, uninterrupted)
+  runs.check_equal(workdir, uninterrupted)
 
 
 @pytest.mark.slow
@@ -74,7 +60,7 @@ def test_killed_run_continues_from_the_last_checkpoint(uninterrupted, tmp_path):
   assert (process.returncode, err) == (0, '')
   # 32, if the machine was busy in between.
   assert re.search(rf'step (16|32) of {LAST}', said)
-  check_equal(workdir, uninterrupted)
+  runs.check_equal(workdir, uninterrupted)
 
 
 @pytest.mark.parametrize('kept', [(), (16,)])
@@ -94,7 +80,7 @@ def test_run_that_lost_what_came_after_a_checkpoint_is_completed(
     file.write('{"step": 33, "lo')
   out = finish(workdir, capsys)
   assert (f'continues: step 16 of {LAST}' in out) == bool(kept)
-  check_equal(workdir, uninterrupted)
+  runs.check_equal(workdir, uninterrupted)
 
 
 def test_run_that_fell_back_repeats_the_lost_epoch(
@@ -109,7 +95,7 @@ def test_run_that_fell_back_repeats_the_lost_epoch(
   assert err.startswith(f'warning: {last} cannot be read (')
   assert err.count('\n') == 1
   assert f'continues: step 16 of {LAST}' in out
-  check_equal(workdir, uninterrupted)
+  runs.check_equal(workdir, uninterrupted)
 
 
 def test_signal_before_the_first_step_saves_the_initial_state(
