@@ -1,0 +1,52 @@
+"""Pages of the site that are made from other files.
+
+mkdocs.yml names this file as its hook: the quickstart notebook, the examples
+and CHANGELOG.md become pages, and links to the former two lead to these.
+"""
+
+import json
+import pathlib
+import re
+
+from mkdocs.structure.files import File, Files
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def on_files(files: Files, config) -> Files:
+  """Adds the pages."""
+  changelog = (ROOT / 'CHANGELOG.md').read_text()
+  notebook = json.loads((ROOT / 'docs' / 'quickstart.ipynb').read_text())
+  pages = {
+    'changelog.md': changelog,
+    'quickstart.md': ''.join(map(_cell, notebook['cells'])),
+  }
+  for path in sorted((ROOT / 'docs' / 'examples').glob('*.py')):
+    code = f'```python\n{path.read_text()}```\n'
+    pages[f'examples/{path.stem}.md'] = f'# {path.name}\n\n{code}'
+  for name, content in pages.items():
+    files.append(File.generated(config, name, content=content))
+  return files
+
+
+def on_page_markdown(markdown: str, **kwargs) -> str:
+  """Links to an example's or the notebook's page in place of the file."""
+  del kwargs
+  markdown = re.sub(r'\]\((examples/\w+)\.py\)', r'](\1.md)', markdown)
+  return markdown.replace('](quickstart.ipynb)', '](quickstart.md)')
+
+
+def _cell(cell) -> str:
+  """Returns the Markdown of a cell and its outputs."""
+  source = ''.join(cell['source'])
+  if cell['cell_type'] == 'markdown':
+    return f'{source}\n\n'
+  outputs = cell['outputs']
+  text = ''.join(''.join(o['text']) for o in outputs if 'text' in o)
+  images = [o['data']['image/png'] for o in outputs if 'data' in o]
+  code = f'```python\n{source}\n```\n\n'
+  if text:  # a table is shown as one
+    code += f'{text}\n' if text[0] == '|' else f'```text\n{text}```\n\n'
+  for image in images:
+    code += f'![](data:image/png;base64,{"".join(image.split())})\n\n'
+  return code
