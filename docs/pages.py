@@ -1,7 +1,7 @@
 """Pages of the site that are made from other files.
 
 mkdocs.yml names this file as its hook: the quickstart notebook, the examples
-and CHANGELOG.md become pages, and links to the former two lead to these.
+and CHANGELOG.md become pages, and the paths of the former two link to these.
 """
 
 import json
@@ -29,10 +29,13 @@ def on_files(files: Files, config) -> Files:
   return files
 
 
-def on_page_markdown(markdown: str, **kwargs) -> str:
-  """Links to an example's or the notebook's page in place of the file."""
+def on_page_markdown(markdown: str, *, page, **kwargs) -> str:
+  """Links the paths of examples, and the notebook, to their pages."""
   del kwargs
-  markdown = re.sub(r'\]\((examples/\w+)\.py\)', r'](\1.md)', markdown)
+  if '/' in page.file.src_uri:
+    return markdown
+  examples = r'`docs/(examples/\w+)\.py`'
+  markdown = re.sub(examples, r'[`docs/\1.py`](\1.md)', markdown)
   return markdown.replace('](quickstart.ipynb)', '](quickstart.md)')
 
 
