@@ -60,6 +60,7 @@ def test_command_of_the_card_describes_the_run(run):
   config, summary = run
   card = model_card(config, summary, name='digits')
   command = re.search(r'```sh\nmpbn_jax (.*?)\n```', card, re.DOTALL)[1]
+  command = command.replace('\\\n', '')
   parsed = command_line.parse(shlex.split(command)).config
   ours, theirs = map(config_lib.flatten, (parsed, config))
   different = {key for key in ours if ours[key] != theirs[key]}
