@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import matplotlib
+import pytest
 from matplotlib import pyplot
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -17,6 +18,7 @@ def _code_cells():
   return [cell for cell in cells if cell['cell_type'] == 'code']
 
 
+@pytest.mark.slow
 def test_cells_run_in_order(monkeypatch, capsys):
   matplotlib.use('Agg')
   shown = []
