@@ -4,24 +4,46 @@ mkdocs.yml names this file as its hook: the quickstart notebook, the examples
 and CHANGELOG.md become pages, and the paths of the former two link to these.
 """
 
+import fnmatch
 import json
 import pathlib
 import re
 
 from mkdocs.structure.files import File, Files
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+DOCS = pathlib.Path(__file__).resolve().parent
+EXAMPLES = sorted((DOCS / 'examples').glob('*.py'))
+
+
+def on_config(config):
+  """Replaces each pattern in the navigation with the pages that match it."""
+  pages = sorted(
+    [
+      *(f'examples/{path.stem}.md' for path in EXAMPLES),
+      *(f'results/{path.name}' for path in (DOCS / 'results').glob('*.md')),
+    ]
+  )
+
+  def expand(entry):
+    if isinstance(entry, dict):
+      return [{title: expand(inside)} for title, inside in entry.items()]
+    if isinstance(entry, list):
+      return [one for inside in entry for one in expand(inside)]
+    return fnmatch.filter(pages, entry) if '*' in entry else [entry]
+
+  config.nav = expand(config.nav)
+  return config
 
 
 def on_files(files: Files, config) -> Files:
   """Adds the pages."""
-  changelog = (ROOT / 'CHANGELOG.md').read_text()
-  notebook = json.loads((ROOT / 'docs' / 'quickstart.ipynb').read_text())
+  changelog = (DOCS.parent / 'CHANGELOG.md').read_text()
+  notebook = json.loads((DOCS / 'quickstart.ipynb').read_text())
   pages = {
     'changelog.md': changelog,
     'quickstart.md': ''.join(map(_cell, notebook['cells'])),
   }
-  for path in sorted((ROOT / 'docs' / 'examples').glob('*.py')):
+  for path in EXAMPLES:
     code = f'```python\n{path.read_text()}```\n'
     pages[f'examples/{path.stem}.md'] = f'# {path.name}\n\n{code}'
   for name, content in pages.items():
