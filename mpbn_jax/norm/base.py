@@ -35,7 +35,7 @@ def constant(value: float) -> jax.Array:
 
 def moments(
   x: jax.Array, *, axes: tuple[int, ...], near: jax.Array | None = None
-):
+) -> tuple[jax.Array, jax.Array]:
   """Returns the mean and biased variance over axes, always in float32.
 
   On CPU in two passes over x, elsewhere in one; the results differ in rounding.
