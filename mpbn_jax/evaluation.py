@@ -124,7 +124,7 @@ def recorded(
   x: jax.Array,
   *,
   given_spikes: Mapping[str, Mapping[str, jax.Array]] | None = None,
-) -> tuple[jax.Array, dict[str, dict[str, jax.Array]]]:
+):
   """Returns (logits, {layer: {'currents', 'spikes', 'stacked'}}) in evaluation.
 
   Args:
