@@ -10,6 +10,13 @@ class InputError(ValueError):
   `main.py` prints it without a traceback and exits with code 2; every other
   exception is a bug in this package and keeps its traceback. The message may
   quote names from files: unprintable characters are escaped.
+
+  Example:
+    >>> from mpbn_jax import LIF
+    >>> LIF(tau=2.0)
+    Traceback (most recent call last):
+    ...
+    mpbn_jax.errors.InputError: tau is the kept fraction of the membrane ...
   """
 
   def __init__(self, message: str):

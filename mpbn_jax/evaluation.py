@@ -56,6 +56,16 @@ def evaluate(
     experiment: from `experiment.build`.
     variables: variables of its model, folded or not.
     split: 'test', or 'validation' if the data set has one.
+
+  Example:
+    >>> from mpbn_jax import config_files, experiment
+    >>> config = config_files.load(f'{workdir}/config.json')
+    >>> run = mpbn_jax.load_run(workdir)
+    >>> scores = evaluate(
+    ...   experiment.build(config), run.variables, split='test'
+    ... )
+    >>> sorted(scores)
+    ['accuracy', 'loss']
   """
   step = _evaluation_step(experiment.model, experiment.dataset.spec)
   metrics = EvaluationMetrics.empty()

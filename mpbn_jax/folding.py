@@ -47,10 +47,11 @@ def fold(variables: Mapping) -> Variables:
       a checkpoint. They include v_th and eps.
 
   Returns:
-    `variables` and {'threshold': {<layer>: {'threshold', 'polarity', 'gain',
-    'v_th'}}}, [C] channel-wise or [H, W, C] element-wise. gain = scale /
-    sqrt(var + eps), 0 where theta is infinite. v_th, a scalar, is what a soft
-    reset subtracts; a learned v_th stays in the params.
+    `variables` and a collection 'threshold' with {'threshold', 'polarity',
+    'gain', 'v_th'} at the path of each layer, [C] channel-wise or [H, W, C]
+    element-wise. gain = scale / sqrt(var + eps), 0 where theta is infinite.
+    v_th, a scalar, is what a soft reset subtracts; a learned v_th stays in the
+    params.
 
   Raises:
     InputError: the variables have no membrane norm or no running statistics.
@@ -107,11 +108,17 @@ def fold_convolutions(variables: Mapping) -> Variables:
       already folded are left unchanged.
 
   Returns:
-    `variables` and {'folded': {<layer>: {'kernel', 'bias', 'factor'?}}}.
+    `variables` and a collection 'folded' with {'kernel', 'bias'}, and with
+    'factor' for TEBN, at the path of each layer.
 
   Raises:
     InputError: no convolution has a normalization that folds, or one is wrapped
       in `nn.WeightNorm` or `nn.SpectralNorm`.
+
+  Example:
+    >>> folded = fold_convolutions(fold(variables))
+    >>> sorted(folded['folded']['conv2'])
+    ['bias', 'kernel']
   """
   _check_no_transform(variables)
   if not _has_norm(variables, 'conv'):
@@ -171,14 +178,22 @@ def fold_spike_norms(
     readers: the result of `readers_of_spikes` for the same network.
 
   Returns:
-    `variables` and {'folded': {<norm's layer>: {'readers'}, <reader>:
-    {'kernel'} or {'scale'}, and 'reads'}}; `readers` is their number, and
-    `reads` names the norm whose spikes the layer may read from now on.
+    `variables` and a collection 'folded'. At the path of each norm it has
+    `readers`, their number; at the path of each reader its 'kernel' or 'scale',
+    and `reads`, the norm whose spikes the layer may read from now on.
 
   Raises:
     InputError: there is no spike norm; a spike norm does not fold, with the
       reason (neunorm, psp_ln); the variables are those of another network.
     TypeError: `readers` does not come from `readers_of_spikes`.
+
+  Example:
+    >>> settings = {'name': 'spiking_cnn', 'width': 4, 'spike_norm': 'psp_bn'}
+    >>> model = mpbn_jax.build_model(settings)
+    >>> variables = model.init(jax.random.key(0), x, train=False)
+    >>> readers = mpbn_jax.readers_of_spikes(model, variables, x)
+    >>> sorted(fold_spike_norms(variables, readers=readers)['folded']['head'])
+    ['kernel', 'reads']
   """
   if not isinstance(readers, Wiring):
     raise TypeError(
@@ -213,6 +228,10 @@ def fold_all(
 
   Raises:
     InputError: a norm does not fold, with the reason, or there is none.
+
+  Example:
+    >>> sorted(strip(fold_all(variables)))
+    ['folded', 'params', 'threshold']
   """
   places = [place for place in norms.PLACES if _has_norm(variables, place)]
   if not places:
@@ -238,8 +257,16 @@ def strip(variables: Mapping) -> Variables:
   the normalization is gone. Keep the unstripped checkpoint for further
   training.
 
+  Args:
+    variables: folded variables, from any of the functions above.
+
   Raises:
     InputError: the variables are not folded.
+
+  Example:
+    >>> folded = fold(variables)
+    >>> 'lif1' in folded['batch_stats'], 'lif1' in strip(folded)['batch_stats']
+    (True, False)
   """
   if 'threshold' not in variables and 'folded' not in variables:
     raise InputError(

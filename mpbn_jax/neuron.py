@@ -122,7 +122,15 @@ def lif_step(
     v_th: subtracted from the raw potential by a soft reset.
 
   Returns:
-    ((u_res, state), spikes), as `jax.lax.scan` expects.
+    ((u_res, state), spikes), as `jax.lax.scan` expects. The arguments are not
+    checked; `lif_scan` does that.
+
+  Example:
+    >>> start, current = jnp.array([0.4, 0.6]), jnp.array([0.2, 0.3])
+    >>> carry = start, None  # firing at a fixed threshold has no state
+    >>> (u_res, _), spikes = lif_step(carry, current, tau=0.5, fire=fire_at())
+    >>> u_res, spikes
+    (Array([0.4, 0. ], dtype=float32), Array([0., 1.], dtype=float32))
   """
   u_res, state = carry
   u = kept(tau, u_res) + current

@@ -202,6 +202,16 @@ def emit(
 
   Returns:
     [...] of 0 and 1 in `distance.dtype`.
+
+  Raises:
+    InputError: the surrogate is unknown, or its parameter is not positive.
+
+  Example:
+    >>> u = jnp.array([0.4, 0.6])
+    >>> emit(u > 0.5, u - 0.5)
+    Array([0., 1.], dtype=float32)
+    >>> jax.grad(lambda u: emit(u > 0.5, u - 0.5).sum())(u)
+    Array([1., 1.], dtype=float32)
   """
   _, parameter = get_surrogate(surrogate, parameter=parameter)
   return _emit(fired, distance, surrogate, parameter)

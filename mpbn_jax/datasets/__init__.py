@@ -32,8 +32,18 @@ def augmentations(
 
   Mixup is not included: it mixes images that are already augmented.
 
+  Args:
+    config: `config.data`.
+    spec: description of the images.
+
   Raises:
     InputError: an augmentation, or mixup, does not suit the images of `spec`.
+
+  Example:
+    >>> from mpbn_jax.configs import digits
+    >>> config = digits.get_config().data
+    >>> [a.name for a in augmentations(config, spec=get_spec('digits'))]
+    ['shift']
   """
   augment.check(config, spec=spec)
   asked = []
@@ -110,6 +120,12 @@ def load_dataset(config: Mapping, *, num_steps: int) -> Dataset:
 
   Raises:
     InputError: the name is unknown, or the data cannot be read.
+
+  Example:
+    >>> from mpbn_jax.configs import digits
+    >>> dataset = load_dataset(digits.get_config().data, num_steps=4)
+    >>> len(dataset.splits['train']), dataset.example_shape
+    (1078, (8, 8, 1))
   """
   spec = _checked_spec(config)
   asked = augmentations(config, spec=spec)
@@ -185,6 +201,11 @@ def prepare_dataset(config: Mapping, *, num_steps: int) -> None:
 
   Raises:
     InputError: the name is unknown, or the data cannot be prepared.
+
+  Example:
+    >>> from mpbn_jax.configs import digits
+    >>> prepare_dataset(digits.get_config().data, num_steps=4)
+    digits needs no preparation: you can train with it right away
   """
   spec = _checked_spec(config)
   loader, _ = find(spec.name)

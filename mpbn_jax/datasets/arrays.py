@@ -57,31 +57,12 @@ def from_arrays(
 ) -> Spec:
   """Registers a data set made of NumPy arrays; returns its description.
 
-  The data set is then available to `--config.data.name=<name>` and
-  `load_dataset` in this process. To use it on the command line, call this
+  The data set is then available to `--config.data.name` and `load_dataset` in
+  this process. To use it on the command line, call this
   function in the configuration file. A second call with the same name replaces
   the first; a run is not resumed on data other than those that it started with:
   neither on other arrays, nor with another scale or other classes. The arrays
   are not copied and may be memory maps.
-
-  >>> import numpy as np
-  >>> from mpbn_jax import datasets
-  >>> rng = np.random.default_rng(0)
-  >>> def noise(count):
-  ...   labels = np.arange(count) % 2
-  ...   images = rng.integers(0, 128, (count, 8, 8, 1), np.uint8)
-  ...   images[labels == 1] += 128
-  ...   return images, labels
-  >>> spec = datasets.from_arrays(
-  ...   'noise',
-  ...   train=noise(100),
-  ...   test=noise(20),
-  ...   class_names=('dark', 'bright'),
-  ... )
-  >>> spec.image_shape, spec.num_classes
-  ((8, 8, 1), 2)
-  >>> datasets.get_spec('noise') == spec
-  True
 
   Args:
     name: name of the data set; must not be one of the package's own.
@@ -101,6 +82,26 @@ def from_arrays(
   Raises:
     TypeError: images or labels are not NumPy arrays.
     InputError: the name is taken, or shapes, types or values are invalid.
+
+  Example:
+    >>> import numpy as np
+    >>> from mpbn_jax import datasets
+    >>> rng = np.random.default_rng(0)
+    >>> def noise(count):
+    ...   labels = np.arange(count) % 2
+    ...   images = rng.integers(0, 128, (count, 8, 8, 1), np.uint8)
+    ...   images[labels == 1] += 128
+    ...   return images, labels
+    >>> spec = datasets.from_arrays(
+    ...   'noise',
+    ...   train=noise(100),
+    ...   test=noise(20),
+    ...   class_names=('dark', 'bright'),
+    ... )
+    >>> spec.image_shape, spec.num_classes
+    ((8, 8, 1), 2)
+    >>> datasets.get_spec('noise') == spec
+    True
   """
   if not isinstance(name, str) or not name:
     raise InputError(f'expected a name for the data set, got {name!r}')

@@ -177,6 +177,18 @@ class Spec:
 
   Raises:
     InputError: the values do not describe valid images.
+
+  Example:
+    >>> spec = Spec(
+    ...   name='gray',
+    ...   image_shape=(8, 8, 1),
+    ...   class_names=('a', 'b'),
+    ...   max_value=255,
+    ...   mean=(0.5,),
+    ...   std=(0.25,),
+    ... )
+    >>> spec.num_classes, spec.normalize(jnp.array([255]))
+    (2, Array([2.], dtype=float32))
   """
 
   name: str

@@ -42,7 +42,14 @@ def find(name: str) -> tuple[Any, Spec]:
 def get_spec(name: str) -> Spec:
   """Returns the description of a data set without reading data.
 
+  Args:
+    name: a key of `DATASETS`.
+
   Raises:
     InputError: the name is unknown (lists the known ones).
+
+  Example:
+    >>> get_spec('cifar10').image_shape
+    (32, 32, 3)
   """
   return find(name)[1]

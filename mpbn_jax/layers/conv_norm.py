@@ -28,6 +28,16 @@ class ConvNorm(NormedLayer):
     padding: zeros on every side.
     groups: number of channel groups; equal to the number of input channels, it
       makes the convolution depthwise.
+
+  Raises:
+    InputError: an attribute is unknown or outside its range.
+
+  Example:
+    >>> layer = ConvNorm(6, stride=2)
+    >>> x = jnp.zeros((8, 4, 10, 10, 3))  # [B, T, H, W, C]
+    >>> variables = layer.init(jax.random.key(0), x, train=False)
+    >>> layer.apply(variables, x, train=False).shape
+    (8, 4, 5, 5, 6)
   """
 
   features: int
@@ -99,6 +109,16 @@ class DenseNorm(NormedLayer):
   Attributes:
     features: number of output channels.
     flatten: whether to flatten all axes of x after T, for example of images.
+
+  Raises:
+    InputError: an attribute is unknown or outside its range.
+
+  Example:
+    >>> layer = DenseNorm(6, flatten=True)
+    >>> x = jnp.zeros((8, 4, 10, 10, 3))  # [B, T, H, W, C]
+    >>> variables = layer.init(jax.random.key(0), x, train=False)
+    >>> layer.apply(variables, x, train=False).shape
+    (8, 4, 6)
   """
 
   features: int

@@ -27,8 +27,8 @@ Product = Callable[[jax.Array, jax.Array], jax.Array]
 class NormedLayer(nn.Module, kw_only=True):
   """The attributes of a layer whose currents are normed.
 
-  Variables: params/{kernel, bias?, <norm>/...}, batch_stats/<norm>/.... A
-  `folded` collection may have, at the same path, a kernel that replaces the
+  Variables: `params/{kernel, bias?, <norm>/...}` and `batch_stats/<norm>/...`.
+  A `folded` collection may have, at the same path, a kernel that replaces the
   kernel (and absorbs the norm of the spikes that it reads,
   `folding.fold_spike_norms`) and a bias that replaces the bias and the norm
   (`folding.fold_convolutions`). If the folded norm was per time step, kernel

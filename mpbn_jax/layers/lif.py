@@ -31,12 +31,12 @@ class LIF(nn.Module):
 
       u = tau * u_res + c;  s = (norm(u) > v_th);  u_res = u * (1 - s)
 
-  Variables: params/<norm>/{scale, bias} and batch_stats/<norm>/{mean, var},
-  [C] channel-wise or [H, W, C] element-wise; params/tau_logit, a scalar, and
-  params/v_th [C], if they are learned; batch_stats/start, a scalar, if neurons
-  start at a running mean. The constants eps and v_th (unless
-  learned) are scalars in batch_stats/<norm>, and the layer computes with these
-  stored values. A layer with another setting raises an error, except inside a
+  Variables: `params/<norm>/{scale, bias}` and `batch_stats/<norm>/{mean, var}`,
+  [C] channel-wise or [H, W, C] element-wise; `params/tau_logit`, a scalar, and
+  `params/v_th`, [C], if they are learned; `batch_stats/start`, a scalar, if
+  neurons start at a running mean. The constants eps and v_th (unless learned)
+  are scalars in `batch_stats/<norm>`, and the layer computes with these stored
+  values. A layer with another setting raises an error, except inside a
   compiled function, where the stored value is used.
 
   In training, the statistics are those of each time step, and the running ones
@@ -88,6 +88,16 @@ class LIF(nn.Module):
       backward pass, a key of `ops.kept.KEEP`. Unless it is 'all', spikes are
       stored as bits, and `SpikingNetwork` computes the rest again. A network of
       another class stores everything.
+
+  Raises:
+    InputError: an attribute is unknown or outside its range.
+
+  Example:
+    >>> layer = LIF(norm='mpbn_channel')
+    >>> currents = jnp.ones((8, 4, 5))  # [B, T, C]
+    >>> variables = layer.init(jax.random.key(0), currents, train=False)
+    >>> layer.apply(variables, currents, train=False).shape
+    (8, 4, 5)
   """
 
   tau: float = 0.25

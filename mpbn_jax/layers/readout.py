@@ -14,6 +14,11 @@ class Identity(nn.Module):
 
   It reads spikes as a convolution does, so a spike norm folds into it:
   `folded/scale`, [C] or [T, C], then multiplies every channel.
+
+  Example:
+    >>> spikes = jnp.ones((8, 4, 5))  # [B, T, C]
+    >>> Identity().apply({}, spikes).shape
+    (8, 4, 5)
   """
 
   @nn.compact
@@ -42,6 +47,13 @@ class Readout(nn.Module):
   Attributes:
     features: number of outputs K.
     kernel_init: initializer of the kernel.
+
+  Example:
+    >>> layer = Readout(10, kernel_init=nn.initializers.normal(0.1))
+    >>> x = jnp.ones((8, 4, 5))  # [B, T, C]
+    >>> variables = layer.init(jax.random.key(0), x)
+    >>> layer.apply(variables, x).shape
+    (8, 4, 10)
   """
 
   features: int

@@ -18,8 +18,17 @@ def over_time(function: Callable, x: jax.Array | Spikes) -> jax.Array | Spikes:
   Merges the axes batch-major: with B sharded, a time-major merge (T, B) makes
   XLA silently all-gather, and every device computes the whole batch.
 
+  Args:
+    function: [B * T, ...] -> [B * T, ...], of images.
+    x: [B, T, ...].
+
   Raises:
     InputError: x holds normed spikes, which the function does not accept.
+
+  Example:
+    >>> spikes = jnp.ones((8, 4, 6, 6, 3))
+    >>> over_time(lambda x: average_pool(x, window=2), spikes).shape
+    (8, 4, 3, 3, 3)
   """
   steps = x.shape[:2]
 
@@ -41,7 +50,12 @@ def over_time(function: Callable, x: jax.Array | Spikes) -> jax.Array | Spikes:
 
 
 def mean_over_space(x: jax.Array | Spikes) -> jax.Array | Spikes:
-  """Returns the float32 means of whole maps: [B, T, ..., C] -> [B, T, C]."""
+  """Returns the float32 means of whole maps: [B, T, ..., C] -> [B, T, C].
+
+  Example:
+    >>> mean_over_space(jnp.ones((8, 4, 6, 6, 3))).shape
+    (8, 4, 3)
+  """
   if isinstance(x, Spikes):
     check_merged(x, 'mean_over_space', merged=False)
     return on_array(x, mean_over_space)
@@ -82,7 +96,7 @@ def average_pool(
   `count_include_pad=False`).
 
   Args:
-    x: maps.
+    x: maps [N, H, W, C].
     window: side of a window.
     stride: stride along both axes; None uses the window.
     padding: zeros on every side.
@@ -92,6 +106,10 @@ def average_pool(
   Raises:
     InputError: the maps are smaller than the window; ceil_mode with another
       stride or padding.
+
+  Example:
+    >>> average_pool(jnp.array([[[[1.0], [3.0]], [[5.0], [7.0]]]]), window=2)
+    Array([[[[4.]]]], dtype=float32)
   """
   if isinstance(x, Spikes):
     check_merged(x, 'average_pool', merged=True)

@@ -18,9 +18,9 @@ class SpikeNorm(nn.Module):
 
       a[t] = tau_s * a[t-1] + s[t];  y = norm(a)
 
-  Variables: params/<norm>/... and batch_stats/<norm>/.... After folding into
-  its readers (`folding.fold_spike_norms`), `folded/readers` is their number,
-  and only the filter is left.
+  Variables: `params/<norm>/...` and `batch_stats/<norm>/...`. After folding
+  into its readers (`folding.fold_spike_norms`), `folded/readers` is their
+  number, and only the filter is left.
 
   A norm that folds returns `Spikes`, which only the layers that can absorb the
   norm can read: any other use raises an InputError, so a fold is never wrong.
@@ -36,6 +36,16 @@ class SpikeNorm(nn.Module):
       the variables, and the layer uses the stored value.
     stats_groups: as in `currents.NormedLayer`.
     unroll: whether to unroll the time steps in the compiled program.
+
+  Raises:
+    InputError: an attribute is unknown or outside its range.
+
+  Example:
+    >>> layer = SpikeNorm(norm='psp_bn')
+    >>> spikes = jnp.ones((8, 4, 5))  # [B, T, C]
+    >>> variables = layer.init(jax.random.key(0), spikes, train=False)
+    >>> layer.apply(variables, spikes, train=False).shape
+    (8, 4, 5)
   """
 
   norm: str = norms.NONE

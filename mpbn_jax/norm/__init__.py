@@ -60,7 +60,15 @@ NORMS: dict[str, Norm] = {
 
 
 def names_at(place: str) -> list[str]:
-  """Returns the names that are valid at a place, including 'none'."""
+  """Returns the names that are valid at a place, including 'none'.
+
+  Args:
+    place: one of `PLACES`.
+
+  Example:
+    >>> names_at('membrane')
+    ['none', 'mpbn_channel', 'mpbn_element', 'affine']
+  """
   return [NONE] + [name for name, norm in NORMS.items() if norm.place == place]
 
 

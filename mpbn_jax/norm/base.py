@@ -35,7 +35,7 @@ def constant(value: float) -> jax.Array:
 
 def moments(
   x: jax.Array, *, axes: tuple[int, ...], near: jax.Array | None = None
-):
+) -> tuple[jax.Array, jax.Array]:
   """Returns the mean and biased variance over axes, always in float32.
 
   On CPU in two passes over x, elsewhere in one; the results differ in rounding.
@@ -46,6 +46,13 @@ def moments(
     x: [B, ...]; B may be sharded over several devices.
     axes: reduced axes, including 0.
     near: what `known_mean` returns.
+
+  Returns:
+    (mean, variance), x's shape without the axes.
+
+  Example:
+    >>> moments(jnp.array([[1.0], [3.0]]), axes=(0,))
+    (Array([2.], dtype=float32), Array([1.], dtype=float32))
   """
   x = x.astype(jnp.float32)
   if jax.default_backend() == 'cpu':
@@ -131,7 +138,16 @@ def check_floating(what: str, x: jax.Array) -> None:
 
 
 def along(leaf: jax.Array, x: jax.Array) -> jax.Array:
-  """Returns a [C] or [T, C] leaf reshaped to broadcast to x [B, T, ..., C]."""
+  """Returns a leaf reshaped to broadcast to x.
+
+  Args:
+    leaf: [C] or [T, C].
+    x: [B, T, ..., C].
+
+  Example:
+    >>> along(jnp.ones((4, 3)), jnp.ones((8, 4, 6, 6, 3))).shape
+    (4, 1, 1, 3)
+  """
   steps = leaf.shape[:-1]
   return leaf.reshape((*steps, *(1,) * (x.ndim - 3), leaf.shape[-1]))
 
@@ -206,6 +222,13 @@ class BatchNorm:
   Attributes:
     over_batch: whether each element of a map has its own statistics, those over
       the first axis; otherwise each channel has.
+
+  Example:
+    >>> params, stats = init_affine((3,), eps=1e-5)
+    >>> x = jnp.ones((8, 6, 6, 3))
+    >>> y, stats = BatchNorm()(params, stats, x, momentum=0.1)
+    >>> y.shape, stats['mean']
+    ((8, 6, 6, 3), Array([0.1, 0.1, 0.1], dtype=float32))
   """
 
   over_batch: bool = False
@@ -265,7 +288,13 @@ class BatchNorm:
 class Affine:
   """An affine map per channel, with the methods of `BatchNorm`.
 
-  y = scale * x + bias
+      y = scale * x + bias
+
+  Example:
+    >>> params = {'scale': jnp.array([2.0]), 'bias': jnp.array([1.0])}
+    >>> y, _ = Affine()(params, {}, jnp.array([[3.0]]), momentum=0.1)
+    >>> y
+    Array([[7.]], dtype=float32)
   """
 
   def __call__(

@@ -47,7 +47,7 @@ def in_groups(
   Args:
     function: x -> (y, new statistics, *rest). y has the batch along `axis`,
       arrays in the rest have it first.
-    x: array with the batch along `axis`.
+    x: [..., B, ...], with the batch along `axis`.
     stats: the statistics before. If all are constants, the function has no
       batch statistics and is called once, with the whole batch.
     groups: the number of groups G; 1 calls the function with the whole batch.

@@ -80,6 +80,12 @@ def separating_threshold(fires: Callable, polarity: jax.Array) -> jax.Array:
     [...] float32: the u with the largest polarity * u that does not fire.
     polarity * theta is -inf if every u above -inf * polarity fires, and +inf if
     no u fires, not even an infinite one.
+
+  Example:
+    >>> separating_threshold(lambda u: u > 0.5, jnp.array([1.0]))
+    Array([0.5], dtype=float32)
+    >>> separating_threshold(lambda u: 2 * u < -1.0, jnp.array([-1.0]))
+    Array([-0.5], dtype=float32)
   """
   infinity = 0x7F800000
   low = jnp.full(polarity.shape, -infinity - 1, jnp.int32)  # -inf: silent

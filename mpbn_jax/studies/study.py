@@ -39,6 +39,21 @@ class Study:
     notes: what a reader of the table must know.
     reach: an accuracy on the validation split, a fraction; the page of the
       study then says after how many epochs each arm reaches it.
+
+  Raises:
+    InputError: an arm or a key is unknown, or seeds are given twice.
+
+  Example:
+    >>> from mpbn_jax.configs import digits
+    >>> study = Study(
+    ...   name='rates',
+    ...   question='Which learning rate?',
+    ...   arms={'only': digits.get_config()},
+    ...   compared_with={},
+    ...   grid={'optimizer.learning_rate': (0.1, 0.2)},
+    ... )
+    >>> study.choices()
+    [{'optimizer.learning_rate': 0.1}, {'optimizer.learning_rate': 0.2}]
   """
 
   name: str

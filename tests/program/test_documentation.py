@@ -14,8 +14,10 @@ import sys
 import common
 import jax
 import jax.numpy as jnp
+import matplotlib
 import pytest
 import runs
+from matplotlib import pyplot
 from two_layers import TwoLayers
 
 import mpbn_jax
@@ -54,7 +56,8 @@ def test_examples_of_docstrings_print_what_they_show(name):
       _, _, variables, *_ = common.golden('resnet20_t2')
       names |= {'config': config, 'variables': variables}
     example.globs.update(names)
-    result = doctest.DocTestRunner(verbose=False).run(example)
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
+    result = runner.run(example)
     assert result.failed == 0, example.name
 
 
@@ -168,3 +171,15 @@ def test_quickstart_trains_folds_and_plots(tmp_path):
   assert float(accuracy.removeprefix('test accuracy: ').rstrip('%')) > 80
   assert change == 'largest change of a logit: 0.0e+00'
   assert (tmp_path / 'thresholds.png').stat().st_size > 5000
+
+
+def test_pictures_of_folding_show_what_the_package_decides():
+  matplotlib.use('Agg')
+  names = runpy.run_path(str(ROOT / 'docs' / 'plot_folding.py'))
+  panels = {'neuron': 2, 'signs': 3, 'rounding': 1}
+  for name, count in panels.items():
+    figure = names[name]()
+    assert len(figure.axes) == count
+    assert f'(folding_{name}.png)' in (ROOT / 'docs' / 'folding.md').read_text()
+    assert (ROOT / 'docs' / f'folding_{name}.png').stat().st_size < 100_000
+    pyplot.close(figure)

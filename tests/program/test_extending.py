@@ -3,6 +3,7 @@
 import json
 import runpy
 
+import jax
 import jax.numpy as jnp
 import pytest
 import runs
@@ -42,6 +43,27 @@ def test_example_trains_folds_and_reports(file, tmp_path, capsys, monkeypatch):
   run = load_run(workdir)
   x = jnp.zeros((2, *run.spec.image_shape))
   assert run.model.apply(run.variables, x, train=False).shape == (2, 10)
+
+
+def test_fine_tuning_keeps_all_but_the_head(tmp_path, capsys):
+  file = runs.ROOT / 'docs' / 'examples' / 'fine_tuning.py'
+  workdir, other = tmp_path / 'run', runs.finished()
+  arguments = [f'--config={file}', f'--init_from={other}']
+  slow = '--config.optimizer.learning_rate=1e-30'
+  assert runs.run(workdir, *arguments, slow, '--config.num_epochs=1') == 0
+  out = capsys.readouterr().out
+  assert f'initial weights from {other}; new: params/head/' in out
+  before, after = (load_run(d).variables['params'] for d in (other, workdir))
+  same = [
+    name
+    for name in before
+    if jnp.array_equal(*(_leaves(tree[name]) for tree in (before, after)))
+  ]
+  assert set(same) == before.keys() - {'head'}
+
+
+def _leaves(tree):
+  return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
 
 
 def test_settings_of_a_network_are_checked_by_its_own_class(tmp_path, capsys):
