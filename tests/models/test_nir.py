@@ -1,4 +1,4 @@
-"""NIR files: their interpreter fires the network's spikes, and so does torch."""
+"""NIR files: their interpreter and torch fire the network's spikes."""
 
 import importlib.util
 import sys
@@ -252,7 +252,10 @@ def test_always_and_never_firing_neurons_survive(tmp_path):
       {'name': 'resnet20', 'side': 10},
       'windows of 2x2 that tile its maps, got maps of 5x5',
     ),
-    ({'membrane_norm': 'mpbn_element'}, "'lif1' to have one polarity per chan"),
+    (
+      {'membrane_norm': 'mpbn_element'},
+      'to have one polarity per channel, got both',
+    ),
   ],
   ids=str,
 )
