@@ -86,8 +86,8 @@ def bins_for(low: float, high: float) -> Bins:
 
   Example:
     >>> bins = bins_for(-1.0, 2.0)
-    >>> bins.width, bins.edges[0], bins.edges[-1]
-    (0.0625, -1.5, 2.5)
+    >>> bins.width, float(bins.edges[0]), float(bins.edges[-1])
+    (0.0625, -2.4375, 3.5625)
   """
   span = max(high - low, max(abs(low), abs(high)) / _LARGEST_INDEX, 1e-30)
   width = 2.0 ** (math.floor(math.log2(span / BINS)) - 1)
