@@ -82,6 +82,13 @@ class Energy:
     return picojoules(self.macs, self.acs)
 
   @property
+  def once_picojoules(self) -> float:
+    """Energy of one example if the layers that see the image run once."""
+    if self.other_first_layer is None or self.convention.first_layer == 'once':
+      return self.picojoules
+    return picojoules(*self.other_first_layer)
+
+  @property
   def ann_macs(self) -> int:
     """Multiply-accumulates of the same network as an ANN."""
     return sum(each.ann_macs for each in self.layers)

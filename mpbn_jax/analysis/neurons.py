@@ -31,6 +31,7 @@ class Traces:
     threshold: float32 [n]; infinite if a neuron always or never fires.
     polarity: float32 [n], 1 or -1.
     spikes: bool [n, T].
+    v_th: the firing threshold of the layer; None if channels have their own.
   """
 
   index: np.ndarray
@@ -38,6 +39,7 @@ class Traces:
   threshold: np.ndarray
   polarity: np.ndarray
   spikes: np.ndarray
+  v_th: float | None
 
   def to_json(self) -> dict[str, Any]:
     """Returns JSON-serializable fields; infinities are None."""
@@ -47,6 +49,7 @@ class Traces:
       'threshold': _finite(self.threshold),
       'polarity': self.polarity.astype(int).tolist(),
       'spikes': self.spikes.astype(int).tolist(),
+      'v_th': self.v_th,
     }
 
 
@@ -171,6 +174,7 @@ def _of_block(layer, count):
     threshold=of_chosen(threshold),
     polarity=of_chosen(polarity),
     spikes=spikes.reshape((len(u), -1))[:, chosen].T,
+    v_th=float(layer['v_th'].item()) if layer['v_th'].size == 1 else None,
   )
   polarity = np.broadcast_to(polarity, threshold.shape)
   return traces, thresholds_of(threshold, polarity)
