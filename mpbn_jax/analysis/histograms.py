@@ -53,22 +53,28 @@ class Histogram:
   nan: np.ndarray
 
   def quantile(self, share: float) -> float:
-    """Returns the potential below which a share of all steps' lies.
+    """Returns the potential below which a share of them lies, of all steps.
 
-    It is interpolated inside a bin; -inf or +inf if it lies outside the bins,
-    and NaN if nothing was counted.
+    It is interpolated inside of a bin; -inf or +inf if it lies outside the
+    bins, and NaN if nothing was counted.
     """
     counts = self.counts.sum(0)
-    total = counts.sum() + self.below.sum() + self.above.sum()
-    cumulated = self.below.sum() + np.concatenate([[0], np.cumsum(counts)])
+    below = self.below.sum()
+    cumulated = below + np.concatenate([[0], np.cumsum(counts)])
+    total = cumulated[-1] + self.above.sum()
     wanted = share * total
     if not total:
       return math.nan
-    if wanted < cumulated[0]:
+    if wanted < below:
       return -math.inf
     if wanted > cumulated[-1]:
       return math.inf
-    return float(np.interp(wanted, cumulated, self.bins.edges))
+    # The first filled bin that reaches so far.
+    place = np.flatnonzero((cumulated[1:] >= wanted) & (counts > 0))
+    if not place.size:  # exactly all that are below
+      return float(self.bins.edges[0])
+    inside = (wanted - cumulated[place[0]]) / counts[place[0]]
+    return float(self.bins.edges[place[0]] + inside * self.bins.width)
 
   def to_json(self) -> dict[str, Any]:
     """Returns JSON-serializable fields, without empty bins at the ends."""

@@ -233,10 +233,12 @@ def _predictions(found, draw, spec):
   ]
   if not wrong:
     return parts
+  events = ' (orange: on, blue: off, all steps together)'
+  shown = events if spec.frames and spec.image_shape[-1] == 2 else ''
   parts.append(
     page.paragraph(
       f'Wrong predictions with the largest probability, {len(seen.wrong)} of '
-      f'{wrong:,}:'
+      f'{wrong:,}{shown}:'
     )
   )
   captions = [

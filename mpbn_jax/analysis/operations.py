@@ -48,7 +48,7 @@ def _as(binary, operations):
 def _weighted(node, inputs, convention, steps):
   """Counts a convolution or a linear layer."""
   (nonzero,), binary = _read(inputs, node, convention, steps)
-  weights = _weights(node, convention.zero_weights)
+  weights = _weights(node, convention.zero_weights)[:steps]
   if node.kind == 'dense':
     nonzero = nonzero.reshape((len(nonzero), 1, 1, -1))
   met = functools.partial(_met, node, weights)

@@ -69,7 +69,8 @@ def _name_steps(axis, count):
 def _layer_axis(axis, names):
   axis.set_xlim(-0.5, len(names) - 0.5)
   if len(names) <= _NAMED:
-    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    turned = 90 if len(names) > 6 else 0
+    axis.set_xticks(range(len(names)), names, rotation=turned, fontsize=8)
   else:
     axis.set_xlabel('neuron layer, in the order in which they run')
   axis.grid(alpha=0.3)

@@ -42,7 +42,7 @@ def test_bins_hold_their_range_and_are_exact_in_float32(low, span):
   assert np.log2(bins.width) == np.floor(np.log2(bins.width))
   np.testing.assert_array_equal(bins.edges, bins.edges.astype(np.float32))
   # No coarser than needed, unless float32 could not tell bins apart.
-  if span >= 1e-6 * abs(low) and span:
+  if span and span >= 1e-3 * abs(low):
     assert bins.width * BINS <= 4 * span
 
 
@@ -84,7 +84,7 @@ def test_the_range_is_that_of_finite_potentials_outside_of_padding():
 
 def test_bins_leave_outliers_out():
   bins = bins_of_range(np.array([-1e4, 2.0, 0.0, 1.0]))
-  assert bins.edges[0] > -6
+  assert bins.edges[0] > -8
   assert bins.edges[-1] > 2
   # Nothing finite was seen.
   assert bins_of_range(np.full(4, np.nan)) == bins_for(-1.0, 1.0)
@@ -94,9 +94,8 @@ def test_quantiles_are_those_of_all_steps():
   counts = np.zeros((2, BINS), np.int64)
   counts[:, 10], counts[:, 20] = 3, 5
   empty = np.zeros(2, np.int64)
-  found = histogram(
-    np.concatenate([empty[:, None], counts, empty[:, None]] * 2, 1), Bins(0, 1)
-  )
+  found = histogram(np.column_stack([empty, counts, empty, empty]), Bins(0, 1))
+  assert found.quantile(0.0) == 10
   assert found.quantile(0.375) == 11
   assert found.quantile(0.6875) == pytest.approx(20.5)
   outside = histogram(
