@@ -183,6 +183,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Epochs between checkpoints and validations; the last epoch always has both.
   log.checkpoint_every_epochs = 1
   log.tensorboard = True  # whether to write TensorBoard event files
+  # Whether each line of training metrics has those of every layer too: firing
+  # rates, norms of gradients, thresholds. They need one more pass per line.
+  log.per_layer = False
   # Directory that keeps compiled programs between runs; '' keeps none.
   log.compilation_cache = '~/.cache/mpbn_jax/xla'
 

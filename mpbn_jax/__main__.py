@@ -16,6 +16,9 @@
     python main.py --mode=steps --workdir=runs/digits_t2 --steps=1,2,4,8
         evaluates the network with other numbers of time steps than it was
         trained with, and draws the accuracies.
+    python main.py --mode=analyze --workdir=runs/digits_t2
+        shows what happens inside the network: spikes, potentials, thresholds,
+        predictions and energy, in analysis/<step>/report.html and report.json.
     python main.py --config=configs/digits.py --init_from=runs/other
         starts a new run from the weights of another run.
     python main.py --mode=import --checkpoint=w.pth --config=configs/cifar10.py
@@ -154,7 +157,7 @@ def _run(command, start):
     process.prepare(command.config)
     if mode == 'import':
       _import(files, command)
-    elif mode in ('landscape', 'steps'):
+    elif mode in ('landscape', 'steps', 'analyze'):
       _analyse(report, command)
     else:
       _work(report, training, command, start)
@@ -186,6 +189,8 @@ def _analyse(report, command):
   experiment, state = report.restore(command.config, workdir=workdir)
   if command.mode == 'steps':
     analysis.steps(experiment, state, workdir=workdir, steps=command.steps)
+  elif command.mode == 'analyze':
+    analysis.inside(experiment, state, workdir=workdir)
   else:
     analysis.landscape(experiment, state, workdir=workdir)
 

@@ -21,6 +21,7 @@ MODES = (
   'fold',
   'landscape',
   'steps',
+  'analyze',
   'import',
   'prepare',
   'reproduce',

@@ -32,6 +32,7 @@ FOLDS = ('thresholds', 'all')
 _ADDED = {
   'data.rand_augment': 0,
   'data.rand_augment_magnitude': 9,
+  'log.per_layer': False,
   'loss.distillation': 0.0,
   'loss.distillation_temperature': 2.0,
   'loss.regularizer': 0.0,

@@ -19,6 +19,7 @@ from mpbn_jax.datasets.prefetch import Prefetch
 from mpbn_jax.errors import InputError
 from mpbn_jax.experiment import Experiment
 from mpbn_jax.layers import LIF
+from mpbn_jax.layers.potentials import COLLECTION as POTENTIALS
 
 
 @flax.struct.dataclass
@@ -69,12 +70,12 @@ def evaluate(
   """
   step = _evaluation_step(experiment.model, experiment.dataset.spec)
   metrics = EvaluationMetrics.empty()
-  for batch in _sharded_batches(experiment, split):
+  for batch in sharded_batches(experiment, split):
     metrics = step(variables, metrics, batch)
   return {name: float(value) for name, value in metrics.compute().items()}
 
 
-def _sharded_batches(experiment, split):
+def sharded_batches(experiment, split):
   """Yields the batches of a split on the devices, prefetched by a thread."""
   batches = evaluation_batches(
     experiment.dataset,
@@ -124,6 +125,7 @@ def recorded(
   x: jax.Array,
   *,
   given_spikes: Mapping[str, Mapping[str, jax.Array]] | None = None,
+  potentials: bool = False,
 ):
   """Returns (logits, {layer: {'currents', 'spikes', 'stacked'}}) in evaluation.
 
@@ -134,6 +136,8 @@ def recorded(
     given_spikes: {layer: {'spikes': ...}}; the output of every neuron layer in
       place of its own spikes, which are still recorded. Each layer can thus
       receive another network's spikes, so that differences do not accumulate.
+    potentials: whether to add the membrane potentials of each layer and what
+      they are compared with (`layers.potentials.keep`).
 
   Returns:
     Layers in the order in which they run; a layer that runs repeatedly gets the
@@ -160,7 +164,7 @@ def recorded(
       {**variables, 'given_spikes': _handed_on(given_spikes or {})},
       x,
       train=False,
-      mutable=['intermediates'],
+      mutable=['intermediates', *[POTENTIALS] * potentials],
     )
   if not ran:
     raise InputError(
@@ -178,6 +182,13 @@ def recorded(
         "nn.scan or nn.vmap around it: give it variable_axes={'intermediates': "
         "0, 'given_spikes': 0, ...}"
       )
+    of_potentials = _at(kept.get(POTENTIALS, {}), path)
+    if potentials and not of_potentials:
+      raise InputError(
+        f'expected to record the potentials of {name!r}, got none from the '
+        "nn.scan or nn.vmap around it: give it variable_axes={'potentials': 0, "
+        '...}, as it has for intermediates'
+      )
     runs = len(found[_STACKED])
     if name in (given_spikes or {}) and runs > 1:
       raise InputError(
@@ -186,7 +197,8 @@ def recorded(
       )
     for run in range(runs):
       layers[f'{name}({run + 1})' if run else name] = {
-        key: found[key][run] for key in ('currents', 'spikes', _STACKED)
+        **{key: found[key][run] for key in ('currents', 'spikes', _STACKED)},
+        **{key: values[run] for key, values in of_potentials.items()},
       }
   return logits, layers
 
@@ -321,7 +333,7 @@ def compare(
   fired: dict[str, int] = {}
   sizes: dict[str, int] = {}
   differing = 0
-  for batch in _sharded_batches(experiment, split):
+  for batch in sharded_batches(experiment, split):
     logits, layers = run(variables, batch)
     other_logits, other_layers = run(other, batch)
     counts = jax.device_get(

@@ -230,6 +230,23 @@ def lif_scan_from(
     >>> u_res, spikes
     (Array(0.5, dtype=float32), Array([0.], dtype=float32))
   """
+  if fire is None:
+    v_th = 0.5 if v_th is None else v_th
+    fire = fire_at(v_th)
+  first = _checked_start(currents, carry[0], tau=tau, reset=reset, v_th=v_th)
+  step = functools.partial(
+    lif_step,
+    tau=tau,
+    fire=fire,
+    reset=reset,
+    detach_reset=detach_reset,
+    v_th=v_th,
+  )
+  return jax.lax.scan(step, (first, carry[1]), currents, unroll=unroll)
+
+
+def _checked_start(currents, u_res, *, tau, reset, v_th):
+  """Returns the potential before the first step, broadcast to one step."""
   check_tau(tau)
   check_reset(reset)
   if currents.ndim < 1 or currents.shape[0] < 1:
@@ -241,25 +258,74 @@ def lif_scan_from(
       f'expected currents of a floating dtype, got {currents.dtype}: call '
       'astype(jnp.float32)'
     )
-  if fire is None:
-    v_th = 0.5 if v_th is None else v_th
-    fire = fire_at(v_th)
   if reset == 'soft' and v_th is None:
     raise InputError('a soft reset subtracts v_th, got None: pass v_th')
-  step = functools.partial(
-    lif_step,
-    tau=tau,
-    fire=fire,
-    reset=reset,
-    detach_reset=detach_reset,
-    v_th=v_th,
-  )
-  u_res, state = carry
   shape = currents.shape[1:]
   if np.broadcast_shapes(jnp.shape(u_res), shape) != shape:
     raise InputError(
       f'expected a potential that broadcasts to one step, {shape}, got shape '
       f'{jnp.shape(u_res)}'
     )
-  u_res = jnp.broadcast_to(jnp.asarray(u_res, currents.dtype), shape)
-  return jax.lax.scan(step, (u_res, state), currents, unroll=unroll)
+  return jnp.broadcast_to(jnp.asarray(u_res, currents.dtype), shape)
+
+
+def potentials_of(
+  currents: jax.Array,
+  spikes: jax.Array,
+  *,
+  tau: jax.Array | float = 0.25,
+  reset: str = 'hard',
+  v_th: jax.Array | float | None = None,
+  u_res: jax.Array | float = 0.0,
+) -> jax.Array:
+  """Returns the membrane potentials at which neurons fired given spikes.
+
+      u[t] = tau * u_res[t-1] + c[t],  u_res[t] = u[t] * (1 - s[t])
+
+  They follow from currents and spikes alone, whatever decided about the spikes
+  (a threshold, MPBN in training or in evaluation), and have the same bits as in
+  the network.
+
+  Args:
+    currents: [T, ...] input currents, time first.
+    spikes: [T, ...] spikes that the neurons fired for these currents.
+    tau: kept fraction of the membrane potential, in [0, 1).
+    reset: 'hard' or 'soft'.
+    v_th: subtracted by a soft reset.
+    u_res: potential kept from the step before the first.
+
+  Returns:
+    [T, ...], the potentials after charging and before the reset.
+
+  Raises:
+    InputError: the shapes differ, or as `lif_scan_from`.
+    TypeError: the currents are not floating.
+
+  Example:
+    >>> currents = jnp.array([0.25, 0.5, 0.5])
+    >>> spikes, _ = lif_scan(currents, tau=0.5)
+    >>> potentials_of(currents, spikes, tau=0.5)
+    Array([0.25 , 0.625, 0.5  ], dtype=float32)
+  """
+  if currents.shape != spikes.shape:
+    raise InputError(
+      f'expected spikes of the shape of the currents, {currents.shape}, got '
+      f'{spikes.shape}'
+    )
+  u_res = _checked_start(currents, u_res, tau=tau, reset=reset, v_th=v_th)
+
+  def step(u_res, inputs):
+    current, fired = inputs
+    (u_res, u), _ = lif_step(
+      (u_res, None),
+      current,
+      tau=tau,
+      fire=lambda _, u: (u, fired),  # the state is the potential itself
+      reset=reset,
+      v_th=v_th,
+    )
+    return u_res, u
+
+  fired = spikes.astype(currents.dtype)
+  _, potentials = jax.lax.scan(step, u_res, (currents, fired))
+  return potentials

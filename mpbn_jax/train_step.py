@@ -164,6 +164,70 @@ def abstract_state(experiment: Experiment, *, init: Any = None) -> TrainState:
   return state
 
 
+def make_loss(experiment: Experiment) -> Any:
+  """Returns the loss of a batch in training, not compiled.
+
+  (params, batch_stats, batch, mutable=...) -> (loss, (logits [B, K], updates
+  of the mutable collections)).
+  """
+  return functools.partial(
+    _loss,
+    experiment.model,
+    experiment.dataset.spec,
+    *_settings_of_loss(experiment),
+  )
+
+
+def _settings_of_loss(experiment):
+  loss = experiment.config.loss
+  return (
+    losses.get_loss(loss.name),
+    loss.label_smoothing,
+    (loss.regularizer, loss.regularizer_target),
+    (loss.distillation, loss.distillation_temperature),
+  )
+
+
+def _loss(
+  model,
+  spec,
+  loss_function,
+  label_smoothing,
+  regularizer,
+  distillation,
+  params,
+  batch_stats,
+  batch,
+  *,
+  mutable=('batch_stats',),
+):
+  step_logits, updates = model.apply(
+    {'params': params, 'batch_stats': batch_stats},
+    spec.normalize(batch['image']),
+    train=True,
+    mutable=list(mutable),
+    method='step_logits',
+  )
+  loss_of_labels = functools.partial(
+    loss_function,
+    step_logits,
+    label_smoothing=label_smoothing,
+  )
+  loss = losses.regularized(
+    losses.of_labels(loss_of_labels, batch).mean(),
+    step_logits,
+    weight=regularizer[0],
+    target=regularizer[1],
+  )
+  loss = losses.distilled(
+    loss,
+    step_logits,
+    weight=distillation[0],
+    temperature=distillation[1],
+  )
+  return loss, (step_logits.mean(1), updates)
+
+
 def make_train_step(experiment: Experiment) -> Any:
   """Returns the compiled (state, batch) -> (state, loss).
 
@@ -183,14 +247,10 @@ def make_train_step(experiment: Experiment) -> Any:
   With `optimizer.ema`, the state's averages follow every update; training does
   not read them.
   """
-  loss = experiment.config.loss
   return _train_step(
     experiment.model,
     experiment.dataset.spec,
-    losses.get_loss(loss.name),
-    loss.label_smoothing,
-    (loss.regularizer, loss.regularizer_target),
-    (loss.distillation, loss.distillation_temperature),
+    *_settings_of_loss(experiment),
     experiment.optimizer,
     experiment.learning_rate,
     experiment.config.optimizer.accumulate,
@@ -213,41 +273,21 @@ def _train_step(
   ema,
   mesh,
 ):
+  loss_of = functools.partial(
+    _loss,
+    model,
+    spec,
+    loss_function,
+    label_smoothing,
+    regularizer,
+    distillation,
+  )
+
   def backward(params, batch_stats, batch):
     """Returns (gradients, batch_stats, loss, whether each is correct)."""
-    images = spec.normalize(batch['image'])
-
-    def loss_of(params):
-      variables = {'params': params, 'batch_stats': batch_stats}
-      step_logits, updates = model.apply(
-        variables,
-        images,
-        train=True,
-        mutable=['batch_stats'],
-        method='step_logits',
-      )
-      loss_of_labels = functools.partial(
-        loss_function,
-        step_logits,
-        label_smoothing=label_smoothing,
-      )
-      loss = losses.regularized(
-        losses.of_labels(loss_of_labels, batch).mean(),
-        step_logits,
-        weight=regularizer[0],
-        target=regularizer[1],
-      )
-      loss = losses.distilled(
-        loss,
-        step_logits,
-        weight=distillation[0],
-        temperature=distillation[1],
-      )
-      return loss, (step_logits.mean(1), updates)
-
     (loss, (logits, updates)), gradients = jax.value_and_grad(
       loss_of, has_aux=True
-    )(params)
+    )(params, batch_stats, batch)
     predicted = logits.argmax(-1)
     correct = losses.of_labels(
       lambda labels: (predicted == labels).astype(jnp.float32), batch

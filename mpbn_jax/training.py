@@ -17,6 +17,7 @@ from mpbn_jax.evaluation import evaluate
 from mpbn_jax.experiment import Experiment, build, for_epochs
 from mpbn_jax.files import NotWrittenError
 from mpbn_jax.interrupt import Interrupted, SignalCatcher
+from mpbn_jax.layer_metrics import make_layer_metrics
 from mpbn_jax.record import CHECKPOINTS
 from mpbn_jax.runs import with_weights_of
 from mpbn_jax.train_step import (
@@ -223,7 +224,7 @@ def _loop(experiment, train_step, state, held, checkpoints, stop):
         log.losses.append(loss)
         progress.advance()
         if step % config.log.every_steps == 0 or step == total:
-          metrics = log.flush(step, state.metrics, waited=ready.waited)
+          metrics = log.flush(step, state, batch, waited=ready.waited)
           state = state.replace(metrics=metrics)
         if step % every == 0 or step == total:
           watchdog.pause()
@@ -308,6 +309,9 @@ class _Log:
     self._writer, self._progress = writer, progress
     self._rate = experiment.learning_rate
     self._replicated = sharding.replicated(experiment.mesh)
+    self._of_layers = None
+    if experiment.config.log.per_layer:
+      self._of_layers = make_layer_metrics(experiment)
     self._start(waited=0.0)
 
   def _start(self, *, waited):
@@ -321,22 +325,25 @@ class _Log:
     for at, value in enumerate(values, step - len(values) + 1):
       _check_finite({'loss': value}, at)
 
-  def flush(self, step, metrics, *, waited):
+  def flush(self, step, state, batch, *, waited):
     """Writes a line; returns empty metrics for the next one.
 
     Args:
       step: the last step.
-      metrics: metrics since the last line.
+      state: the state after it, with the metrics since the last line.
+      batch: the batch of that step, for the metrics of layers.
       waited: seconds spent waiting for data since the first step.
     """
     self.check_finite(step)
-    values = {k: float(v) for k, v in metrics.compute().items()}
+    values = {k: float(v) for k, v in state.metrics.compute().items()}
     values['learning_rate'] = float(self._rate(step - 1))
     seconds = time.monotonic() - self._time
     values['steps_per_second'] = len(self.losses) / seconds
     values['data_wait'] = (waited - self._waited) / seconds  # fraction of time
-    self._writer.write(step, values)
     self._progress.say(step, tables.metrics(values))
+    if self._of_layers is not None:
+      values |= jax.device_get(self._of_layers(state, batch))
+    self._writer.write(step, values)
     self._start(waited=waited)
     # New buffers, because the next step donates them.
     return jax.device_put(TrainMetrics.empty(), self._replicated)

@@ -1,12 +1,18 @@
-"""What --mode=landscape and --mode=steps print and write."""
+"""What --mode=landscape, --mode=steps and --mode=analyze print and write."""
 
+import datetime
+import importlib.util
 import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+
+import mpbn_jax
 from mpbn_jax import files, job, record, report, tables
-from mpbn_jax.analysis import pictures
+from mpbn_jax.analysis import inside_page, pictures
+from mpbn_jax.analysis.inside import Inside, look_inside
 from mpbn_jax.analysis.landscape import Landscape
 from mpbn_jax.analysis.landscape import landscape as measure
 from mpbn_jax.analysis.steps import Curve, curve
@@ -15,6 +21,7 @@ from mpbn_jax.train_step import TrainState
 
 LANDSCAPE = 'landscape.json'
 STEPS = 'steps.json'
+ANALYSIS = 'analysis'
 
 
 def landscape(
@@ -73,6 +80,59 @@ def steps(
     values,
     lambda: pictures.steps_figure({config.model.name: found}),
   )
+  return found
+
+
+def inside(
+  experiment: Experiment, state: TrainState, *, workdir: pathlib.Path
+) -> Inside:
+  """Looks inside a run's network, prints a table, and writes the report.
+
+  Writes analysis/<step>/report.html, which holds its pictures if matplotlib is
+  installed, and report.json, which has all numbers.
+
+  Args:
+    experiment: from `report.restore`.
+    state: the trained state.
+    workdir: where to write the files.
+  """
+  config, step = experiment.config, int(state.step)
+  found = look_inside(experiment, state.variables)
+  model, data = config.model, config.data
+  norms = (model.conv_norm, model.membrane_norm, model.spike_norm)
+  split = f'{found.activity.examples:,} test examples of {data.name}'
+  about = {
+    'network': f'{model.name}, width {model.width}, T = {model.num_steps}',
+    'norms': ', '.join(name for name in norms if name != 'none') or 'none',
+    'data': f'FAKE: {split}, random' if data.fake else split,
+    'test accuracy': f'{found.activity.accuracy:.2%}',
+    'checkpoint': f'step {step} of {workdir}',
+    'made with': f'mpbn_jax {mpbn_jax.__version__}, jax {jax.__version__}',
+    'device': f'{len(jax.devices())} x {jax.devices()[0].device_kind}',
+    'date': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
+  }
+  print(inside_text(found))
+  if not job.is_first():
+    return found
+  folder = workdir / ANALYSIS / str(step)
+  with files.writing(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+  values = {'step': step, 'fake': data.fake, **about, **found.to_json()}
+  record.write_json(folder / inside_page.JSON, values)
+  pictured = importlib.util.find_spec('matplotlib') is not None
+  if not pictured:
+    print('no pictures: pip install matplotlib')
+  html = inside_page.html(
+    found,
+    title=f'Inside {model.name} on {data.name}',
+    about=list(about.items()),
+    spec=experiment.dataset.spec,
+    pictures=pictured,
+  )
+  path = folder / 'report.html'
+  files.write_whole(path, html)
+  print(f'written: {folder / inside_page.JSON}')
+  print(f'written: {path}')
   return found
 
 
@@ -138,3 +198,41 @@ def steps_text(found: Curve) -> str:
     )
   head = f'{found.examples:,} test examples, trained with T = {found.trained}'
   return '\n'.join([head, *tables.grid(rows, width=tables.columns())])
+
+
+def inside_text(found: Inside) -> str:
+  """Returns what happens inside a network as tables for the terminal."""
+  seen = found.activity
+  rows = [['layer', 'neurons', 'firing rate', 'never fire', 'always fire']]
+  for name, layer in seen.layers.items():
+    rows.append(
+      [
+        name,
+        f'{layer.neurons:,}',
+        f'{layer.firing_rate.mean():.1%}',
+        f'{layer.silent:,}',
+        f'{layer.always_firing:,}',
+      ]
+    )
+  width = tables.columns()
+  lines = [
+    f'{seen.examples:,} test examples, accuracy {seen.accuracy:.2%}',
+    '',
+    *tables.grid(rows, width=width),
+    '',
+  ]
+  if found.no_energy:
+    return '\n'.join([*lines, f'operations not counted: {found.no_energy}'])
+  rows = [['an example', 'MACs', 'ACs', 'energy, uJ', 'as an ANN, uJ']]
+  for name, energy in found.energies.items():
+    rows.append(
+      [
+        name,
+        f'{float(energy.macs):,.0f}',
+        f'{float(energy.acs):,.0f}',
+        f'{1e-6 * energy.picojoules:.4g}',
+        f'{1e-6 * energy.ann_picojoules:.4g}',
+      ]
+    )
+  lines += tables.grid(rows, width=width)
+  return '\n'.join([*lines, 'memory traffic is left out'])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mpbn_jax import norm as norms
 from mpbn_jax import start as starts
 from mpbn_jax.errors import InputError
-from mpbn_jax.layers import variables
+from mpbn_jax.layers import potentials, variables
 from mpbn_jax.layers.attributes import check_positive, check_types
 from mpbn_jax.layers.spike_norm import SpikeNorm
 from mpbn_jax.layers.spikes import Spikes, check_array
@@ -141,6 +141,8 @@ class LIF(nn.Module):
     """Returns spikes [B, T, ..., C] of currents [B, T, ..., C].
 
     `mutable=['intermediates']` returns both, under 'currents' and 'spikes'.
+    `mutable=['potentials']` returns the potentials `before` and (with a norm)
+    `after` it, see `potentials.keep`.
     If a `given_spikes` collection has {spikes} at this path, they are returned
     in place of the layer's own spikes. Its readers can thus receive another
     network's spikes.
@@ -241,21 +243,33 @@ class LIF(nn.Module):
       detach_reset=self.detach_reset,
       unroll=self.unroll,
     )
-    evaluated = functools.partial(_evaluated, settings, start=start)
+    keep = functools.partial(
+      potentials.keep, self, currents, tau=tau, reset=self.reset, u_res=start
+    )
+
+    def evaluated(fire_of, leaves):
+      return _evaluated(
+        settings, fire_of, currents, tau, v_th, leaves, start=start
+      )
 
     if self.has_variable('threshold', 'threshold'):
       variables.refuse_training(train)
       folded = variables.folded_neurons(self, shape)
       if not self.learn_v_th:  # a soft reset subtracts the folded v_th
         v_th = folded['v_th']
-      return evaluated(_fire_folded, currents, tau, v_th, folded)
+      spikes, last = evaluated(_fire_folded, folded)
+      levels = {name: folded[name] for name in ('threshold', 'polarity')}
+      keep(spikes, v_th=v_th, levels=levels)
+      return spikes, last
 
     if self.norm == norms.NONE:
       if not train or self.autodiff:
-        return evaluated(_fire_plain, currents, tau, v_th, {})
-      spikes, _, last = recurrence.lif_scan(
-        settings, currents, tau, v_th, {}, {}, start
-      )
+        spikes, last = evaluated(_fire_plain, {})
+      else:
+        spikes, _, last = recurrence.lif_scan(
+          settings, currents, tau, v_th, {}, {}, start
+        )
+      keep(spikes, v_th=v_th)
       return spikes, last
 
     norm = norms.NORMS[self.norm]
@@ -266,7 +280,10 @@ class LIF(nn.Module):
     v_th = own.stats.get('v_th', v_th)
     if not train:
       fire = _fire_normed(norm.fires, norm.evaluate)
-      return evaluated(fire, currents, tau, v_th, (own.params, own.stats))
+      spikes, last = evaluated(fire, (own.params, own.stats))
+      normalize = functools.partial(norm.evaluate, own.params, own.stats)
+      keep(spikes, v_th=v_th, normalize=jax.vmap(normalize))
+      return spikes, last
 
     def trained(currents):
       return self._trained(
@@ -276,6 +293,10 @@ class LIF(nn.Module):
     spikes, stats, last = norms.in_groups(
       trained, currents, stats=own.stats, groups=self.stats_groups, axis=1
     )
+    normalize = functools.partial(
+      potentials.normalized_in_training, norm, own.params, own.stats, self
+    )
+    keep(spikes, v_th=v_th, normalize=normalize)
     own.advance(stats)
     return spikes, last
 

@@ -102,6 +102,7 @@ def test_readme_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
       'spikes that differ' in streams.out
       or 'Flags:' in streams.out
       or ('--config.model.membrane_norm=none' in command)
+      or ('report.html' in streams.out and '--mode=analyze' in command)
     )
   assert (tmp_path / 'runs' / 'digits' / 'summary.json').exists()
   assert (tmp_path / 'runs' / 'digits' / 'folded').is_dir()

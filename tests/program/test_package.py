@@ -59,6 +59,7 @@ ROWS = {
   'training': 4,
   'experiment': 4,
   'train_step': 4,
+  'layer_metrics': 4,
   'evaluation': 4,
   'folded': 4,
   'model_card': 4,

@@ -1,0 +1,354 @@
+"""Activity of a network on a data set: spikes, potentials and predictions.
+
+All statistics are streamed: a compiled program runs the network on a batch and
+returns counts, so that memory does not grow with the data set.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpbn_jax import programs, sharding
+from mpbn_jax.analysis import histograms
+from mpbn_jax.analysis.blocks import labels_of, unstacked
+from mpbn_jax.analysis.histograms import Histogram
+from mpbn_jax.datasets.base import Spec
+from mpbn_jax.errors import InputError
+from mpbn_jax.evaluation import recorded, sharded_batches
+from mpbn_jax.experiment import Experiment
+
+EXAMPLES = 24  # that are kept of those predicted wrongly
+_POTENTIALS = ('before', 'after')
+_LARGEST = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class LayerActivity:
+  """What a neuron layer did on a data set.
+
+  Attributes:
+    examples: number of examples.
+    fired: int32 [T, ..., C]: the number of examples for which each neuron fired
+      at each step.
+    before: the membrane potentials before their norm.
+    after: those after it; None if there is no norm, or it is folded.
+  """
+
+  examples: int
+  fired: np.ndarray
+  before: Histogram
+  after: Histogram | None
+
+  @property
+  def neurons(self) -> int:
+    """The number of neurons."""
+    return int(np.prod(self.fired.shape[1:]))
+
+  @property
+  def spikes(self) -> np.ndarray:
+    """The number of spikes at each step, int64 [T]."""
+    axes = tuple(range(1, self.fired.ndim))
+    return self.fired.sum(axes, dtype=np.int64)
+
+  @property
+  def firing_rate(self) -> np.ndarray:
+    """Spikes per neuron and example at each step, [T]."""
+    return self.spikes / (self.examples * self.neurons)
+
+  @property
+  def silent(self) -> int:
+    """The number of neurons that never fire, at no step of any example."""
+    return int((self.fired == 0).all(0).sum())
+
+  @property
+  def always_firing(self) -> int:
+    """The number of neurons that fire at every step of every example."""
+    return int((self.fired == self.examples).all(0).sum())
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class WrongExample:
+  """An example whose prediction is wrong.
+
+  Attributes:
+    index: its place in the split.
+    label: its class.
+    prediction: the class with the largest logit.
+    probability: the softmax of the mean logits there.
+    image: uint8 [H, W, C], or frames [T, H, W, C].
+  """
+
+  index: int
+  label: int
+  prediction: int
+  probability: float
+  image: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Activity:
+  """What a network did on a data set.
+
+  Attributes:
+    examples: number of examples.
+    layers: {layer: its activity} in the order in which they run; {layer[i]:
+      ...} for blocks that the program scans over.
+    confusion: int64 [K, K]: how many examples of class i are predicted as j.
+    wrong: examples that are predicted wrongly with the largest probability, at
+      most `EXAMPLES`.
+  """
+
+  examples: int
+  layers: dict[str, LayerActivity]
+  confusion: np.ndarray
+  wrong: tuple[WrongExample, ...]
+
+  @property
+  def accuracy(self) -> float:
+    """The share of examples that are predicted correctly."""
+    return int(np.trace(self.confusion)) / self.examples
+
+
+@programs.shared
+def _program(model: nn.Module, spec: Spec, mesh: jax.sharding.Mesh):
+  """Returns the compiled function of a batch."""
+
+  @functools.partial(
+    jax.jit, donate_argnums=1, out_shardings=sharding.replicated(mesh)
+  )
+  def of_batch(variables, fired, bins, batch, first):
+    images = spec.normalize(batch['image'])
+    logits, layers = recorded(model, variables, images, potentials=True)
+    found: dict[str, Any] = {'counts': {}, 'ranges': {}}
+    new = {}
+    for name, layer in layers.items():
+      spikes = unstacked(layer, 'spikes')  # [blocks, B, T, ..., C]
+      mask = batch['mask'].reshape((1, -1, *(1,) * (spikes.ndim - 2)))
+      new[name] = fired[name] + ((spikes > 0) & mask).sum(1, dtype=jnp.int32)
+      for kind in bins[name]:
+        u = unstacked(layer, kind)
+        of_block = functools.partial(_of_block, batch['mask'], first)
+        counts, ranges = _in_turn(of_block, (u, *bins[name][kind]))
+        found['counts'][name, kind] = counts
+        found['ranges'][name, kind] = ranges
+    probabilities = jax.nn.softmax(logits)
+    return new, {
+      **{key: list(values.values()) for key, values in found.items()},
+      'prediction': logits.argmax(-1),
+      'probability': probabilities.max(-1),
+      'finite': jnp.isfinite(logits).all(-1),
+      'label': batch['label'],
+      'mask': batch['mask'],
+    }
+
+  return of_batch
+
+
+def _in_turn(function, inputs):
+  """Returns the results of a function of each block, in the memory of one."""
+  if len(inputs[0]) > 1:
+    return jax.lax.map(function, inputs)
+  one = function(tuple(x[0] for x in inputs))
+  return jax.tree.map(lambda y: y[None], one)
+
+
+def _of_block(mask, is_first, inputs):
+  """Returns (counts, range) of the potentials of one block."""
+  u, first, width = inputs
+  counts = histograms.count(u, mask, first=first, width=width)
+  # Only the first batch is asked for a range.
+  found = jax.lax.cond(
+    is_first,
+    histograms.range_of,
+    lambda u, mask: jnp.zeros(4, jnp.float32),
+    u,
+    mask,
+  )
+  return counts, found
+
+
+def activity(
+  experiment: Experiment,
+  variables: Mapping,
+  *,
+  split: str = 'test',
+  examples: int = EXAMPLES,
+) -> Activity:
+  """Returns what the network does on a split, every example counted once.
+
+  Spikes and potentials are counted as integers; the first batch decides the
+  bins of the potentials, which stay fixed.
+
+  Args:
+    experiment: from `experiment.build`.
+    variables: variables of its model, folded or not.
+    split: usually 'test'.
+    examples: how many wrongly predicted examples are kept.
+
+  Raises:
+    FloatingPointError: a logit is not finite.
+    InputError: the batches or the split are too large to be counted.
+  """
+  run = _program(experiment.model, experiment.dataset.spec, experiment.mesh)
+  counter = _Counter(experiment, variables, split=split, examples=examples)
+  for number, batch in enumerate(sharded_batches(experiment, split)):
+    if number == 0:
+      counter.choose_bins(run, batch)
+    counter.add(run, batch)
+  return counter.result()
+
+
+class _Counter:
+  """The counts so far."""
+
+  def __init__(self, experiment, variables, *, split, examples):
+    self._experiment, self._variables = experiment, variables
+    self._split, self._keep = split, examples
+    self._seen = 0
+    self._classes = experiment.dataset.spec.num_classes
+    self._confusion = np.zeros((self._classes,) * 2, np.int64)
+    self._wrong: list[WrongExample] = []
+
+  def choose_bins(self, run, batch):
+    """Runs the first batch for the ranges of its potentials."""
+    layers = _layers(self._experiment, self._variables, batch)
+    self._check_size(layers)
+    self._kinds = {
+      name: [kind for kind in _POTENTIALS if kind in layer]
+      for name, layer in layers.items()
+    }
+    self._blocks = {
+      name: labels_of(name, layer) for name, layer in layers.items()
+    }
+    empty = {
+      name: np.zeros((s[0], *s[2:]), np.int32)
+      for name, s in ((k, layer['shape']) for k, layer in layers.items())
+    }
+    where = sharding.replicated(self._experiment.mesh)
+    some = {
+      (name, kind): [histograms.Bins(0, 1.0)] * len(self._blocks[name])
+      for name, kind in self._names()
+    }
+    # Whose counts, in bins that mean nothing, are dropped.
+    _, found = run(
+      self._variables,
+      jax.device_put(empty, where),
+      self._on_device(some),
+      batch,
+      True,
+    )
+    self._bins = {
+      key: [histograms.bins_of_range(each) for each in np.asarray(ranges)]
+      for key, ranges in zip(self._names(), found['ranges'], strict=True)
+    }
+    self._fired = jax.device_put(empty, where)
+    self._given = self._on_device(self._bins)
+    self._counts = dict.fromkeys(self._names(), np.int64(0))
+
+  def _check_size(self, layers):
+    for name, layer in layers.items():
+      _, batch, _, *inside = layer['shape']
+      if batch * int(np.prod(inside)) > _LARGEST:
+        raise InputError(
+          f'expected at most {_LARGEST:,} potentials of a layer in a batch, '
+          f'got more in {name!r}: set a smaller --config.evaluation.batch_size'
+        )
+    size = len(self._experiment.dataset.splits[self._split])
+    if size > _LARGEST:
+      raise InputError(f'expected at most {_LARGEST:,} examples, got {size:,}')
+
+  def _names(self):
+    return [(name, kind) for name in self._kinds for kind in self._kinds[name]]
+
+  def _on_device(self, bins):
+    """Returns {layer: {kind: (first [blocks], width [blocks])}}."""
+    tree: dict = {name: {} for name in self._kinds}
+    for (name, kind), of_blocks in bins.items():
+      first, width = zip(*of_blocks, strict=True)
+      tree[name][kind] = np.float32(first), np.float32(width)
+    return tree
+
+  def add(self, run, batch):
+    """Counts a batch."""
+    self._fired, found = run(
+      self._variables, self._fired, self._given, batch, False
+    )
+    found = jax.device_get(found)
+    mask = found['mask']
+    bad = int((~found['finite'] & mask).sum())
+    if bad:
+      raise FloatingPointError(
+        f'expected finite logits on the split {self._split!r}, got NaN or '
+        f'infinity for {bad} of {mask.sum()} examples of a batch: their '
+        'predictions mean nothing'
+      )
+    for key, counts in zip(self._names(), found['counts'], strict=True):
+      self._counts[key] = self._counts[key] + counts.astype(np.int64)
+    labels, predictions = found['label'][mask], found['prediction'][mask]
+    np.add.at(self._confusion, (labels, predictions), 1)
+    self._remember(batch, found)
+    self._seen += int(mask.sum())
+
+  def _remember(self, batch, found):
+    wrong = found['mask'] & (found['label'] != found['prediction'])
+    for place in np.flatnonzero(wrong):
+      probability = float(found['probability'][place])
+      full = len(self._wrong) >= self._keep
+      if full and probability <= self._wrong[-1].probability:
+        continue
+      example = WrongExample(
+        index=self._seen + int(place),
+        label=int(found['label'][place]),
+        prediction=int(found['prediction'][place]),
+        probability=probability,
+        image=np.asarray(batch['image'][int(place)]),
+      )
+      self._wrong.append(example)
+      self._wrong.sort(key=lambda each: (-each.probability, each.index))
+      del self._wrong[self._keep :]
+
+  def result(self) -> Activity:
+    layers = {}
+    fired = jax.device_get(self._fired)
+    for name, kinds in self._kinds.items():
+      for block, label in enumerate(self._blocks[name]):
+        found = {
+          kind: histograms.histogram(
+            self._counts[name, kind][block], self._bins[name, kind][block]
+          )
+          for kind in kinds
+        }
+        layers[label] = LayerActivity(
+          examples=self._seen,
+          fired=fired[name][block],
+          before=found['before'],
+          after=found.get('after'),
+        )
+    return Activity(
+      examples=self._seen,
+      layers=layers,
+      confusion=self._confusion,
+      wrong=tuple(self._wrong),
+    )
+
+
+def _layers(experiment, variables, batch):
+  """Returns the layers as recorded, with shapes [blocks, B, T, ..., C]."""
+
+  def run(variables, image):
+    images = experiment.dataset.spec.normalize(image)
+    _, layers = recorded(experiment.model, variables, images, potentials=True)
+    return layers
+
+  layers = jax.eval_shape(run, variables, batch['image'])
+  for layer in layers.values():
+    layer['shape'] = jax.eval_shape(
+      functools.partial(unstacked, key='spikes'), dict(layer)
+    ).shape
+  return layers
