@@ -54,10 +54,9 @@ def test_twenty_steps_of_two_processes_are_those_of_one_device():
     )
     for index in range(2)
   ]
-  for process in processes:
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    check_close(json.loads(out.splitlines()[-1]), alone(1))
+  said = [process.communicate(timeout=120) for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], said
+  check_close(json.loads(said[0][0].splitlines()[-1]), alone(1))
 
 
 def test_state_keeps_its_dtypes_with_x64():
