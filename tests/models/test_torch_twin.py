@@ -1,5 +1,7 @@
 """Torch twins of graphs: the network's spikes, from PyTorch modules."""
 
+import dataclasses
+import importlib.util
 import sys
 
 import graphs
@@ -7,7 +9,8 @@ import numpy as np
 import pytest
 
 from mpbn_jax import InputError
-from mpbn_jax.graph import quantize, run_graph
+from mpbn_jax.graph import Graph, quantize, run_graph
+from mpbn_jax.interop.torch_twin import _twin_class, torch_twin
 
 torch = pytest.importorskip('torch', reason='needs PyTorch: pip install torch')
 
@@ -18,12 +21,6 @@ NETWORKS = [
   {'membrane_norm': 'mpbn_element', 'reset': 'soft', 'learn_v_th': True},
   {'conv_norm': 'none', 'membrane_norm': 'none', 'start': 'mean'},
 ]
-
-
-def _twin(graph):
-  from mpbn_jax.interop.torch_twin import TorchTwin
-
-  return TorchTwin(graph)
 
 
 def _graph(**settings):
@@ -49,7 +46,7 @@ def _run(twin, frames):
 def test_twin_fires_the_spikes_of_the_graph(settings):
   graph, frames = _graph(**settings)
   expected, logits = run_graph(graph, frames)
-  twin = _twin(graph)
+  twin = torch_twin(graph)
   spikes, again = _run(twin, frames)
   for name, layer in expected.items():
     np.testing.assert_array_equal(spikes[name], layer, name)
@@ -60,14 +57,14 @@ def test_twin_of_integers_starts_every_call_anew():
   graph, frames = _graph()
   graph = quantize(graph)
   _, logits = run_graph(graph, frames)
-  twin = _twin(graph)
+  twin = torch_twin(graph)
   for _ in range(2):
     np.testing.assert_allclose(_run(twin, frames)[1], logits, atol=1e-5)
 
 
 def test_images_are_shown_at_every_step():
   graph, frames = _graph()
-  twin, images = _twin(graph), frames[:, 0]
+  twin, images = torch_twin(graph), frames[:, 0]
   _, logits = run_graph(graph, images)
   with torch.no_grad():
     x = torch.from_numpy(np.moveaxis(images, -1, 1).copy())
@@ -85,17 +82,68 @@ def test_images_are_shown_at_every_step():
 )
 def test_graphs_with_other_layers_are_refused(settings, message):
   with pytest.raises(InputError, match=message):
-    _twin(_graph(**settings)[0])
+    torch_twin(_graph(**settings)[0])
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec('neurobench') is None,
+  reason='needs NeuroBench: pip install neurobench',
+)
+@pytest.mark.filterwarnings('ignore')
+def test_harness_of_neurobench_counts_the_twins_operations():
+  from neurobench.benchmarks import Benchmark
+  from neurobench.metrics.workload import ActivationSparsity, SynapticOperations
+  from neurobench.models import TorchModel
+
+  graph, frames = _graph(name='resnet20')
+  twin = torch_twin(graph)
+  model = TorchModel(twin)
+  model.add_activation_module(type(twin.stem_lif1))
+  x = torch.from_numpy(np.moveaxis(frames, -1, 2).copy())
+  labels = torch.zeros(len(x), dtype=torch.long)
+  loader = torch.utils.data.DataLoader(
+    torch.utils.data.TensorDataset(x, labels), batch_size=2
+  )
+  metrics = [[], [SynapticOperations, ActivationSparsity]]
+  found = Benchmark(model, loader, [], [], metrics).run(quiet=True)
+  spikes, _ = run_graph(graph, frames)
+  fired = sum(layer.sum(dtype=float) for layer in spikes.values())
+  silent = 1 - fired / sum(layer.size for layer in spikes.values())
+  np.testing.assert_allclose(found['ActivationSparsity'], silent, rtol=1e-6)
+  operations = found['SynapticOperations']
+  # What reads frames and average-pooled spikes multiplies.
+  assert operations['Effective_MACs'] > 0
+  assert operations['Effective_ACs'] > 0
+
+
+def test_layers_of_one_name_in_torch_are_refused():
+  graph, _ = _graph()
+  nodes = [
+    dataclasses.replace(node, name='a/b' if node.name == 'conv1' else 'a_b')
+    if node.name in ('conv1', 'lif1')
+    else node
+    for node in graph.nodes
+  ]
+  names = {'conv1': 'a/b', 'lif1': 'a_b'}
+  nodes = [
+    dataclasses.replace(
+      node, inputs=tuple(names.get(name, name) for name in node.inputs)
+    )
+    for node in nodes
+  ]
+  graph = Graph(nodes=tuple(nodes), num_steps=graph.num_steps)
+  with pytest.raises(InputError, match="got 'a_b' beside 'a_b': rename one"):
+    torch_twin(graph)
 
 
 def test_channels_come_first():
   graph, frames = _graph()
   with pytest.raises(InputError, match=r"expected frames \['B', 3, 2, 8, 8\]"):
-    _twin(graph)(torch.from_numpy(frames))
+    torch_twin(graph)(torch.from_numpy(frames))
 
 
 def test_missing_torch_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
-  monkeypatch.delitem(sys.modules, 'mpbn_jax.interop.torch_twin', raising=False)
+  _twin_class.cache_clear()
   with pytest.raises(InputError, match='got none: pip install torch'):
-    import mpbn_jax.interop.torch_twin  # noqa: F401
+    torch_twin(_graph()[0])
