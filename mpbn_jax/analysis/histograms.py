@@ -1,6 +1,7 @@
 """Histograms of membrane potentials, counted exactly on the device."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -137,7 +138,12 @@ def range_of(u: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def count(
-  u: jax.Array, mask: jax.Array, *, first: jax.Array, width: jax.Array
+  u: jax.Array,
+  mask: jax.Array,
+  *,
+  first: jax.Array,
+  width: jax.Array,
+  groups: int = 1,
 ) -> jax.Array:
   """Returns how many potentials lie in each slot, int32 [T, slots].
 
@@ -146,16 +152,34 @@ def count(
     mask: [B], False on padding, which is not counted.
     first: of `Bins`.
     width: of `Bins`.
+    groups: divides B into groups that are counted one after the other, which
+      needs that much less memory.
   """
+  steps = u.shape[1]
+  # Example i is in group i mod groups, so that each device has a part of all.
+  u = u.reshape((-1, groups, *u.shape[1:]))
+  mask = mask.reshape((-1, groups))
+
+  def add(group, counts):
+    index = functools.partial(
+      jax.lax.dynamic_index_in_dim, index=group, axis=1, keepdims=False
+    )
+    slots = _slots(index(u), index(mask), first, width)
+    return counts.at[slots].add(1)
+
+  empty = jnp.zeros(steps * _SLOTS, jnp.int32)
+  counts = jax.lax.fori_loop(0, groups, add, empty)
+  return counts.reshape(steps, _SLOTS)
+
+
+def _slots(u, mask, first, width):
   # Powers of two multiply exactly, and indices are small: no rounding.
   index = jnp.floor(u * (1 / width)) - first
   slot = jnp.clip(index, -1, BINS).astype(jnp.int32) + 1
   slot = jnp.where(jnp.isnan(u), BINS + 2, slot)
   slot = jnp.where(_along(mask, u), slot, BINS + 3)
-  steps = u.shape[1]
-  start = _SLOTS * jnp.arange(steps).reshape((1, -1, *(1,) * (u.ndim - 2)))
-  empty = jnp.zeros(steps * _SLOTS, jnp.int32)
-  return empty.at[start + slot].add(1).reshape(steps, _SLOTS)
+  steps = _SLOTS * jnp.arange(u.shape[1])
+  return steps.reshape((1, -1, *(1,) * (u.ndim - 2))) + slot
 
 
 def histogram(counts: np.ndarray, bins: Bins) -> Histogram:

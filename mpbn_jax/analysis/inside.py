@@ -98,6 +98,8 @@ def look_inside(experiment: Experiment, variables: Mapping) -> Inside:
   found = activity(experiment, variables)
   to_thresholds = _to_thresholds(experiment)
   not_folded = report.why_not_folded(to_thresholds.config)
+  if not_folded is not None:
+    not_folded = not_folded.split(';')[0]  # without how other norms fold
   shown = variables
   if not_folded is None:
     shown = report.fold_network(to_thresholds, variables)

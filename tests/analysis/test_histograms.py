@@ -1,5 +1,7 @@
 """Histograms on the device: exact bins, and nothing uncounted."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +48,8 @@ def test_bins_hold_their_range_and_are_exact_in_float32(low, span):
     assert bins.width * BINS <= 4 * span
 
 
-def test_every_potential_is_counted_once():
+@pytest.mark.parametrize('groups', [1, 3])
+def test_every_potential_is_counted_once(groups):
   bins = Bins(-40, 0.125)
   rng = np.random.default_rng(0)
   u = rng.normal(0, 3, (6, 3, 4, 5)).astype(np.float32)
@@ -63,7 +66,8 @@ def test_every_potential_is_counted_once():
   u.reshape(-1)[:7] = special
   u[3:5].reshape(-1)[:120] = rng.choice(beside, 120)
   mask = np.array([True] * 5 + [False])
-  found = jax.jit(count)(u, mask, first=-40.0, width=0.125)
+  run = jax.jit(functools.partial(count, groups=groups))
+  found = run(u, mask, first=-40.0, width=0.125)
   ours = histogram(np.asarray(found, np.int64), bins)
   below, counts, above, nan = _by_hand(u[:5], bins.edges)
   np.testing.assert_array_equal(ours.below, below)
