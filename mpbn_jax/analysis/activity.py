@@ -7,7 +7,6 @@ returns counts, so that memory does not grow with the data set.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -117,6 +116,34 @@ class Activity:
 
 
 @programs.shared
+def _moments(model, spec, mesh):
+  """Returns the compiled function of the first batch, for the bins."""
+
+  @functools.partial(
+    jax.jit,
+    out_shardings=sharding.replicated(mesh),
+    compiler_options=memory.compiler_options(),
+  )
+  def of_batch(variables, batch):
+    mask = batch['mask']
+    groups = _groups(len(mask), mesh.size)
+
+    def moments(layer, given):
+      del given
+      return {
+        kind: histograms.moments_of(layer[kind], mask, groups=groups)
+        for kind in _POTENTIALS
+        if kind in layer
+      }
+
+    images = spec.normalize(batch['image'])
+    _, found = watched(model, variables, images, moments, given={})
+    return found
+
+  return of_batch
+
+
+@programs.shared
 def _program(model: nn.Module, spec: Spec, mesh: jax.sharding.Mesh):
   """Returns the compiled function of a batch."""
 
@@ -126,9 +153,9 @@ def _program(model: nn.Module, spec: Spec, mesh: jax.sharding.Mesh):
     out_shardings=sharding.replicated(mesh),
     compiler_options=memory.compiler_options(),
   )
-  def of_batch(variables, fired, bins, batch, first):
+  def of_batch(variables, fired, bins, batch):
     groups = _groups(len(batch['mask']), mesh.size)
-    count = functools.partial(_of_layer, batch['mask'], first, groups)
+    count = functools.partial(_of_layer, batch['mask'], groups)
     logits, found = watched(
       model, variables, spec.normalize(batch['image']), count, given=bins
     )
@@ -152,26 +179,19 @@ def _groups(batch_size, devices):
   return max(n for n in range(1, 17) if share % n == 0)
 
 
-def _of_layer(mask, is_first, groups, layer, bins):
+def _of_layer(mask, groups, layer, bins):
   """Returns counts of a layer, or of one block, in a batch."""
   spikes = layer['spikes']
   real = mask.reshape((-1, *(1,) * (spikes.ndim - 1)))
-  found: dict[str, Any] = {
-    'fired': ((spikes > 0) & real).sum(0, dtype=jnp.int32)
+  return {
+    'fired': ((spikes > 0) & real).sum(0, dtype=jnp.int32),
+    **{
+      kind: histograms.count(
+        layer[kind], mask, first=first, width=width, groups=groups
+      )
+      for kind, (first, width) in bins.items()
+    },
   }
-  for kind, (first, width) in bins.items():
-    u = layer[kind]
-    counts = histograms.count(u, mask, first=first, width=width, groups=groups)
-    # Only the first batch is asked for a range.
-    within = jax.lax.cond(
-      is_first,
-      histograms.range_of,
-      lambda u, mask: jnp.zeros(4, jnp.float32),
-      u,
-      mask,
-    )
-    found[kind] = counts, within
-  return found
 
 
 def activity(
@@ -196,11 +216,12 @@ def activity(
     FloatingPointError: a logit is not finite.
     InputError: the batches or the split are too large to be counted.
   """
-  run = _program(experiment.model, experiment.dataset.spec, experiment.mesh)
+  parts = experiment.model, experiment.dataset.spec, experiment.mesh
+  run, moments = _program(*parts), _moments(*parts)
   counter = _Counter(experiment, variables, split=split, examples=examples)
   for number, batch in enumerate(sharded_batches(experiment, split)):
     if number == 0:
-      counter.choose_bins(run, batch)
+      counter.choose_bins(moments, batch)
     counter.add(run, batch)
   return counter.result()
 
@@ -216,8 +237,8 @@ class _Counter:
     self._confusion = np.zeros((self._classes,) * 2, np.int64)
     self._wrong: list[WrongExample] = []
 
-  def choose_bins(self, run, batch):
-    """Runs the first batch for the ranges of its potentials."""
+  def choose_bins(self, moments, batch):
+    """Runs the first batch for the moments of its potentials."""
     layers = shapes_of(
       self._experiment.model,
       self._variables,
@@ -238,19 +259,15 @@ class _Counter:
       for k in layers
     }
     where = sharding.replicated(self._experiment.mesh)
+    found = jax.device_get(moments(self._variables, batch))
     self._bins = {
-      (name, kind): [histograms.Bins(0, 1.0)] * len(self._labels[name])
+      (name, kind): [
+        histograms.bins_of(rows)
+        for rows in np.split(found[name][kind], len(self._labels[name]))
+      ]
       for name in layers
       for kind in self._kinds[name]
     }
-    # Whose counts, in bins that mean nothing, are dropped.
-    fired = jax.device_put(empty, where)
-    _, found = run(self._variables, fired, self._given(), batch, True)
-    for name, kind in self._bins:
-      _, ranges = found['layers'][name][kind]
-      self._bins[name, kind] = [
-        histograms.bins_of_range(each) for each in np.reshape(ranges, (-1, 4))
-      ]
     self._fired = jax.device_put(empty, where)
     self._counts = dict.fromkeys(self._bins, np.int64(0))
 
@@ -279,9 +296,7 @@ class _Counter:
 
   def add(self, run, batch):
     """Counts a batch."""
-    self._fired, found = run(
-      self._variables, self._fired, self._given(), batch, False
-    )
+    self._fired, found = run(self._variables, self._fired, self._given(), batch)
     found = jax.device_get(found)
     mask = found['mask']
     bad = int((~found['finite'] & mask).sum())
@@ -292,7 +307,7 @@ class _Counter:
         'predictions mean nothing'
       )
     for name, kind in self._counts:
-      counts, _ = found['layers'][name][kind]
+      counts = found['layers'][name][kind]
       counts = counts.reshape((-1, *counts.shape[-2:])).astype(np.int64)
       self._counts[name, kind] = self._counts[name, kind] + counts
     labels, predictions = found['label'][mask], found['prediction'][mask]

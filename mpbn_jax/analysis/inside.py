@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mpbn_jax import norm, report
@@ -105,7 +106,7 @@ def look_inside(experiment: Experiment, variables: Mapping) -> Inside:
     shown = report.fold_network(to_thresholds, variables)
   dataset = experiment.dataset
   images, _ = dataset.splits['test'].read(np.array([EXAMPLE]))
-  x = dataset.spec.normalize(images)
+  x = dataset.spec.normalize(jnp.asarray(images))
   neurons = neurons_of(experiment.model, shown, x)
   energies, no_energy = {}, None
   try:

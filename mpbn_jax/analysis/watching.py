@@ -67,7 +67,8 @@ def watched(
       `recorded` has the spikes and potentials of a layer, or of one block
       inside a scan, [B, T, ..., C].
     given: {layer: arrays}, with one more leading axis for each scan around the
-      layer; the names are those of `recorded`.
+      layer; the names are those of `recorded`. A layer that is not there is
+      given None.
 
   Returns:
     Results with one more leading axis for each scan.
@@ -88,9 +89,8 @@ def watched(
       if key not in (_GIVEN, _FOUND)
     }
     of_layer['spikes'] = module.variables['intermediates']['spikes'][-1]
-    result = function(
-      of_layer, module.get_variable(COLLECTION, _GIVEN)[str(run)]
-    )
+    own = module.get_variable(COLLECTION, _GIVEN, {}).get(str(run))
+    result = function(of_layer, own)
     results[name] = module.path, run
     module.sow(COLLECTION, _FOUND, result)
     return _after(y, result)
@@ -108,10 +108,10 @@ def watched(
       mutable=['intermediates', COLLECTION],
     )
   found = {}
-  for name, (path, run) in results.items():
+  for name, (layer, run) in results.items():
     node = kept[COLLECTION]
-    for key in path:
-      node = node[key]
+    for part in layer:
+      node = node[part]
     found[name] = node[_FOUND][run]
   return logits, found
 
