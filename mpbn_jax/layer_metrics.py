@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import traverse_util
 
 from mpbn_jax import norm, sharding
@@ -53,7 +52,9 @@ def make_layer_metrics(experiment: Experiment) -> Callable:
         found[_name('firing_rate', path)] = rates.mean()
     for path, gradient in _flat(gradients).items():
       if path[-1] == 'kernel':
-        found[_name('gradient_norm', path)] = optax.global_norm(gradient)
+        found[_name('gradient_norm', path)] = jnp.linalg.norm(
+          gradient.reshape(-1)
+        )
     variables = state.raw_variables
     if folds and any(True for _ in norms_at(variables, 'membrane')):
       for path, leaf in _flat(fold(variables)['threshold']).items():

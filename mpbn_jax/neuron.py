@@ -277,6 +277,7 @@ def potentials_of(
   reset: str = 'hard',
   v_th: jax.Array | float | None = None,
   u_res: jax.Array | float = 0.0,
+  unroll: int | bool = 1,
 ) -> jax.Array:
   """Returns the membrane potentials at which neurons fired given spikes.
 
@@ -293,6 +294,7 @@ def potentials_of(
     reset: 'hard' or 'soft'.
     v_th: subtracted by a soft reset.
     u_res: potential kept from the step before the first.
+    unroll: as in `jax.lax.scan`.
 
   Returns:
     [T, ...], the potentials after charging and before the reset.
@@ -327,5 +329,5 @@ def potentials_of(
     return u_res, u
 
   fired = spikes.astype(currents.dtype)
-  _, potentials = jax.lax.scan(step, u_res, (currents, fired))
+  _, potentials = jax.lax.scan(step, u_res, (currents, fired), unroll=unroll)
   return potentials

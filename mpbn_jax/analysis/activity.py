@@ -7,20 +7,20 @@ returns counts, so that memory does not grow with the data set.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpbn_jax import programs, sharding
+from mpbn_jax import memory, programs, sharding
 from mpbn_jax.analysis import histograms
-from mpbn_jax.analysis.blocks import labels_of, unstacked
+from mpbn_jax.analysis.blocks import in_order, labels_of
 from mpbn_jax.analysis.histograms import Histogram
+from mpbn_jax.analysis.watching import shapes_of, watched
 from mpbn_jax.datasets.base import Spec
 from mpbn_jax.errors import InputError
-from mpbn_jax.evaluation import recorded, sharded_batches
+from mpbn_jax.evaluation import sharded_batches, stacked_axes
 from mpbn_jax.experiment import Experiment
 
 EXAMPLES = 24  # that are kept of those predicted wrongly
@@ -116,30 +116,53 @@ class Activity:
 
 
 @programs.shared
+def _moments(model, spec, mesh):
+  """Returns the compiled function of the first batch, for the bins."""
+
+  @functools.partial(
+    jax.jit,
+    out_shardings=sharding.replicated(mesh),
+    compiler_options=memory.compiler_options(),
+  )
+  def of_batch(variables, batch):
+    mask = batch['mask']
+    groups = _groups(len(mask), mesh.size)
+
+    def moments(layer, given):
+      del given
+      return {
+        kind: histograms.moments_of(layer[kind], mask, groups=groups)
+        for kind in _POTENTIALS
+        if kind in layer
+      }
+
+    images = spec.normalize(batch['image'])
+    _, found = watched(model, variables, images, moments, given={})
+    return found
+
+  return of_batch
+
+
+@programs.shared
 def _program(model: nn.Module, spec: Spec, mesh: jax.sharding.Mesh):
   """Returns the compiled function of a batch."""
 
   @functools.partial(
-    jax.jit, donate_argnums=1, out_shardings=sharding.replicated(mesh)
+    jax.jit,
+    donate_argnums=1,
+    out_shardings=sharding.replicated(mesh),
+    compiler_options=memory.compiler_options(),
   )
-  def of_batch(variables, fired, bins, batch, first):
-    images = spec.normalize(batch['image'])
-    logits, layers = recorded(model, variables, images, potentials=True)
-    found: dict[str, Any] = {'counts': {}, 'ranges': {}}
-    new = {}
-    for name, layer in layers.items():
-      spikes = unstacked(layer, 'spikes')  # [blocks, B, T, ..., C]
-      mask = batch['mask'].reshape((1, -1, *(1,) * (spikes.ndim - 2)))
-      new[name] = fired[name] + ((spikes > 0) & mask).sum(1, dtype=jnp.int32)
-      for kind in bins[name]:
-        u = unstacked(layer, kind)
-        of_block = functools.partial(_of_block, batch['mask'], first)
-        counts, ranges = _in_turn(of_block, (u, *bins[name][kind]))
-        found['counts'][name, kind] = counts
-        found['ranges'][name, kind] = ranges
+  def of_batch(variables, fired, bins, batch):
+    groups = _groups(len(batch['mask']), mesh.size)
+    count = functools.partial(_of_layer, batch['mask'], groups)
+    logits, found = watched(
+      model, variables, spec.normalize(batch['image']), count, given=bins
+    )
+    new = {name: fired[name] + found[name].pop('fired') for name in fired}
     probabilities = jax.nn.softmax(logits)
     return new, {
-      **{key: list(values.values()) for key, values in found.items()},
+      'layers': found,
       'prediction': logits.argmax(-1),
       'probability': probabilities.max(-1),
       'finite': jnp.isfinite(logits).all(-1),
@@ -150,27 +173,25 @@ def _program(model: nn.Module, spec: Spec, mesh: jax.sharding.Mesh):
   return of_batch
 
 
-def _in_turn(function, inputs):
-  """Returns the results of a function of each block, in the memory of one."""
-  if len(inputs[0]) > 1:
-    return jax.lax.map(function, inputs)
-  one = function(tuple(x[0] for x in inputs))
-  return jax.tree.map(lambda y: y[None], one)
+def _groups(batch_size, devices):
+  """Returns the largest number of groups up to 16 that devices can share."""
+  share = batch_size // devices
+  return max(n for n in range(1, 17) if share % n == 0)
 
 
-def _of_block(mask, is_first, inputs):
-  """Returns (counts, range) of the potentials of one block."""
-  u, first, width = inputs
-  counts = histograms.count(u, mask, first=first, width=width)
-  # Only the first batch is asked for a range.
-  found = jax.lax.cond(
-    is_first,
-    histograms.range_of,
-    lambda u, mask: jnp.zeros(4, jnp.float32),
-    u,
-    mask,
-  )
-  return counts, found
+def _of_layer(mask, groups, layer, bins):
+  """Returns counts of a layer, or of one block, in a batch."""
+  spikes = layer['spikes']
+  real = mask.reshape((-1, *(1,) * (spikes.ndim - 1)))
+  return {
+    'fired': ((spikes > 0) & real).sum(0, dtype=jnp.int32),
+    **{
+      kind: histograms.count(
+        layer[kind], mask, first=first, width=width, groups=groups
+      )
+      for kind, (first, width) in bins.items()
+    },
+  }
 
 
 def activity(
@@ -195,11 +216,12 @@ def activity(
     FloatingPointError: a logit is not finite.
     InputError: the batches or the split are too large to be counted.
   """
-  run = _program(experiment.model, experiment.dataset.spec, experiment.mesh)
+  parts = experiment.model, experiment.dataset.spec, experiment.mesh
+  run, moments = _program(*parts), _moments(*parts)
   counter = _Counter(experiment, variables, split=split, examples=examples)
   for number, batch in enumerate(sharded_batches(experiment, split)):
     if number == 0:
-      counter.choose_bins(run, batch)
+      counter.choose_bins(moments, batch)
     counter.add(run, batch)
   return counter.result()
 
@@ -215,45 +237,44 @@ class _Counter:
     self._confusion = np.zeros((self._classes,) * 2, np.int64)
     self._wrong: list[WrongExample] = []
 
-  def choose_bins(self, run, batch):
-    """Runs the first batch for the ranges of its potentials."""
-    layers = _layers(self._experiment, self._variables, batch)
+  def choose_bins(self, moments, batch):
+    """Runs the first batch for the moments of its potentials."""
+    layers = shapes_of(
+      self._experiment.model,
+      self._variables,
+      jax.eval_shape(self._experiment.dataset.spec.normalize, batch['image']),
+    )
     self._check_size(layers)
     self._kinds = {
       name: [kind for kind in _POTENTIALS if kind in layer]
       for name, layer in layers.items()
     }
-    self._blocks = {
-      name: labels_of(name, layer) for name, layer in layers.items()
-    }
+    self._labels = {k: labels_of(k, layer) for k, layer in layers.items()}
+    axes = {k: len(stacked_axes(layer)) for k, layer in layers.items()}
+    shapes = {k: layer['spikes'].shape for k, layer in layers.items()}
+    # Of the axes that stack blocks.
+    self._sides = {k: shapes[k][: axes[k]] for k in layers}
     empty = {
-      name: np.zeros((s[0], *s[2:]), np.int32)
-      for name, s in ((k, layer['shape']) for k, layer in layers.items())
+      k: np.zeros((*self._sides[k], *shapes[k][axes[k] + 1 :]), np.int32)
+      for k in layers
     }
     where = sharding.replicated(self._experiment.mesh)
-    some = {
-      (name, kind): [histograms.Bins(0, 1.0)] * len(self._blocks[name])
-      for name, kind in self._names()
-    }
-    # Whose counts, in bins that mean nothing, are dropped.
-    _, found = run(
-      self._variables,
-      jax.device_put(empty, where),
-      self._on_device(some),
-      batch,
-      True,
-    )
+    found = jax.device_get(moments(self._variables, batch))
     self._bins = {
-      key: [histograms.bins_of_range(each) for each in np.asarray(ranges)]
-      for key, ranges in zip(self._names(), found['ranges'], strict=True)
+      (name, kind): [
+        histograms.bins_of(rows)
+        for rows in np.split(found[name][kind], len(self._labels[name]))
+      ]
+      for name in layers
+      for kind in self._kinds[name]
     }
     self._fired = jax.device_put(empty, where)
-    self._given = self._on_device(self._bins)
-    self._counts = dict.fromkeys(self._names(), np.int64(0))
+    self._counts = dict.fromkeys(self._bins, np.int64(0))
 
   def _check_size(self, layers):
     for name, layer in layers.items():
-      _, batch, _, *inside = layer['shape']
+      axes = len(stacked_axes(layer))
+      batch, _, *inside = layer['spikes'].shape[axes:]
       if batch * int(np.prod(inside)) > _LARGEST:
         raise InputError(
           f'expected at most {_LARGEST:,} potentials of a layer in a batch, '
@@ -263,22 +284,19 @@ class _Counter:
     if size > _LARGEST:
       raise InputError(f'expected at most {_LARGEST:,} examples, got {size:,}')
 
-  def _names(self):
-    return [(name, kind) for name in self._kinds for kind in self._kinds[name]]
-
-  def _on_device(self, bins):
-    """Returns {layer: {kind: (first [blocks], width [blocks])}}."""
+  def _given(self):
+    """Returns {layer: {kind: (first, width)}} with the axes of its blocks."""
     tree: dict = {name: {} for name in self._kinds}
-    for (name, kind), of_blocks in bins.items():
-      first, width = zip(*of_blocks, strict=True)
-      tree[name][kind] = np.float32(first), np.float32(width)
+    for (name, kind), of_blocks in self._bins.items():
+      tree[name][kind] = tuple(
+        np.float32(values).reshape(self._sides[name])
+        for values in zip(*of_blocks, strict=True)
+      )
     return tree
 
   def add(self, run, batch):
     """Counts a batch."""
-    self._fired, found = run(
-      self._variables, self._fired, self._given, batch, False
-    )
+    self._fired, found = run(self._variables, self._fired, self._given(), batch)
     found = jax.device_get(found)
     mask = found['mask']
     bad = int((~found['finite'] & mask).sum())
@@ -288,8 +306,10 @@ class _Counter:
         f'infinity for {bad} of {mask.sum()} examples of a batch: their '
         'predictions mean nothing'
       )
-    for key, counts in zip(self._names(), found['counts'], strict=True):
-      self._counts[key] = self._counts[key] + counts.astype(np.int64)
+    for name, kind in self._counts:
+      counts = found['layers'][name][kind]
+      counts = counts.reshape((-1, *counts.shape[-2:])).astype(np.int64)
+      self._counts[name, kind] = self._counts[name, kind] + counts
     labels, predictions = found['label'][mask], found['prediction'][mask]
     np.add.at(self._confusion, (labels, predictions), 1)
     self._remember(batch, found)
@@ -315,40 +335,26 @@ class _Counter:
 
   def result(self) -> Activity:
     layers = {}
-    fired = jax.device_get(self._fired)
-    for name, kinds in self._kinds.items():
-      for block, label in enumerate(self._blocks[name]):
-        found = {
-          kind: histograms.histogram(
-            self._counts[name, kind][block], self._bins[name, kind][block]
-          )
-          for kind in kinds
-        }
-        layers[label] = LayerActivity(
-          examples=self._seen,
-          fired=fired[name][block],
-          before=found['before'],
-          after=found.get('after'),
+    fired = {
+      name: counts.reshape((-1, *counts.shape[len(self._sides[name]) :]))
+      for name, counts in jax.device_get(self._fired).items()
+    }
+    for name, block in in_order(self._labels):
+      found = {
+        kind: histograms.histogram(
+          self._counts[name, kind][block], self._bins[name, kind][block]
         )
+        for kind in self._kinds[name]
+      }
+      layers[self._labels[name][block]] = LayerActivity(
+        examples=self._seen,
+        fired=fired[name][block],
+        before=found['before'],
+        after=found.get('after'),
+      )
     return Activity(
       examples=self._seen,
       layers=layers,
       confusion=self._confusion,
       wrong=tuple(self._wrong),
     )
-
-
-def _layers(experiment, variables, batch):
-  """Returns the layers as recorded, with shapes [blocks, B, T, ..., C]."""
-
-  def run(variables, image):
-    images = experiment.dataset.spec.normalize(image)
-    _, layers = recorded(experiment.model, variables, images, potentials=True)
-    return layers
-
-  layers = jax.eval_shape(run, variables, batch['image'])
-  for layer in layers.values():
-    layer['shape'] = jax.eval_shape(
-      functools.partial(unstacked, key='spikes'), dict(layer)
-    ).shape
-  return layers

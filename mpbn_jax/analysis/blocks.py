@@ -1,6 +1,7 @@
 """Recorded layers, block by block where a program scans over blocks."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,3 +34,28 @@ def labels_of(name: str, layer: Mapping[str, jax.Array]) -> list[str]:
     f'{name}[{",".join(map(str, index))}]' if index else name
     for index in np.ndindex(*sides)
   ]
+
+
+def in_order(labels: Mapping[str, Sequence[str]]) -> list[tuple[str, int]]:
+  """Returns (layer, block) in the order in which they run.
+
+  A scan runs all layers of its first block, then those of the second.
+
+  Args:
+    labels: {layer: names of its blocks}, in the order of the first blocks.
+
+  Example:
+    >>> in_order({'a/lif1': ['0', '1'], 'a/lif2': ['0', '1'], 'b': ['']})
+    [('a/lif1', 0), ('a/lif2', 0), ('a/lif1', 1), ('a/lif2', 1), ('b', 0)]
+  """
+
+  def scan_of(name):
+    count = len(labels[name])
+    return (name.split('/')[0], count) if count > 1 else name
+
+  order = []
+  for _, together in itertools.groupby(labels, scan_of):
+    names = list(together)
+    blocks = range(len(labels[names[0]]))
+    order += [(name, block) for block in blocks for name in names]
+  return order

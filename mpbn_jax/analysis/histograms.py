@@ -106,38 +106,79 @@ def bins_for(low: float, high: float) -> Bins:
     width *= 2
 
 
-def bins_of_range(found: np.ndarray) -> Bins:
-  """Returns bins for what `range_of` found, within 4 standard deviations."""
-  lowest, highest, mean, deviation = map(float, found)
-  if not math.isfinite(mean + deviation):
+def bins_of(moments: np.ndarray) -> Bins:
+  """Returns bins for potentials, within 4 standard deviations of their mean.
+
+  Args:
+    moments: rows of `moments_of`, [..., 5].
+  """
+  rows = np.asarray(moments, np.float64).reshape((-1, 5))
+  number, lowest, highest, mean, variance = rows[rows[:, 0] > 0].T
+  if not number.size:  # nothing finite
     return bins_for(-1.0, 1.0)
+  center = np.average(mean, weights=number)
+  spread = np.average(variance + (mean - center) ** 2, weights=number)
+  reach = _DEVIATIONS * spread**0.5
+  if not math.isfinite(center + reach):  # float32 overflowed
+    return bins_for(float(lowest.min()), float(highest.max()))
   return bins_for(
-    max(lowest, mean - _DEVIATIONS * deviation),
-    min(highest, mean + _DEVIATIONS * deviation),
+    float(max(lowest.min(), center - reach)),
+    float(min(highest.max(), center + reach)),
   )
 
 
-def range_of(u: jax.Array, mask: jax.Array) -> jax.Array:
-  """Returns (min, max, mean, standard deviation) of the finite potentials.
+def moments_of(u: jax.Array, mask: jax.Array, *, groups: int = 1) -> jax.Array:
+  """Returns (number, min, max, mean, variance) of finite potentials.
 
-  All are NaN if there are none.
+  [groups, 5], a row for each group of examples; see `count`.
 
   Args:
     u: [B, T, ...].
     mask: [B], False on padding.
+    groups: divides B.
   """
-  ok = _along(mask, u) & jnp.isfinite(u)
-  count = ok.sum(dtype=jnp.float32)
-  mean = jnp.where(ok, u, 0).sum() / count
-  variance = jnp.where(ok, jnp.square(u - mean), 0).sum() / count
-  lowest = jnp.where(ok, u, jnp.inf).min()
-  highest = jnp.where(ok, u, -jnp.inf).max()
-  found = jnp.stack([lowest, highest, mean, jnp.sqrt(variance)])
-  return jnp.where(count > 0, found, jnp.nan)
+  u, mask = _in_groups(u, mask, groups)
+
+  def of_group(group):
+    part = _group(u, group)
+    ok = _along(_group(mask, group), part) & jnp.isfinite(part)
+    number = ok.sum(dtype=jnp.float32)
+    mean = jnp.where(ok, part, 0).sum() / number
+    variance = jnp.where(ok, jnp.square(part - mean), 0).sum() / number
+    lowest = jnp.where(ok, part, jnp.inf).min()
+    highest = jnp.where(ok, part, -jnp.inf).max()
+    return jnp.stack([number, lowest, highest, mean, variance])
+
+  return jax.lax.map(of_group, jnp.arange(groups))
+
+
+def _in_groups(u, mask, groups):
+  """Returns (u [T, B / groups, groups, ...], mask [1, B / groups, groups]).
+
+  Time first, as neurons compute it: no copy. Example i is in group i mod
+  groups, so that each device has a part of all.
+  """
+  u = jnp.moveaxis(u, 1, 0)
+  u = u.reshape((len(u), -1, groups, *u.shape[2:]))
+  return u, mask.reshape((1, -1, groups))
+
+
+def _group(x, group):
+  return jax.lax.dynamic_index_in_dim(x, group, axis=2, keepdims=False)
+
+
+def _along(mask, u):
+  """Returns a mask [1, B] that broadcasts to u [T, B, ...]."""
+  return mask.reshape((1, -1, *(1,) * (u.ndim - 2)))
 
 
 def count(
-  u: jax.Array, mask: jax.Array, *, first: jax.Array, width: jax.Array
+  u: jax.Array,
+  mask: jax.Array,
+  *,
+  first: jax.Array,
+  width: jax.Array,
+  groups: int = 1,
 ) -> jax.Array:
   """Returns how many potentials lie in each slot, int32 [T, slots].
 
@@ -146,16 +187,29 @@ def count(
     mask: [B], False on padding, which is not counted.
     first: of `Bins`.
     width: of `Bins`.
+    groups: divides B into groups that are counted one after the other, which
+      needs that much less memory.
   """
+  steps = u.shape[1]
+  u, mask = _in_groups(u, mask, groups)
+
+  def add(group, counts):
+    slots = _slots(_group(u, group), _group(mask, group), first, width)
+    return counts.at[slots].add(1)
+
+  empty = jnp.zeros(steps * _SLOTS, jnp.int32)
+  counts = jax.lax.fori_loop(0, groups, add, empty)
+  return counts.reshape(steps, _SLOTS)
+
+
+def _slots(u, mask, first, width):
+  """Returns the slot of each potential u, [T, B, ...], int32."""
   # Powers of two multiply exactly, and indices are small: no rounding.
   index = jnp.floor(u * (1 / width)) - first
   slot = jnp.clip(index, -1, BINS).astype(jnp.int32) + 1
   slot = jnp.where(jnp.isnan(u), BINS + 2, slot)
   slot = jnp.where(_along(mask, u), slot, BINS + 3)
-  steps = u.shape[1]
-  start = _SLOTS * jnp.arange(steps).reshape((1, -1, *(1,) * (u.ndim - 2)))
-  empty = jnp.zeros(steps * _SLOTS, jnp.int32)
-  return empty.at[start + slot].add(1).reshape(steps, _SLOTS)
+  return _SLOTS * jnp.arange(len(u)).reshape((-1, *(1,) * (u.ndim - 1))) + slot
 
 
 def histogram(counts: np.ndarray, bins: Bins) -> Histogram:
@@ -167,7 +221,3 @@ def histogram(counts: np.ndarray, bins: Bins) -> Histogram:
     above=counts[:, BINS + 1],
     nan=counts[:, BINS + 2],
   )
-
-
-def _along(mask, u):
-  return mask.reshape((-1, *(1,) * (u.ndim - 1)))

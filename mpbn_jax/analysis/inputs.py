@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpbn_jax import sharding
+from mpbn_jax import memory, sharding
 from mpbn_jax.errors import InputError
 from mpbn_jax.evaluation import sharded_batches
 from mpbn_jax.experiment import Experiment
@@ -91,7 +91,12 @@ def count_inputs(
     where,
   )
 
-  @functools.partial(jax.jit, donate_argnums=1, out_shardings=where)
+  @functools.partial(
+    jax.jit,
+    donate_argnums=1,
+    out_shardings=where,
+    compiler_options=memory.compiler_options(),
+  )
   def add(arrays, counts, batch):
     x = normalize(batch['image'])
     frames = x[:, None] if x.ndim == 4 else x

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mpbn_jax import norm, report
@@ -98,12 +99,14 @@ def look_inside(experiment: Experiment, variables: Mapping) -> Inside:
   found = activity(experiment, variables)
   to_thresholds = _to_thresholds(experiment)
   not_folded = report.why_not_folded(to_thresholds.config)
+  if not_folded is not None:
+    not_folded = not_folded.split(';')[0]  # without how other norms fold
   shown = variables
   if not_folded is None:
     shown = report.fold_network(to_thresholds, variables)
   dataset = experiment.dataset
   images, _ = dataset.splits['test'].read(np.array([EXAMPLE]))
-  x = dataset.spec.normalize(images)
+  x = dataset.spec.normalize(jnp.asarray(images))
   neurons = neurons_of(experiment.model, shown, x)
   energies, no_energy = {}, None
   try:

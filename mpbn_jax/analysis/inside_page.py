@@ -123,57 +123,78 @@ def _firing(found, draw):
 
 def _layers(found, draw):
   layers = found.activity.layers
-  shown = _chosen(layers, _MANY, _SOME)
-  words = (
-    'The distribution of the membrane potential after charging, before its '
-    'norm and after it, at each step; and the thresholds that the norm folds '
-    'into. A neuron fires where the potential after the norm exceeds v_th.'
-  )
-  if len(shown) < len(layers):
-    words += f' {len(shown)} of {len(layers)} layers; {JSON} has all of them.'
+  normed = any(layer.after is not None for layer in layers.values())
+  words = 'The distribution of the membrane potential after charging, '
+  if normed:
+    words += 'before its norm and after it, at each step. '
+    fires = 'A neuron fires where the potential after the norm exceeds v_th. '
+  else:
+    words += 'at each step. '
+    fires = 'A neuron fires where it exceeds v_th. '
+  words += fires
   if found.not_folded:
-    words += f' No thresholds are folded: {found.not_folded}.'
-  parts = [page.heading('Membrane potentials and thresholds')]
-  parts.append(page.paragraph(words))
-  parts.append(
+    words += f'No thresholds are folded: {found.not_folded}. '
+  else:
+    words += 'The thresholds are those that the norm folds into. '
+  shown = _chosen(layers, _MANY, _SOME)
+  if len(shown) < len(layers):
+    words += f'{len(shown)} of {len(layers)} layers; {JSON} has all of them.'
+  parts = [
+    page.heading('Membrane potentials and thresholds'),
+    page.paragraph(words),
     draw(
       'spread',
       layers,
       words='quantiles of the membrane potential of each layer',
       kind='broad',
-    )
-  )
+    ),
+  ]
+  single = []
   for name in shown:
-    layer, thresholds = layers[name], found.neurons[name][1]
-    v_th = found.neurons[name][0].v_th
-    normed = layer.after is not None
-    pictures = [
-      draw(
-        'potentials',
-        layer.before,
-        title='before the norm' if normed else 'potential',
-        v_th=None if normed else v_th,
-        words=f'membrane potential of {name}',
-      )
-    ]
-    if normed:
-      pictures.append(
-        draw(
-          'potentials',
-          layer.after,
-          title='after the norm',
-          v_th=v_th,
-          words=f'membrane potential of {name} after its norm',
-        )
-      )
+    layer, (traces, thresholds) = layers[name], found.neurons[name]
+    about = _about(layer, thresholds, found)
+    pictures = _panels(draw, name, layer, traces.v_th)
     if not found.not_folded:
       pictures.append(
         draw('thresholds', thresholds, words=f'thresholds of {name}')
       )
+    if len(pictures) == 1:
+      single.append((f'{name}: {about}', pictures[0]))
+      continue
     parts.append(page.heading(name, level=3))
-    parts.append(page.paragraph(_about(layer, thresholds, found)))
+    parts.append(page.paragraph(about))
     parts.append(page.row(pictures))
+  parts.append(
+    page.row(page.described(picture, text) for text, picture in single)
+  )
   return parts
+
+
+def _panels(draw, name, layer, v_th):
+  """Returns pictures of the potentials before a norm and after it."""
+  words = f'membrane potential of {name}'
+  if layer.after is None:
+    return [
+      draw(
+        'potentials', layer.before, title='potential', v_th=v_th, words=words
+      )
+    ]
+  return [
+    draw(
+      'potentials',
+      layer.before,
+      title='before the norm',
+      v_th=None,
+      words=f'{words} before its norm',
+    ),
+    draw(
+      'potentials',
+      layer.after,
+      title='after the norm',
+      v_th=v_th,
+      words=f'{words} after its norm',
+    ),
+  ]
 
 
 def _about(layer, thresholds, found):
@@ -183,18 +204,20 @@ def _about(layer, thresholds, found):
   ]
   if not found.not_folded:
     words += [
-      f'{thresholds.size:,} thresholds, {thresholds.negative_polarity:,} of '
+      f'thresholds: {thresholds.size:,}, {thresholds.negative_polarity:,} of '
       f'negative polarity, {thresholds.never_fire:,} that no potential '
       f'reaches, {thresholds.always_fire:,} that every potential exceeds'
     ]
-  for name, histogram in (('before', layer.before), ('after', layer.after)):
+  for name, histogram in (('', layer.before), (' after', layer.after)):
     if histogram is not None:
       outside = int(histogram.below.sum() + histogram.above.sum())
       nan = int(histogram.nan.sum())
+      where = ' before' if not name and layer.after is not None else name
+      norm = f'{where} the norm' if where else ''
       if outside:
-        words.append(f'{outside:,} potentials {name} outside of the picture')
+        words.append(f'potentials{norm} outside of the picture: {outside:,}')
       if nan:
-        words.append(f'{nan:,} potentials {name} that are not a number')
+        words.append(f'potentials{norm} that are not a number: {nan:,}')
   return '; '.join(words) + '.'
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mpbn_jax import programs
-from mpbn_jax.analysis.blocks import labels_of, unstacked
+from mpbn_jax.analysis.blocks import in_order, labels_of, unstacked
 from mpbn_jax.evaluation import recorded
 
 NEURONS = 6
@@ -139,15 +139,15 @@ def neurons_of(
   """
   _, layers = _program(model)(variables, x)
   found = {}
-  for name, layer in layers.items():
-    for block, label in enumerate(labels_of(name, layer)):
-      # The one example of a block.
-      of_block = {
-        key: np.asarray(unstacked(layer, key)[block][0])
-        for key in layer
-        if key not in ('stacked', 'currents')
-      }
-      found[label] = _of_block(of_block, neurons)
+  labels = {name: labels_of(name, layer) for name, layer in layers.items()}
+  for name, block in in_order(labels):
+    # The one example of a block.
+    of_block = {
+      key: np.asarray(unstacked(layers[name], key)[block][0])
+      for key in layers[name]
+      if key not in ('stacked', 'currents')
+    }
+    found[labels[name][block]] = _of_block(of_block, neurons)
   return found
 
 

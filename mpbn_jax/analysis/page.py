@@ -23,6 +23,7 @@ tr + tr td { border-top: 1px solid #e5e5e5 }
 figure { margin: 0; flex: 0 1 auto }
 figure.panel { flex: 1 1 19rem; max-width: 30rem }
 figure.broad { flex: 1 1 26rem; max-width: 40rem }
+.part { flex: 1 1 19rem; max-width: 30rem }
 figure.small { width: 7.5rem }
 figure img { width: 100%; height: auto; display: block }
 figure.small img { image-rendering: pixelated }
@@ -95,3 +96,8 @@ def figure(
 def row(parts: Iterable[str]) -> str:
   """Returns parts side by side, or below each other on a narrow screen."""
   return f'<div class="row">{"".join(parts)}</div>'
+
+
+def described(picture: str, text: str) -> str:
+  """Returns a picture (or nothing) with a text above it."""
+  return f'<div class="part">{paragraph(text)}{picture}</div>'

@@ -319,7 +319,7 @@ def example(image: np.ndarray, *, max_value: int) -> bytes:
   times = max(1, -(-112 // max(x.shape[:2])))
   x = np.clip(x, 0, 1).repeat(times, 0).repeat(times, 1)
   stream = io.BytesIO()
-  imsave(stream, x, format='png', metadata={'Software': None})
+  imsave(stream, x, format='png')
   return stream.getvalue()
 
 

@@ -70,6 +70,7 @@ def keep(
     reset=reset,
     v_th=v_th,
     u_res=0.0 if u_res is None else u_res,
+    unroll=getattr(layer, 'unroll', 1),
   )
   layer.sow(COLLECTION, 'before', jnp.moveaxis(u, 0, 1))
   if normalize is not None:

@@ -15,7 +15,11 @@ from mpbn_jax.evaluation import compare, recorded
 from mpbn_jax.experiment import build
 
 # 48 examples in batches of 20: the last one is padded.
-SMALL = ('--config.data.fake=48', '--config.evaluation.batch_size=20')
+SMALL = (
+  '--config.data.fake=48',
+  '--config.data.batch_size=8',
+  '--config.evaluation.batch_size=20',
+)
 NETWORKS = {
   'images': (),
   'events': ('--config.data.name=event_digits',),
@@ -65,7 +69,7 @@ def test_spikes_are_counted_exactly(name):
   labels, _, layers = _at_once(name)
   found = _found(name)
   assert found.examples == len(labels) == 48
-  assert list(found.layers) == list(layers)
+  assert found.layers.keys() == layers.keys()
   for layer, ours in found.layers.items():
     spikes = layers[layer]['spikes']  # [B, T, ..., C]
     np.testing.assert_array_equal(ours.fired, spikes.sum(0))
@@ -116,6 +120,13 @@ def test_predictions_are_those_of_the_logits(name):
     np.testing.assert_array_equal(each.image, image[0])
 
 
+def test_blocks_are_in_the_order_in_which_they_run():
+  names = [n for n in _found('blocks').layers if n.startswith('stage1')]
+  assert names == [
+    f'stage1_blocks/lif{i}[{block}]' for block in (0, 1) for i in (1, 2)
+  ]
+
+
 def test_rates_are_those_of_the_comparison():
   experiment, variables = _network('blocks')
   expected = compare(experiment, variables, variables, split='test')
@@ -157,7 +168,7 @@ def test_traces_are_of_neurons_that_fire_by_their_thresholds(name):
   _, _, layers = _at_once(name)
   for variables_ in (variables, strip(fold(variables))):
     found = neurons_of(experiment.model, variables_, x, neurons=3)
-    assert list(found) == list(layers)
+    assert list(found) == list(_found(name).layers)
     for layer, (traces, thresholds) in found.items():
       assert traces.potential.shape == traces.spikes.shape == (3, 2)
       for n, index in enumerate(traces.index):

@@ -339,6 +339,7 @@ def test_nonzero_inputs_are_those_of_the_slow_interpreter(name):
   experiment = build(
     runs.config(
       '--config.data.fake=8',
+      '--config.data.batch_size=8',
       '--config.evaluation.batch_size=12',
       *NETWORKS[name],
     )
@@ -366,4 +367,4 @@ def test_nonzero_inputs_are_those_of_the_slow_interpreter(name):
     binary = node.kind == 'neurons'
     assert found.outputs[node.name].binary == binary
   for convention in CONVENTIONS:
-    assert energy(graph, found, convention=convention).acs > 0
+    assert energy(graph, found, convention=convention).macs > 0

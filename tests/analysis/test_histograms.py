@@ -1,5 +1,7 @@
 """Histograms on the device: exact bins, and nothing uncounted."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,10 @@ from mpbn_jax.analysis.histograms import (
   BINS,
   Bins,
   bins_for,
-  bins_of_range,
+  bins_of,
   count,
   histogram,
-  range_of,
+  moments_of,
 )
 
 LARGEST = np.finfo(np.float32).max
@@ -46,7 +48,8 @@ def test_bins_hold_their_range_and_are_exact_in_float32(low, span):
     assert bins.width * BINS <= 4 * span
 
 
-def test_every_potential_is_counted_once():
+@pytest.mark.parametrize('groups', [1, 3])
+def test_every_potential_is_counted_once(groups):
   bins = Bins(-40, 0.125)
   rng = np.random.default_rng(0)
   u = rng.normal(0, 3, (6, 3, 4, 5)).astype(np.float32)
@@ -63,7 +66,8 @@ def test_every_potential_is_counted_once():
   u.reshape(-1)[:7] = special
   u[3:5].reshape(-1)[:120] = rng.choice(beside, 120)
   mask = np.array([True] * 5 + [False])
-  found = jax.jit(count)(u, mask, first=-40.0, width=0.125)
+  run = jax.jit(functools.partial(count, groups=groups))
+  found = run(u, mask, first=-40.0, width=0.125)
   ours = histogram(np.asarray(found, np.int64), bins)
   below, counts, above, nan = _by_hand(u[:5], bins.edges)
   np.testing.assert_array_equal(ours.below, below)
@@ -75,19 +79,24 @@ def test_every_potential_is_counted_once():
   np.testing.assert_array_equal(total, [5 * 20] * 3)
 
 
-def test_the_range_is_that_of_finite_potentials_outside_of_padding():
-  u = jnp.array([[1.0, 3.0], [jnp.inf, jnp.nan], [99.0, 99.0]])
-  mask = jnp.array([True, True, False])
-  np.testing.assert_allclose(range_of(u, mask), [1, 3, 2, 1])
-  assert np.isnan(range_of(u, jnp.zeros(3, bool))).all()
+def test_moments_are_those_of_finite_potentials_outside_of_padding():
+  u = jnp.array([[1.0, 3.0], [5.0, 5.0], [jnp.inf, jnp.nan], [99.0, 99.0]])
+  mask = jnp.array([True, True, True, False])
+  np.testing.assert_allclose(moments_of(u, mask), [[4, 1, 5, 3.5, 2.75]])
+  rows = moments_of(u, mask, groups=2)  # examples 0 and 2, 1 and 3
+  np.testing.assert_allclose(rows, [[2, 1, 3, 2, 1], [2, 5, 5, 5, 0]])
+  assert bins_of(rows) == bins_of(moments_of(u, mask)) == bins_for(1.0, 5.0)
 
 
 def test_bins_leave_outliers_out():
-  bins = bins_of_range(np.array([-1e4, 2.0, 0.0, 1.0]))
+  bins = bins_of(np.array([[100, -1e4, 2.0, 0.0, 1.0]]))
   assert bins.edges[0] > -8
   assert bins.edges[-1] > 2
   # Nothing finite was seen.
-  assert bins_of_range(np.full(4, np.nan)) == bins_for(-1.0, 1.0)
+  nothing = moments_of(jnp.full((2, 1), jnp.nan), jnp.ones(2, bool))
+  assert bins_of(nothing) == bins_for(-1.0, 1.0)
+  # Squares overflowed.
+  bins_of(np.array([[2, -3e38, 3e38, 0.0, np.inf]]))
 
 
 def test_quantiles_are_those_of_all_steps():

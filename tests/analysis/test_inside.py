@@ -111,7 +111,11 @@ def test_the_steps_flag_is_refused(tmp_path, capsys):
 
 
 def _inside(*arguments):
-  experiment = build(runs.config('--config.data.fake=16', *arguments))
+  experiment = build(
+    runs.config(
+      '--config.data.fake=16', '--config.data.batch_size=8', *arguments
+    )
+  )
   x = jnp.zeros((1, *experiment.dataset.example_shape))
   variables = experiment.model.init(jax.random.key(0), x, train=False)
   return experiment, look_inside(experiment, variables)
