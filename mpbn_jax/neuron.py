@@ -248,7 +248,7 @@ def lif_scan_from(
   )
   u_res, state = carry
   shape = currents.shape[1:]
-  if np.broadcast_shapes(jnp.shape(u_res), shape) != shape:
+  if jnp.broadcast_shapes(jnp.shape(u_res), shape) != shape:
     raise InputError(
       f'expected a potential that broadcasts to one step, {shape}, got shape '
       f'{jnp.shape(u_res)}'

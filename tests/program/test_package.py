@@ -33,6 +33,7 @@ ROWS = {
   'tree': 0,
   'wiring': 1,
   'models': 2,
+  'streaming': 2,
   'losses': 3,
   'optim': 3,
   'averages': 3,
