@@ -1,6 +1,7 @@
 """Convolution and linear layers with a norm of their output currents."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -58,13 +59,7 @@ class ConvNorm(NormedLayer):
       InputError: groups do not divide the channels of x or the features.
       TypeError: x is not floating.
     """
-    channels, groups = x.shape[-1], self.groups
-    if channels % groups or self.features % groups:
-      raise InputError(
-        f'groups must divide the {channels} input channels and the '
-        f'{self.features} features, got {groups}'
-      )
-    side = (self.padding, self.padding)
+    groups, side = self.groups, (self.padding, self.padding)
 
     def product(x, kernel):
       convolve = functools.partial(
@@ -76,16 +71,30 @@ class ConvNorm(NormedLayer):
       )
       return over_time(convolve, x)
 
-    size = self.kernel_size
     return normed_currents(
       self,
       x,
-      shape=(size, size, channels // groups, self.features),
+      shape=kernel_shape(self, x.shape[-1]),
       product=product,
       train=train,
       copies=copies,
       groups=groups,
     )
+
+
+def kernel_shape(layer: ConvNorm, channels: int) -> tuple[int, int, int, int]:
+  """Returns [k, k, C_in / groups, C_out] for a number of input channels.
+
+  Raises:
+    InputError: the layer's groups do not divide them or its features.
+  """
+  groups, size = layer.groups, layer.kernel_size
+  if channels % groups or layer.features % groups:
+    raise InputError(
+      f'groups must divide the {channels} input channels and the '
+      f'{layer.features} features, got {groups}'
+    )
+  return size, size, channels // groups, layer.features
 
 
 class DenseNorm(NormedLayer):
@@ -124,13 +133,7 @@ class DenseNorm(NormedLayer):
         norm has a gain per channel.
       TypeError: x is not floating.
     """
-    if self.flatten and x.ndim > 3:
-      if isinstance(x, Spikes):
-        raise InputError(
-          'expected an array to flatten, or spikes [B, T, C], got the normed '
-          f'spikes of {x.source!r}, with {x.ndim} axes: apply mean_over_space '
-          'to them, or read them through an Identity'
-        )
+    if flattens(self, x):
       x = x.reshape((*x.shape[:2], -1))
     return normed_currents(
       self,
@@ -140,3 +143,20 @@ class DenseNorm(NormedLayer):
       train=train,
       copies=copies,
     )
+
+
+def flattens(layer: DenseNorm, x: Any) -> bool:
+  """Returns whether a layer flattens x.
+
+  Raises:
+    InputError: x holds normed spikes: their norm has a gain per channel.
+  """
+  if not (layer.flatten and x.ndim > 3):
+    return False
+  if isinstance(x, Spikes):
+    raise InputError(
+      'expected an array to flatten, or spikes [B, T, C], got the normed '
+      f'spikes of {x.source!r}, with {x.ndim} axes: apply mean_over_space '
+      'to them, or read them through an Identity'
+    )
+  return True

@@ -98,17 +98,7 @@ def normed_currents(
     copies: how many equal time steps each step of x represents.
     groups: number of channel groups of x.
   """
-  variables.check_input('images or spikes', x)
-  kernel = variables.weight(layer, 'kernel', layer.kernel_init, shape)
-  x, kernel = read_with(layer, x, kernel, groups=groups)
-  # A folded bias includes the norm.
-  folded = layer.has_variable('folded', 'bias')
-  if folded:
-    _check_folded(layer)
-  bias = None
-  if layer.use_bias or folded:
-    zeros = nn.initializers.zeros
-    bias = variables.weight(layer, 'bias', zeros, shape[-1:])
+  x, kernel, bias, folded = weights_of(layer, x, shape=shape, groups=groups)
   if kernel.ndim > len(shape):  # one per time step
     x, copies = jnp.repeat(x, copies, axis=1), 1
     y = _of_each_step(layer, product, x, kernel, bias)
@@ -124,6 +114,41 @@ def normed_currents(
   return _normalize(layer, y, train=train, copies=copies)
 
 
+def weights_of(
+  layer: NormedLayer,
+  x: Any,
+  *,
+  shape: tuple[int, ...],
+  groups: int = 1,
+) -> tuple[Any, jax.Array, jax.Array | None, bool]:
+  """Returns (x, kernel, bias, folded): what a layer multiplies, and by what.
+
+  Declares kernel and bias.
+
+  Args:
+    layer: it owns the variables.
+    x: input of the layer.
+    shape: shape of its kernel, [..., C_in / groups, features].
+    groups: number of channel groups of x.
+
+  Returns:
+    x without the type of normed spikes, the kernel with their gain, the bias or
+    None, and whether the bias includes the norm. Folded kernels and biases may
+    have a leading axis T.
+  """
+  variables.check_input('images or spikes', x)
+  kernel = variables.weight(layer, 'kernel', layer.kernel_init, shape)
+  x, kernel = read_with(layer, x, kernel, groups=groups)
+  folded = layer.has_variable('folded', 'bias')
+  if folded:
+    _check_folded(layer)
+  bias = None
+  if layer.use_bias or folded:
+    zeros = nn.initializers.zeros
+    bias = variables.weight(layer, 'bias', zeros, shape[-1:])
+  return x, kernel, bias, folded
+
+
 def _check_folded(layer):
   """Raises InputError if a folded leaf is missing."""
   factor = variables.per_time_step(layer.norm) == 'factor'
@@ -135,11 +160,19 @@ def _check_folded(layer):
       )
 
 
-def _times_factor(layer, y, copies):
+def folded_factor(layer: NormedLayer, *, steps: int) -> jax.Array | None:
+  """Returns the factor [T] of a folded norm, or None if it has none."""
   if not layer.has_variable('folded', 'factor'):
+    return None
+  factor: jax.Array = layer.get_variable('folded', 'factor')
+  variables.check_steps_equal(layer, factor.shape[0], steps)
+  return factor
+
+
+def _times_factor(layer, y, copies):
+  factor = folded_factor(layer, steps=y.shape[1] * copies)
+  if factor is None:
     return y
-  factor = layer.get_variable('folded', 'factor')
-  variables.check_steps_equal(layer, factor.shape[0], y.shape[1] * copies)
   factor = factor.reshape((-1, *(1,) * (y.ndim - 2)))
   return (y * factor).astype(y.dtype)
 

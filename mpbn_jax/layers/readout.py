@@ -1,5 +1,7 @@
 """The layers without a norm that read spikes: shortcut and linear readout."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,18 +21,27 @@ class Identity(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array | Spikes) -> jax.Array:
     """Returns x [B, T, ..., C] times the gain of its norm."""
-    variables.check_input('spikes', x)
-    spikes = x
-    x, scale = absorption.read(self, spikes)
-    if scale is not None:
-      absorption.keep(self, spikes, 'scale', scale)
-    elif self.has_variable('folded', 'scale'):
-      scale = self.get_variable('folded', 'scale')
-    else:
+    x, scale = scale_of(self, x)
+    if scale is None:
       return x
-    if scale.ndim == 2:
-      variables.check_steps_equal(self, scale.shape[0], x.shape[1])
     return (norms.along(scale, x) * x).astype(x.dtype)
+
+
+# Functions, not methods: a subclass could override methods.
+def scale_of(layer: Identity, spikes: Any) -> tuple[Any, jax.Array | None]:
+  """Returns (x, scale): what an identity reads, and its factor per channel.
+
+  The scale is [C], [T, C], or None if there is none.
+  """
+  variables.check_input('spikes', spikes)
+  x, scale = absorption.read(layer, spikes)
+  if scale is not None:
+    absorption.keep(layer, spikes, 'scale', scale)
+  elif layer.has_variable('folded', 'scale'):
+    scale = layer.get_variable('folded', 'scale')
+  if scale is not None and scale.ndim == 2:
+    variables.check_steps_equal(layer, scale.shape[0], x.shape[1])
+  return x, scale
 
 
 class Readout(nn.Module):
@@ -50,12 +61,22 @@ class Readout(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array | Spikes) -> jax.Array:
     """Returns [B, T, K] of x [B, T, C]."""
-    shape = (x.shape[-1], self.features)
-    kernel = variables.weight(self, 'kernel', self.kernel_init, shape)
-    x, kernel = absorption.read_with(self, x, kernel)
-    zeros = nn.initializers.zeros
-    bias = self.param('bias', zeros, (self.features,), jnp.float32)
+    x, kernel, bias = readout_weights(self, x)
     if kernel.ndim == 2:
       return jnp.dot(x, kernel) + bias
-    variables.check_steps_equal(self, kernel.shape[0], x.shape[1])
     return jnp.einsum('btc,tck->btk', x, kernel) + bias
+
+
+def readout_weights(layer: Readout, x: Any) -> tuple[Any, jax.Array, jax.Array]:
+  """Returns (x, kernel, bias): what a readout multiplies, and by what.
+
+  The kernel is [C, K] or [T, C, K].
+  """
+  shape = (x.shape[-1], layer.features)
+  kernel = variables.weight(layer, 'kernel', layer.kernel_init, shape)
+  x, kernel = absorption.read_with(layer, x, kernel)
+  zeros = nn.initializers.zeros
+  bias = layer.param('bias', zeros, (layer.features,), jnp.float32)
+  if kernel.ndim == 3:
+    variables.check_steps_equal(layer, kernel.shape[0], x.shape[1])
+  return x, kernel, bias

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpbn_jax.errors import InputError
+from mpbn_jax.layers.signal import AVERAGE_POOL, MEAN_OVER_SPACE, Signal
 from mpbn_jax.layers.spikes import Spikes, check_merged, on_array
 
 
@@ -24,9 +25,13 @@ def over_time(function: Callable, x: jax.Array | Spikes) -> jax.Array | Spikes:
   steps = x.shape[:2]
 
   def merge(x):
+    if isinstance(x, Signal):
+      return x.merged()
     return x.reshape((-1, *x.shape[2:]))
 
   def split(x):
+    if isinstance(x, Signal):
+      return x.split()
     return x.reshape((*steps, *x.shape[1:]))
 
   if isinstance(x, Spikes):
@@ -45,7 +50,17 @@ def mean_over_space(x: jax.Array | Spikes) -> jax.Array | Spikes:
   if isinstance(x, Spikes):
     check_merged(x, 'mean_over_space', merged=False)
     return on_array(x, mean_over_space)
+  if isinstance(x, Signal):
+    x.check_steps('mean_over_space')
+    return x.then(MEAN_OVER_SPACE, shape=x.shape[-1:])
   return x.mean(tuple(range(2, x.ndim - 1)), dtype=jnp.float32)
+
+
+def _pool_of_signal(x, **settings):
+  x.check_merged('average_pool')
+  like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+  pooled = jax.eval_shape(lambda x: average_pool(x, **settings), like)
+  return x.then(AVERAGE_POOL, shape=pooled.shape[1:], settings=settings)
 
 
 def _average_pool_of_parts(x, window):
@@ -104,6 +119,10 @@ def average_pool(
     )
     return on_array(x, pool)
   stride = window if stride is None else stride
+  if isinstance(x, Signal):
+    return _pool_of_signal(
+      x, window=window, stride=stride, padding=padding, ceil_mode=ceil_mode
+    )
   apart = window == stride and padding == 0
   height, width = x.shape[1:3]
   if ceil_mode:

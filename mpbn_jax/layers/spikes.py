@@ -8,14 +8,14 @@ which layer absorbs which norm. `Spikes` cannot be read in any other way.
 
 import enum
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
+from mpbn_jax.layers.opaque import Opaque
 
 
 class Fold(enum.Enum):
@@ -26,7 +26,7 @@ class Fold(enum.Enum):
   DONE = 'in the kernels of the readers'
 
 
-class Spikes:
+class Spikes(Opaque):
   """Normed spikes [B, T, ..., C], opaque except for shape, ndim and dtype.
 
   `ConvNorm`, `DenseNorm`, `Readout` and `Identity` read them; `average_pool`,
@@ -111,42 +111,16 @@ class Spikes:
       'ConvNorm, DenseNorm, Readout and Identity read>'
     )
 
-  def __getattr__(self, name: str) -> NoReturn:
-    # `hasattr` stays False for attributes that arrays do not have.
-    if any(hasattr(kind, name) for kind in _ARRAYS) or name in _PROTOCOLS:
-      self._refuse()
-    raise AttributeError(f'normed spikes have no attribute {name!r}')
+  def _what(self) -> str:
+    return f'normed spikes of {self.source!r}'
 
-  def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-    del args, kwargs
-    # Not a TypeError: functions under `jit` replace it by their own, which does
-    # not name the norm.
-    raise InputError(
-      f'expected an array, got the normed spikes of {self.source!r}, which '
-      'ConvNorm, DenseNorm, Readout and Identity read and average_pool, '
+  def _instead(self) -> str:
+    return (
+      'which ConvNorm, DenseNorm, Readout and Identity read and average_pool, '
       'mean_over_space and over_time pass on: read them through an Identity, '
       'which returns an array (or take .array: then their norm cannot be '
       'folded)'
     )
-
-
-# The protocols of JAX and NumPy, and every method that Python's syntax calls.
-# Identity and hash are those of the object.
-_ARRAYS = (jax.Array, np.ndarray)
-_PROTOCOLS = ('__jax_array__', '__array__', '__array_interface__')
-_OPERATORS = (
-  *('add', 'sub', 'mul', 'matmul', 'truediv', 'floordiv', 'mod', 'divmod'),
-  *('pow', 'lshift', 'rshift', 'and', 'or', 'xor'),
-)
-for _name in (
-  *(f'__{side}{name}__' for side in ('', 'r', 'i') for name in _OPERATORS),
-  *('__neg__', '__pos__', '__abs__', '__invert__', '__round__'),
-  *('__eq__', '__ne__', '__lt__', '__le__', '__gt__', '__ge__'),
-  *('__bool__', '__int__', '__float__', '__complex__', '__index__'),
-  *('__len__', '__iter__', '__reversed__', '__contains__', '__getitem__'),
-  *('__array_ufunc__', '__array_function__'),
-):
-  setattr(Spikes, _name, Spikes._refuse)
 
 
 def on_array(

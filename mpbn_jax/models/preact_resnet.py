@@ -1,5 +1,8 @@
 """The spiking pre-activation ResNet, for 100 layers and more."""
 
+import dataclasses
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 
@@ -125,19 +128,56 @@ class SpikingPreActResNet(SpikingNetwork):
         x = self._block(stage, projects=True, name=name, train=train)(x)
       alike = count - (stage > 1)
       if alike:
-        x, _ = nn.scan(
-          lambda block, x, _: (block(x), None),
-          variable_axes=dict.fromkeys(_STACKED, 0),
-          split_rngs={'params': True},
-          length=alike,
-        )(
-          self._block(
-            stage, projects=False, name=f'stage{stage}_blocks', train=train
-          ),
-          x,
-          None,
-        )
+        x = self._alike(x, stage=stage, count=alike, train=train)
     return self.lif(name='last_lif')(x, train=train)
+
+  def _alike(self, x, *, stage, count, train):
+    """Returns x after the blocks of equal shape of a stage."""
+    x, _ = nn.scan(
+      lambda block, x, _: (block(x), None),
+      variable_axes=dict.fromkeys(_STACKED, 0),
+      split_rngs={'params': True},
+      length=count,
+    )(
+      self._block(
+        stage, projects=False, name=f'stage{stage}_blocks', train=train
+      ),
+      x,
+      None,
+    )
+    return x
+
+  @nn.nowrap
+  def unstacked(
+    self, variables: Mapping
+  ) -> tuple['UnstackedPreActResNet', dict]:
+    """Returns the network with a name and variables for each of its blocks.
+
+    Block i of 'stage1_blocks' becomes 'stage1_blocks_<i>', from 0.
+
+    Raises:
+      InputError: this network is of a subclass, or the variables have another
+        number of blocks.
+    """
+    if type(self) is not SpikingPreActResNet:
+      raise InputError(
+        'expected a SpikingPreActResNet to unstack, got its subclass '
+        f'{type(self).__name__}: define its `unstacked` too'
+      )
+    settings = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.init and field.name not in ('parent', 'name')
+    }
+    model = UnstackedPreActResNet(**settings | {'remat': False, 'parent': None})
+    counts = {
+      f'stage{stage}_blocks': (self.depth - 4) // 6 - (stage > 1)
+      for stage in (1, 2, 3)
+    }
+    return model, {
+      collection: _unstacked(tree, counts)
+      for collection, tree in variables.items()
+    }
 
   def _block(self, stage, *, projects, name, train):
     conv_norm, spike_norm = self._norms()
@@ -165,3 +205,42 @@ class SpikingPreActResNet(SpikingNetwork):
       train=train,
       name=name,
     )
+
+
+class UnstackedPreActResNet(SpikingPreActResNet):
+  """A `SpikingPreActResNet` whose blocks have names and variables of their own.
+
+  For exports, which know no scan over stacked variables. Its programs grow with
+  its depth.
+  """
+
+  def _alike(self, x, *, stage, count, train):
+    for i in range(count):
+      name = f'stage{stage}_blocks_{i}'
+      x = self._block(stage, projects=False, name=name, train=train)(x)
+    return x
+
+  @nn.nowrap
+  def unstacked(
+    self, variables: Mapping
+  ) -> tuple['UnstackedPreActResNet', dict]:
+    """Returns the network and its variables as they are."""
+    return self, dict(variables)
+
+
+def _unstacked(tree, counts):
+  """Returns a collection with the stacked blocks apart, {name: number}."""
+  result = {}
+  for name, child in tree.items():
+    if name not in counts:
+      result[name] = child
+      continue
+    for leaf in jax.tree.leaves(child):
+      if leaf.shape[:1] != (counts[name],):
+        raise InputError(
+          f'expected {counts[name]} blocks in {name!r}, got a variable of '
+          f'shape {leaf.shape}: use the variables of a network of this depth'
+        )
+    for i in range(counts[name]):
+      result[f'{name}_{i}'] = jax.tree.map(lambda leaf, i=i: leaf[i], child)
+  return result

@@ -32,6 +32,7 @@ ROWS = {
   'folding': 1,
   'tree': 0,
   'wiring': 1,
+  'graph': 2,
   'models': 2,
   'streaming': 2,
   'losses': 3,
