@@ -5,7 +5,6 @@ them, logits out, for any batch size, on CPU, GPU and TPU. Normalization and
 variables are inside.
 """
 
-import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -152,7 +151,15 @@ def _any_batch(shape):
   return jax.ShapeDtypeStruct((batch, *shape), jnp.uint8)
 
 
-def _exported(function: Callable, arguments: Any, platforms) -> export.Exported:
-  return export.export(jax.jit(function), platforms=tuple(platforms))(
-    *arguments
-  )
+def _exported(
+  function: Callable, arguments: Any, platforms: Sequence[str]
+) -> export.Exported:
+  program = export.export(jax.jit(function), platforms=tuple(platforms))
+  try:
+    return program(*arguments)
+  except jax.errors.InconclusiveDimensionOperation as error:
+    reason = str(error).strip().split('\n')[0]
+    raise InputError(
+      'expected a network that treats batches of any size alike, got a '
+      f'decision about the size b: {reason}'
+    ) from error

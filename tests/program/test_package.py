@@ -62,6 +62,7 @@ ROWS = {
   'train_step': 4,
   'evaluation': 4,
   'folded': 4,
+  'deployment': 4,
   'report': 4,
   'runs': 4,
   'interop': 4,  # reads the leaves off the model: their wiring stands once
