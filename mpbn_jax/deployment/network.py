@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from typing import cast
 
 import jax
 import numpy as np
@@ -134,7 +135,7 @@ def deployed(experiment: Experiment, variables: Mapping) -> Deployed:
   if not why_not_folded(experiment.config):
     folded = jax.device_get(fold_network(experiment, variables))
   return Deployed(
-    model=experiment.model,
+    model=cast(SpikingNetwork, experiment.model),  # of `build_model`
     trained=variables,
     folded=folded,
     spec=experiment.dataset.spec,

@@ -119,15 +119,15 @@ def _line(name, result):
 def compared(differences: dict) -> str:
   """Returns in words how a file differs from the folded network."""
   text = (
-    f'{differences["predictions"]} of {differences["examples"]} predictions '
-    f'differ, logits by at most {differences["largest"]:.2g}'
+    f'{differences["predictions"]} of {differences["examples"]} predictions'
   )
+  if 'flips' in differences:
+    text += f' and {differences["flips"]:,} of {differences["spikes"]:,} spikes'
+  text += f' differ, logits by at most {differences["largest"]:.2g}'
   if differences['beyond_rounding']:
     text += (
       f' ({differences["beyond_rounding"]} examples by more than {ROUNDING:g})'
     )
-  if 'flips' in differences:
-    text += f', {differences["flips"]:,} of {differences["spikes"]:,} spikes'
   return text
 
 

@@ -99,7 +99,7 @@ def logits_of(graph: Graph, *, spec: Spec) -> Callable[[jax.Array], jax.Array]:
   def run(images: jax.Array) -> jax.Array:
     x = spec.normalize(images)
     potentials: dict[str, Any] = {}
-    logits = []
+    total: Any = 0
     for t in range(graph.num_steps):
       values = {graph.nodes[0].name: x[:, t] if x.ndim == 5 else x}
       for node in graph.nodes[1:-1]:
@@ -111,8 +111,8 @@ def logits_of(graph: Graph, *, spec: Spec) -> Callable[[jax.Array], jax.Array]:
           )
         else:
           values[node.name] = _FUNCTIONS[node.kind](node, t, *inputs)
-      logits.append(values[graph.nodes[-1].inputs[0]])
-    return sum(logits) / graph.num_steps
+      total = total + values[graph.nodes[-1].inputs[0]]
+    return total / graph.num_steps
 
   return run
 
@@ -122,12 +122,13 @@ def logits_of(graph: Graph, *, spec: Spec) -> Callable[[jax.Array], jax.Array]:
 
 def _weights(node: Node, t: int, *, ndim: int):
   """Returns (kernel, what biases and factors make of a product) of a step."""
-  found = []
-  for name, rank in (('kernel', ndim), ('bias', 1), ('factor', 0)):
+
+  def of_step(name, rank):
     array = node.arrays.get(name)
-    of_steps = array is not None and array.ndim > rank
-    found.append(array[t] if of_steps else array)
-  kernel, bias, factor = found
+    return array if array is None or array.ndim == rank else array[t]
+
+  kernel, bias = of_step('kernel', ndim), of_step('bias', 1)
+  factor = of_step('factor', 0)
 
   def rest(y):
     y = y if bias is None else y + bias
@@ -201,8 +202,8 @@ def _filter(node, spikes, a):
   return a, a
 
 
-_WITH_POTENTIAL = {'neurons': _neurons, 'filter': _filter}
-_FUNCTIONS = {
+_WITH_POTENTIAL: dict[str, Callable] = {'neurons': _neurons, 'filter': _filter}
+_FUNCTIONS: dict[str, Callable] = {
   'convolution': _convolution,
   'dense': _dense,
   'scale': _scale,

@@ -15,13 +15,17 @@ from mpbn_jax.interop.onnx import load_onnx, logits_of, write_onnx
 # are padded; those of resnet20 on maps of 18 have incomplete windows.
 NETWORKS = {
   'steps': ('spiking_cnn', 8, {'conv_norm': 'tab', 'reset': 'soft'}),
-  'elements': ('spiking_cnn', 8, {'membrane_norm': 'mpbn_element'}),
+  'elements': (
+    'spiking_cnn',
+    8,
+    {'membrane_norm': 'mpbn_element', 'start': 'mean'},
+  ),
   'resnet18': ('resnet18', 32, {}),
   'resnet20': ('resnet20', 18, {'conv_norm': 'tebn'}),
   'depth 22': (
     'preact_resnet',
     8,
-    {'depth': 22, 'spike_norm': 'psp_bn', 'tau_s': 0.5, 'start': 'mean'},
+    {'depth': 22, 'spike_norm': 'psp_bn', 'tau_s': 0.5},
   ),
 }
 
