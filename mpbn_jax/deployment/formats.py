@@ -12,7 +12,17 @@ from mpbn_jax import files
 from mpbn_jax.deployment import load_example
 from mpbn_jax.deployment.network import Deployed
 from mpbn_jax.errors import InputError
-from mpbn_jax.interop import exported, onnx
+from mpbn_jax.graph import (
+  function_of,
+  quantize,
+  read_network,
+  write_network,
+)
+from mpbn_jax.interop import exported, nir, onnx
+from mpbn_jax.interop.nir_interpreter import run_nir
+
+_GOLDEN = 4  # images in golden.nir
+_INTERPRETED = 8  # images for a slow interpreter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +32,8 @@ class Format:
   Attributes:
     what: what it is, for people.
     files: the names of its files.
-    write: (network, folder) -> how what was read back differs, as
-      `Deployed.differences` and `Deployed.flips` say it. It raises an
+    write: (network, folder) -> how what was read back differs
+      (`Deployed.differences`). It raises an
       `InputError` for a network that the format cannot hold, or if a package is
       missing.
     load: how to load it, in Markdown.
@@ -35,22 +45,25 @@ class Format:
   load: str
 
 
+def _logits_only(run):
+  return lambda images: (run(images), {})
+
+
 # ---- JAX: whole sequences, and one step
 
 
 def _write_jax(network, folder):
-  options = {'spec': network.spec}
-  path = folder / 'network.jax'
-  _write_exported(
-    path, exported.export_network(network.model, network.folded, **options)
-  )
+  model, folded, path = network.model, network.folded, folder / 'network.jax'
+  program = exported.export_network(model, folded, spec=network.spec)
+  _write_exported(path, program)
   shutil.copyfile(load_example.__file__, folder / 'load_example.py')
-  found = network.differences(jax.jit(exported.load_exported(path).call))
   # The same program with its spikes, which the file does not return.
   with_spikes = exported.export_network(
-    network.model, network.folded, **options, outputs='spikes'
+    model, folded, spec=network.spec, outputs='spikes'
   )
-  return found | network.flips(jax.jit(with_spikes.call))
+  written = jax.jit(exported.load_exported(path).call)
+  spikes = jax.jit(with_spikes.call)
+  return network.differences(lambda x: (written(x), spikes(x)[1]))
 
 
 def _write_steps(network, folder):
@@ -72,7 +85,7 @@ def _write_steps(network, folder):
       logits.append(now)
     return np.mean(logits, 0)
 
-  return network.differences(run)
+  return network.differences(_logits_only(run))
 
 
 def _write_exported(path, program):
@@ -86,13 +99,60 @@ def _write_exported(path, program):
   files.write_whole(path, bytes(data))
 
 
-# ---- ONNX
+# ---- graphs: ONNX, NIR, NumPy
 
 
 def _write_onnx(network, folder):
   path = folder / 'network.onnx'
   onnx.write_onnx(path, network.graph, spec=network.spec)
-  return network.differences(onnx.load_onnx(path))
+  return network.differences(_logits_only(onnx.load_onnx(path)))
+
+
+def _write_nir(network, folder):
+  path, graph = folder / 'network.nir', network.graph
+  nir.write_nir(path, graph)
+  logits, spikes = network.reference[0]
+  nir.write_golden(
+    folder / 'golden.nir',
+    _frames(network, network.images[:_GOLDEN]),
+    {name: layer[:_GOLDEN] for name, layer in spikes.items()},
+    logits[:_GOLDEN],
+  )
+  read, names = nir.read_nir(path), nir.nir_names(graph)
+
+  def run(images):
+    frames = np.moveaxis(_frames(network, images), -1, 2)
+    found, outputs = run_nir(read, frames, dt=nir.DT)
+    layers = {
+      name: np.moveaxis(found[of_nir], 2, -1).reshape(spikes_shape)
+      for name, of_nir in names.items()
+      for spikes_shape in [(len(images), *spikes[name].shape[1:])]
+    }
+    return outputs.mean(1).reshape(len(images), -1), layers
+
+  return network.differences(run, examples=_INTERPRETED)
+
+
+def _frames(network, images):
+  """Returns normalized frames [B, T, H, W, C] of images or frames."""
+  x = np.asarray(network.spec.normalize(images))
+  if network.spec.frames:
+    return x
+  return np.repeat(x[:, None], network.model.num_steps, 1)
+
+
+def _write_arrays(network, folder):
+  return _write_graph(network, folder, network.graph)
+
+
+def _write_integers(network, folder):
+  return _write_graph(network, folder / 'int8', quantize(network.graph, bits=8))
+
+
+def _write_graph(network, folder, graph):
+  write_network(folder, graph)
+  run = function_of(read_network(folder), normalize=network.spec.normalize)
+  return network.differences(jax.jit(run))
 
 
 FORMATS: dict[str, Format] = {
@@ -139,5 +199,45 @@ import onnxruntime
 session = onnxruntime.InferenceSession('network.onnx')
 (logits,) = session.run(['logits'], {'images': images})
 ```""",
+  ),
+  'nir': Format(
+    what='a graph of leaky integrate-and-fire neurons (NIR)',
+    files=('network.nir', 'golden.nir'),
+    write=_write_nir,
+    load="""\
+```python
+import nir
+
+graph = nir.read('network.nir')
+golden = nir.read_data('golden.nir')  # a few frames, their spikes and logits
+```
+
+Its input is normalized frames, channels first, and its output the logits of
+each step. Integrate by forward Euler with dt = 1 ms; neurons fire if v >
+v_threshold.""",
+  ),
+  'npz': Format(
+    what='weights, thresholds and wiring as NumPy arrays and JSON',
+    files=('network.npz', 'network.json'),
+    write=_write_arrays,
+    load="""\
+`network.json` lists the nodes in the order in which they run, and names their
+arrays in `network.npz` (`mpbn_jax/graph/nodes.py` documents the kinds of
+nodes). Its input is normalized frames.
+
+```python
+import json, numpy
+
+nodes = json.load(open('network.json'))['nodes']
+arrays = numpy.load('network.npz')
+```""",
+  ),
+  'int8': Format(
+    what='the same with integer weights of 8 bits',
+    files=('int8/network.npz', 'int8/network.json'),
+    write=_write_integers,
+    load="""\
+Kernels are int8, thresholds and biases int32, in the unit of the accumulated
+potential; `mpbn_jax.graph.quantize` says what the integers mean.""",
   ),
 }

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 
 from mpbn_jax import norm
 from mpbn_jax.datasets.base import Spec
-from mpbn_jax.evaluation import recorded
+from mpbn_jax.evaluation import recorded, stacked_axes
 from mpbn_jax.experiment import Experiment
 from mpbn_jax.folding import fold_all, strip
 from mpbn_jax.graph import Graph, network_graph
@@ -19,7 +19,7 @@ from mpbn_jax.report import fold_network, why_not_folded
 from mpbn_jax.tree import norms_at
 from mpbn_jax.wiring import readers_of_spikes
 
-_EXAMPLES = 256  # test images that files are compared on, at most
+EXAMPLES = 256  # test images that files are compared on, at most
 _AT_ONCE = 32
 # Of two programs whose spikes are the same; those that differ by more have at
 # least one spike that differs.
@@ -36,6 +36,7 @@ class Deployed:
     folded: folded as `evaluation.fold` says, or as trained if nothing folds.
     spec: the data set.
     images: test images, uint8 [N, H, W, C] or [N, T, H, W, C].
+    labels: their labels, [N].
   """
 
   model: SpikingNetwork
@@ -43,22 +44,30 @@ class Deployed:
   folded: Mapping
   spec: Spec
   images: np.ndarray
+  labels: np.ndarray
 
   @functools.cached_property
-  def reference(self) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
-    """(logits [N, K], {layer: spikes} of each batch) of the folded network."""
+  def reference(self) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """(logits [B, K], {layer: spikes [B, T, ..., C]}) of the folded network.
+
+    One for each batch of the images. Scanned blocks are apart, with the names
+    that their layers have in a graph.
+    """
 
     @jax.jit
     def run(variables, images):
       x = self.spec.normalize(images)
       logits, layers = recorded(self.model, variables, x)
-      return logits, {name: v['spikes'] > 0 for name, v in layers.items()}
+      spikes: dict[str, jax.Array] = {}
+      for name, layer in layers.items():
+        fired = layer['spikes'] > 0
+        spikes |= _apart(name, fired) if stacked_axes(layer) else {name: fired}
+      return logits, spikes
 
-    parts = [
-      jax.device_get(run(self.folded, images)) for images in self.batches()
+    return [
+      jax.device_get(run(self.folded, self.images[i : i + _AT_ONCE]))
+      for i in range(0, len(self.images), _AT_ONCE)
     ]
-    logits = np.concatenate([logits for logits, _ in parts])
-    return logits, [spikes for _, spikes in parts]
 
   @functools.cached_property
   def graph(self) -> Graph:
@@ -76,49 +85,62 @@ class Deployed:
       self.model, variables, frame_shape=self.spec.image_shape
     )
 
-  def batches(self) -> Iterator[np.ndarray]:
-    """Yields the images in batches."""
-    for i in range(0, len(self.images), _AT_ONCE):
-      yield self.images[i : i + _AT_ONCE]
-
-  def differences(self, run: Callable[[np.ndarray], np.ndarray]) -> dict:
-    """Returns how another program's logits differ from the folded network's.
+  def differences(self, run: Callable, *, examples: int = EXAMPLES) -> dict:
+    """Returns how another program differs from the folded network.
 
     Args:
-      run: uint8 images -> logits [B, K].
+      run: uint8 images -> (logits [B, K], {layer: spikes}) with the names of
+        the network or of its graph. Without layers, no spikes are compared.
+      examples: how many images are compared at most.
 
     Returns:
       The number of `examples`; how many `predictions` differ; the `largest`
       difference of a logit; the number of examples with logits that differ
-      `beyond_rounding`, by more than `ROUNDING`.
+      `beyond_rounding`, by more than `ROUNDING`; `accuracy` of the network and
+      `other_accuracy`; and, of the `spikes` compared, how many are `flips`.
     """
-    logits = np.concatenate([run(images) for images in self.batches()])
-    expected, _ = self.reference
-    change = np.abs(logits - expected).max(-1)
-    return {
-      'examples': len(logits),
-      'predictions': int((logits.argmax(-1) != expected.argmax(-1)).sum()),
+    changes, ours, theirs = [], [], []
+    spikes = flips = 0
+    for number, (logits, layers) in enumerate(self.reference):
+      start = number * _AT_ONCE
+      logits = logits[: max(examples - start, 0)]
+      if not len(logits):
+        break
+      found, found_layers = run(self.images[start : start + len(logits)])
+      found = np.asarray(found)
+      changes.append(np.abs(found - logits).max(-1))
+      ours.append(logits.argmax(-1))
+      theirs.append(found.argmax(-1))
+      for name, layer in _as_in(layers, found_layers).items():
+        spikes += layer.size
+        flips += int((layer != layers[name][: len(logits)]).sum())
+    change, ours, theirs = map(np.concatenate, (changes, ours, theirs))
+    labels = self.labels[: len(change)]
+    result = {
+      'examples': len(change),
+      'predictions': int((ours != theirs).sum()),
       'largest': float(change.max()),
       # NaN counts.
       'beyond_rounding': int((~(change <= ROUNDING)).sum()),
+      'accuracy': float((ours == labels).mean()),
+      'other_accuracy': float((theirs == labels).mean()),
     }
+    return result | ({'spikes': spikes, 'flips': flips} if spikes else {})
 
-  def flips(self, run: Callable) -> dict:
-    """Returns how many spikes of another program differ.
 
-    Args:
-      run: uint8 images -> (logits, {layer: spikes}).
+def _apart(name, stacked):
+  """Returns {layer: spikes} of the blocks that are stacked in an array."""
+  block, _, layer = name.partition('/')
+  return {f'{block}_{i}/{layer}': spikes for i, spikes in enumerate(stacked)}
 
-    Returns:
-      The number of `spikes` compared and of `flips`.
-    """
-    spikes = flips = 0
-    for images, expected in zip(self.batches(), self.reference[1], strict=True):
-      _, found = run(images)
-      for name, of_layer in expected.items():
-        spikes += of_layer.size
-        flips += int((np.asarray(found[name]) != of_layer).sum())
-    return {'spikes': spikes, 'flips': flips}
+
+def _as_in(reference, layers):
+  """Returns boolean spikes with the names of a reference."""
+  spikes: dict[str, np.ndarray] = {}
+  for name, layer in layers.items():
+    fired = np.asarray(layer) > 0
+    spikes |= {name: fired} if name in reference else _apart(name, fired)
+  return spikes
 
 
 def deployed(experiment: Experiment, variables: Mapping) -> Deployed:
@@ -129,7 +151,7 @@ def deployed(experiment: Experiment, variables: Mapping) -> Deployed:
     variables: the trained variables of its model.
   """
   test = experiment.dataset.splits['test']
-  images, _ = test.read(np.arange(min(len(test), _EXAMPLES)))
+  images, labels = test.read(np.arange(min(len(test), EXAMPLES)))
   variables = jax.device_get(variables)
   folded = variables
   if not why_not_folded(experiment.config):
@@ -140,4 +162,5 @@ def deployed(experiment: Experiment, variables: Mapping) -> Deployed:
     folded=folded,
     spec=experiment.dataset.spec,
     images=images,
+    labels=labels,
   )

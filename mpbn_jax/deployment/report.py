@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import pathlib
+import shutil
 
 import jax
 
@@ -83,6 +84,11 @@ def _made(experiment, state):
     'model': config_lib.plain(config.model),
     'data': spec.name,
     'images': ['B', *spec.example_shape(config.model.num_steps)],
+    'normalization': {
+      'max_value': spec.max_value,
+      'mean': list(spec.mean),
+      'std': list(spec.std),
+    },
     'classes': list(spec.class_names),
   }
 
@@ -97,6 +103,8 @@ def _write(name, network: Deployed, folder) -> dict:
   except InputError as error:
     for file in form.files:
       (folder / file).unlink(missing_ok=True)
+      if '/' in file:
+        shutil.rmtree((folder / file).parent, ignore_errors=True)
     return {'not_written': str(error)}
   return {
     'files': {file: _fingerprint(folder / file) for file in form.files},
@@ -128,6 +136,11 @@ def compared(differences: dict) -> str:
     text += (
       f' ({differences["beyond_rounding"]} examples by more than {ROUNDING:g})'
     )
+  if differences['predictions']:
+    text += (
+      f'; accuracy {differences["other_accuracy"]:.2%} in place of '
+      f'{differences["accuracy"]:.2%}'
+    )
   return text
 
 
@@ -147,10 +160,12 @@ def readme(manifest: dict) -> str:
 Written on {manifest['date']} by mpbn_jax {manifest['mpbn_jax']} with JAX \
 {manifest['jax']}, from step {manifest['step']}, {fold}.
 
-Images are uint8 [{shape}], as the data set stores them, for any batch size B;
-their normalization is inside. Logits are float32 [B, \
-{len(manifest['classes'])}], of the
-classes {', '.join(manifest['classes'])}.
+Images are uint8 [{shape}], as the data set stores them, for any batch size B.
+Logits are float32 [B, {len(manifest['classes'])}], of the classes \
+{', '.join(manifest['classes'])}.
+The `.jax` and `.onnx` files normalize the images themselves; the other formats
+take (images / {manifest['normalization']['max_value']} - mean) / std, with the
+mean and std of each channel in `{MANIFEST}`.
 
 The network was folded on {made_on}. There, it fires exactly the spikes of the
 trained network if given the same currents. On another platform, sums are

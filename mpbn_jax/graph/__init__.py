@@ -1,6 +1,7 @@
 """Graphs of folded networks, from which files for other programs are made."""
 
 from mpbn_jax.graph.files import read_network, write_network
+from mpbn_jax.graph.function import function_of
 from mpbn_jax.graph.interpreter import run_graph
 from mpbn_jax.graph.nodes import KINDS, Graph, Kind, Node
 from mpbn_jax.graph.quantization import quantize
@@ -11,6 +12,7 @@ __all__ = [
   'Graph',
   'Kind',
   'Node',
+  'function_of',
   'network_graph',
   'quantize',
   'read_network',

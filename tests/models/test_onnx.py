@@ -1,4 +1,4 @@
-"""ONNX files, and the functions of JAX that they are made of."""
+"""ONNX files, and graphs as the functions of JAX that they are made of."""
 
 import sys
 
@@ -9,7 +9,8 @@ from graphs import CHANNELS, network, network_graph
 
 from mpbn_jax import InputError
 from mpbn_jax.datasets.base import Spec
-from mpbn_jax.interop.onnx import load_onnx, logits_of, write_onnx
+from mpbn_jax.graph import function_of
+from mpbn_jax.interop.onnx import load_onnx, write_onnx
 
 # (network, side, settings): every kind of node. Pools of resnet18 overlap and
 # are padded; those of resnet20 on maps of 18 have incomplete windows.
@@ -57,7 +58,9 @@ def _graph(name):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_graph_as_a_function_is_the_network(name):
   graph, spec, images, logits = _graph(name)
-  found = jax.jit(logits_of(graph, spec=spec))(images)
+  run = function_of(graph, normalize=spec.normalize)
+  found, spikes = jax.jit(run)(images)
+  assert list(spikes) == [node.name for node in graph.of_kind('neurons')]
   np.testing.assert_allclose(found, logits, atol=1e-5)
 
 
