@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from registered import known
 
-from mpbn_jax import InputError, fold, fold_all, readers_of_spikes, strip
+from mpbn_jax import (
+  InputError,
+  fold,
+  fold_all,
+  fold_spike_norms,
+  readers_of_spikes,
+  strip,
+)
 from mpbn_jax.evaluation import recorded, stacked_axes
 from mpbn_jax.layers import LIF
 from mpbn_jax.models.network import SpikingNetwork
@@ -51,13 +58,23 @@ def _assert_streams(model, variables, frames, *others):
     np.testing.assert_allclose(means, logits, rtol=1e-5, atol=1e-6)
 
 
+# Blocks that are scanned over, and all that neurons remember.
+SETTINGS = {
+  'preact_resnet': dict(depth=16, spike_norm='psp_bn', tau_s=0.5, start='mean')
+}
+
+
 @pytest.mark.parametrize('name', known('networks'))
 def test_frames_one_by_one_fire_the_spikes_of_the_sequence(name):
-  settings = {'depth': 16} if name == 'preact_resnet' else {}
+  settings = SETTINGS.get(name, {})
   model, variables = common.small(
     name, side=common.SIDES[name], unroll=False, **settings
   )
-  _assert_streams(model, variables, _frames(name), strip(fold(variables)))
+  frames, folded = _frames(name), fold(variables)
+  if 'spike_norm' in settings:
+    readers = readers_of_spikes(model, variables, frames)
+    folded = fold_spike_norms(folded, readers=readers)
+  _assert_streams(model, variables, frames, strip(folded))
 
 
 @pytest.mark.parametrize(
@@ -76,16 +93,6 @@ def test_everything_that_neurons_remember_is_in_the_state(settings):
       lambda path, v: v + 0.3 if path[-1].key == 'start' else v, variables
     )
   _assert_streams(model, variables, _frames())
-
-
-def test_scanned_blocks_with_all_norms_folded_stream():
-  model, variables = common.small(
-    'preact_resnet', depth=16, spike_norm='psp_bn', tau_s=0.5, start='mean'
-  )
-  frames = _frames('preact_resnet')
-  readers = readers_of_spikes(model, variables, frames)
-  folded = strip(fold_all(variables, readers=readers))
-  _assert_streams(model, folded, frames)
 
 
 def test_state_is_that_before_the_first_frame():
