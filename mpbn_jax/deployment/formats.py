@@ -1,6 +1,7 @@
 """The formats of a deployed network: written, read back and compared."""
 
 import dataclasses
+import functools
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -63,7 +64,26 @@ def _write_jax(network, folder):
   )
   written = jax.jit(exported.load_exported(path).call)
   spikes = jax.jit(with_spikes.call)
-  return network.differences(lambda x: (written(x), spikes(x)[1]))
+  return network.differences(lambda x: (written(x), spikes(x)[1])) | {
+    'elsewhere': _elsewhere(network, path)
+  }
+
+
+def _elsewhere(network, path):
+  """Returns {platform: differences} on the other platforms of this machine."""
+  found = {}
+  for platform in exported.PLATFORMS:
+    try:
+      device = jax.devices(platform)[0]
+    except RuntimeError:  # none here
+      continue
+    if device.platform != jax.default_backend():
+      run = jax.jit(exported.load_exported(path).call)
+      put = functools.partial(jax.device_put, device=device)
+      found[platform] = network.differences(
+        _logits_only(lambda x, run=run, put=put: run(put(x)))
+      )
+  return found
 
 
 def _write_steps(network, folder):

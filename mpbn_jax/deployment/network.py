@@ -99,7 +99,7 @@ class Deployed:
       `beyond_rounding`, by more than `ROUNDING`; `accuracy` of the network and
       `other_accuracy`; and, of the `spikes` compared, how many are `flips`.
     """
-    changes, ours, theirs = [], [], []
+    changes, classes, other_classes = [], [], []
     spikes = flips = 0
     for number, (logits, layers) in enumerate(self.reference):
       start = number * _AT_ONCE
@@ -109,12 +109,13 @@ class Deployed:
       found, found_layers = run(self.images[start : start + len(logits)])
       found = np.asarray(found)
       changes.append(np.abs(found - logits).max(-1))
-      ours.append(logits.argmax(-1))
-      theirs.append(found.argmax(-1))
+      classes.append(logits.argmax(-1))
+      other_classes.append(found.argmax(-1))
       for name, layer in _as_in(layers, found_layers).items():
         spikes += layer.size
         flips += int((layer != layers[name][: len(logits)]).sum())
-    change, ours, theirs = map(np.concatenate, (changes, ours, theirs))
+    change, ours = np.concatenate(changes), np.concatenate(classes)
+    theirs = np.concatenate(other_classes)
     labels = self.labels[: len(change)]
     result = {
       'examples': len(change),

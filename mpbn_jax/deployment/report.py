@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import pathlib
 import shutil
+import textwrap
 
 import jax
 
@@ -57,7 +58,7 @@ def write_export(
       for name in FORMATS:
         result = _write(name, network, folder)
         manifest['formats'][name] = result
-        print(_line(name, result))
+        print(_lines(name, result))
       record.write_json(folder / MANIFEST, manifest)
       files.write_whole(folder / 'README.md', readme(manifest))
       if path.exists():
@@ -117,11 +118,15 @@ def _fingerprint(path):
   return {'bytes': len(data), 'sha256': hashlib.sha256(data).hexdigest()}
 
 
-def _line(name, result):
+def _lines(name, result):
   """Returns a format's result for the terminal."""
   if 'not_written' in result:
     return f'not written: {name}: {result["not_written"]}'
-  return f'{", ".join(result["files"])}: {compared(result["differences"])}'
+  found, files_of = result['differences'], ', '.join(result['files'])
+  lines = [f'{files_of}: {compared(found)}']
+  for platform, there in found.get('elsewhere', {}).items():
+    lines.append(f'{files_of} on {platform}: {compared(there)}')
+  return '\n'.join(lines)
 
 
 def compared(differences: dict) -> str:
@@ -151,44 +156,48 @@ def readme(manifest: dict) -> str:
     'all': 'with all its norms folded',
     None: f'not folded ({manifest["not_folded"]})',
   }[manifest['fold']]
-  shape = ', '.join(map(str, manifest['images']))
-  made_on = manifest['made_on']
+  shape, classes = ', '.join(map(str, manifest['images'])), manifest['classes']
+  model, made_on = manifest['model'], manifest['made_on']
+  max_value = manifest['normalization']['max_value']
   parts = [
-    f"""\
-# {manifest['model']['name']}, trained on {manifest['data']}
-
-Written on {manifest['date']} by mpbn_jax {manifest['mpbn_jax']} with JAX \
-{manifest['jax']}, from step {manifest['step']}, {fold}.
-
-Images are uint8 [{shape}], as the data set stores them, for any batch size B.
-Logits are float32 [B, {len(manifest['classes'])}], of the classes \
-{', '.join(manifest['classes'])}.
-The `.jax` and `.onnx` files normalize the images themselves; the other formats
-take (images / {manifest['normalization']['max_value']} - mean) / std, with the
-mean and std of each channel in `{MANIFEST}`.
-
-The network was folded on {made_on}. There, it fires exactly the spikes of the
-trained network if given the same currents. On another platform, sums are
-rounded otherwise, and a neuron within rounding of its threshold may decide
-otherwise: compare some images with those of {made_on}.
-
-JAX {manifest['jax']} reads the `.jax` files, and so do versions that are \
-released up to half
-a year after it, as JAX promises: export the network again by
-{manifest['jax_readable_until']}. They run on {', '.join(PLATFORMS)}.
-
-`{MANIFEST}` has all of this for programs, with the checksum of each file.
-"""
+    f'# {model["name"]}, T = {model["num_steps"]}, trained on '
+    f'{manifest["data"]}',
+    _paragraph(f"""Written on {manifest['date']} by mpbn_jax
+      {manifest['mpbn_jax']} with JAX {manifest['jax']}, from step
+      {manifest['step']}, {fold}."""),
+    _paragraph(f"""Images are uint8 [{shape}], as the data set stores them, for
+      any batch size B. Logits are float32 [B, {len(classes)}], of the classes
+      {', '.join(classes)}. The `.jax` and `.onnx` files normalize the images
+      themselves; the other formats take (images / {max_value} - mean) / std,
+      with the mean and std of each channel in `{MANIFEST}`."""),
+    _paragraph(f"""The network was folded on {made_on}. There, it fires exactly
+      the spikes of the trained network if given the same currents. On another
+      platform, sums are rounded otherwise, and a neuron within rounding of its
+      threshold may decide otherwise: compare some images with those of
+      {made_on}."""),
+    _paragraph(f"""JAX {manifest['jax']} reads the `.jax` files, and so do
+      versions that are released up to half a year after it, as JAX promises:
+      export the network again by {manifest['jax_readable_until']}. They run on
+      {', '.join(PLATFORMS)}."""),
+    _paragraph(f"""`{MANIFEST}` has all of this for programs, with the checksum
+      of each file."""),
   ]
   for name, result in manifest['formats'].items():
     form = FORMATS[name]
-    title = f'## {", ".join(form.files)}: {form.what}'
+    parts.append(f'## {", ".join(form.files)}: {form.what}')
     if 'not_written' in result:
-      body = f'Not written: {result["not_written"]}'
-    else:
-      body = (
-        'Read back and compared with the folded network on test images: '
-        f'{compared(result["differences"])}.\n\n{form.load}'
-      )
-    parts.append(f'{title}\n\n{body}\n')
-  return '\n'.join(parts)
+      parts.append(f'Not written: {result["not_written"]}')
+      continue
+    found = result['differences']
+    text = (
+      'Read back and compared with the folded network on test images: '
+      f'{compared(found)}.'
+    )
+    for platform, there in found.get('elsewhere', {}).items():
+      text += f' On {platform}: {compared(there)}.'
+    parts += [_paragraph(text), form.load]
+  return '\n\n'.join(parts) + '\n'
+
+
+def _paragraph(text):
+  return textwrap.fill(' '.join(text.split()), 80)

@@ -5,6 +5,7 @@ them, logits out, for any batch size, on CPU, GPU and TPU. Normalization and
 variables are inside.
 """
 
+import datetime
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+import mpbn_jax
 from mpbn_jax import streaming
 from mpbn_jax.datasets.base import Spec
 from mpbn_jax.errors import InputError, unknown
@@ -46,7 +48,8 @@ def export_network(
   Returns:
     A program whose `call` takes uint8 images [B, H, W, C], or frames [B, T, H,
     W, C] if the data set has frames, of any batch size B, and returns logits
-    float32 [B, num_classes]. `serialize` makes bytes of it.
+    float32 [B, num_classes]. `serialize` makes bytes of it; `fun_name` says
+    with which versions, on which platform and when it was made.
 
   Raises:
     InputError: an unknown output.
@@ -154,6 +157,11 @@ def _any_batch(shape):
 def _exported(
   function: Callable, arguments: Any, platforms: Sequence[str]
 ) -> export.Exported:
+  # The name travels with the file.
+  function.__name__ += (
+    f' (mpbn_jax {mpbn_jax.__version__}, jax {jax.__version__}, made on '
+    f'{jax.default_backend()}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d})'
+  )
   program = export.export(jax.jit(function), platforms=tuple(platforms))
   try:
     return program(*arguments)

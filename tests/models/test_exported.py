@@ -66,6 +66,7 @@ def test_golden_network_fires_the_same_spikes_without_this_package(tmp_path):
   spec, images = _spec(16, 3), _images(6, 16, 16, 3)
   program = export_network(model, folded, spec=spec, outputs='spikes')
   assert program.platforms == PLATFORMS
+  assert f'jax {jax.__version__}, made on cpu, 20' in program.fun_name
   (tmp_path / 'network.jax').write_bytes(program.serialize())
   np.save(tmp_path / 'images.npy', images)
   subprocess.run(

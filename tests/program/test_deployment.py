@@ -15,7 +15,9 @@ import runs
 
 from mpbn_jax import load_run
 from mpbn_jax.deployment import FORMATS
+from mpbn_jax.deployment.network import deployed
 from mpbn_jax.deployment.report import compared, readme
+from mpbn_jax.report import restore
 
 pytest.importorskip('flatbuffers', reason='jax.export writes files with it')
 
@@ -73,7 +75,7 @@ def test_differences_are_printed_and_in_the_readme(exported):
     result = _manifest(folder)['formats'][name]
     text = compared(result['differences'])
     assert f'{", ".join(result["files"])}: {text}' in out
-    assert text in (folder / 'README.md').read_text()
+    assert text in ' '.join((folder / 'README.md').read_text().split())
   assert '0 of 256 predictions differ, logits by at most ' in out
 
 
@@ -129,7 +131,25 @@ def test_second_export_replaces_the_first(exported, tmp_path):
   }
 
 
+def test_program_is_compared_on_the_other_platforms_of_the_machine(
+  exported, tmp_path, monkeypatch
+):
+  folder, workdir, _ = exported
+  config = runs.config()
+  experiment, state = restore(config, workdir=workdir)
+  network = deployed(experiment, state.variables)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  found = FORMATS['jax'].write(network, tmp_path)['elsewhere']
+  assert found.keys() == {'cpu'}
+  manifest = _manifest(folder)
+  manifest['formats']['jax']['differences']['elsewhere'] = found
+  assert f'On cpu: {compared(found["cpu"])}' in ' '.join(
+    readme(manifest).split()
+  )
+
+
 def test_readme_of_a_network_that_does_not_fold_says_so(exported):
   manifest = _manifest(exported[0])
   manifest |= {'fold': None, 'not_folded': 'membrane_norm is none'}
-  assert 'not folded (membrane_norm is none)' in readme(manifest)
+  text = ' '.join(readme(manifest).split())
+  assert 'not folded (membrane_norm is none)' in text
