@@ -80,7 +80,7 @@ BAD_INPUT = {
   'unknown mode': (
     ['--mode=foo'],
     "unknown mode 'foo'",
-    'one of evaluate, fold, import, landscape, prepare, reproduce, steps, '
+    'one of evaluate, export, fold, import, landscape, prepare, reproduce, steps, '
     'train',
   ),
   'flag without value': (['--mode'], '--mode needs a value', 'train|evaluate'),
