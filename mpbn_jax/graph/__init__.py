@@ -1,5 +1,6 @@
 """Graphs of folded networks, from which files for other programs are made."""
 
+from mpbn_jax.graph.comparison import GraphComparison, compare_graphs
 from mpbn_jax.graph.files import read_network, write_network
 from mpbn_jax.graph.function import function_of
 from mpbn_jax.graph.interpreter import run_graph
@@ -10,8 +11,10 @@ from mpbn_jax.graph.trace import network_graph
 __all__ = [
   'KINDS',
   'Graph',
+  'GraphComparison',
   'Kind',
   'Node',
+  'compare_graphs',
   'function_of',
   'network_graph',
   'quantize',
