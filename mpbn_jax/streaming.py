@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from mpbn_jax import programs
 from mpbn_jax.errors import InputError
 from mpbn_jax.layers import LIF, SpikeNorm
 from mpbn_jax.layers.potentials import COLLECTION
@@ -51,22 +52,31 @@ def initial_state(
     >>> state['lif1']['u_res'].shape
     (1, 8, 8, 4)
   """
-  model = _one_step(model, frame)
-  ran: dict[tuple[str, ...], str] = {}  # {path: name of its potential}
+  model, shape = _one_step(model, frame), tuple(frame.shape)
+  # Symbols of two exports cannot be compared, as the cache would.
+  known = all(isinstance(side, int) for side in shape)
+  make = _compiled_start if known else _start
+  return make(model, shape, jnp.dtype(frame.dtype))(variables)
 
-  def note(function, args, kwargs, context):
-    module = context.module
-    name = _potential_of(module)
-    if context.method_name == '__call__' and name:
-      ran[module.path] = name
-      module.sow('intermediates', _CALLS, jnp.zeros(()))
-    return function(*args, **kwargs)
+
+def _start(model, shape, dtype):
+  """Returns variables -> the state before the first frame, compiled."""
 
   def run(variables):
+    ran: dict[tuple[str, ...], str] = {}  # {path: name of its potential}
+
+    def note(function, args, kwargs, context):
+      module = context.module
+      name = _potential_of(module)
+      if context.method_name == '__call__' and name:
+        ran[module.path] = name
+        module.sow('intermediates', _CALLS, jnp.zeros(()))
+      return function(*args, **kwargs)
+
     with nn.intercept_methods(note):
       _, updates = model.apply(
         _without_state(variables),
-        jnp.zeros(frame.shape, frame.dtype),
+        jnp.zeros(shape, dtype),
         train=False,
         mutable=[COLLECTION, 'intermediates'],
       )
@@ -77,7 +87,11 @@ def initial_state(
       _check_calls('/'.join(path), calls if carried else 0)
     return updates.get(COLLECTION, {})
 
-  return jax.jit(run)(variables)  # the activations are dead code
+  return jax.jit(run)  # the activations are dead code
+
+
+# Every sequence starts here: it is compiled once.
+_compiled_start = programs.shared(_start)
 
 
 def step(

@@ -106,6 +106,15 @@ def test_state_is_that_before_the_first_frame():
   assert state['lif4']['spike_norm']['a'].shape == (2, 4, 4, 8)
 
 
+def test_start_of_every_sequence_is_compiled_once():
+  model, variables = common.small()
+  frame = _frames()[:, 0]
+  initial_state(model, variables, frame)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(model.__class__, 'features', None)  # a trace would fail
+    initial_state(model, variables, frame)
+
+
 def test_step_changes_neither_its_state_nor_later_sequences():
   model, variables = common.small()
   frames = _frames()

@@ -1,9 +1,13 @@
 """--mode=export: the folder that it writes, and what it does without."""
 
 import contextlib
+import functools
+import importlib.util
 import io
 import json
 import pathlib
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,7 +17,7 @@ import numpy as np
 import pytest
 import runs
 
-from mpbn_jax import load_run
+import mpbn_jax
 from mpbn_jax.deployment import FORMATS
 from mpbn_jax.deployment.network import deployed
 from mpbn_jax.deployment.report import compared, readme
@@ -107,11 +111,43 @@ def test_loading_example_classifies_without_this_package(exported, tmp_path):
     text=True,
     check=True,
   )
-  run = load_run(workdir)
+  run = mpbn_jax.load_run(workdir)
   logits = run.model.apply(
     run.variables, run.spec.normalize(images), train=False
   )
   assert done.stdout.split() == [str(k) for k in logits.argmax(-1)]
+
+
+def test_loading_example_refuses_garbage_in_one_line(exported, tmp_path):
+  path = tmp_path / 'load_example.py'
+  shutil.copyfile(exported[0] / path.name, path)
+  (tmp_path / 'network.jax').write_bytes(b'garbage' * 99)
+  main = runpy.run_path(str(path))['main']
+  with pytest.raises(SystemExit) as stop:
+    main(np.zeros((1, 8, 8, 1), np.uint8))
+  assert str(stop.value).startswith('error: expected a program of jax.export')
+  assert '\n' not in str(stop.value)
+
+
+def test_code_of_the_page_runs(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path('runs').mkdir()
+  pathlib.Path('runs/digits').symlink_to(runs.finished())
+  page = (runs.ROOT / 'docs' / 'deployment.md').read_text()
+  blocks = re.findall(r'^```python\n(.*?)^```$', page, re.M | re.S)
+  names = {
+    **dict(mpbn_jax=mpbn_jax, jax=jax, functools=functools, pathlib=pathlib),
+    'images': np.zeros((2, 8, 8, 1), np.uint8),
+    'frames': np.zeros((2, 3, 8, 8, 1), np.float32),
+  }
+  needs = {'write_nir': ('nir', 'jax2onnx', 'onnxruntime')}
+  ran = 0
+  for block in blocks:
+    packages = [p for key, ps in needs.items() if key in block for p in ps]
+    if all(importlib.util.find_spec(package) for package in packages):
+      exec(block, names)
+      ran += 1
+  assert ran >= len(blocks) - 1 == 3
 
 
 def test_second_export_replaces_the_first(exported, tmp_path):
