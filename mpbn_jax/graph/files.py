@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpbn_jax.errors import InputError
-from mpbn_jax.files import write_whole
+from mpbn_jax.files import check_writable, write_whole
 from mpbn_jax.graph.nodes import Graph, Node
 from mpbn_jax.graph.quantization import integers_of, multiple
 
@@ -59,7 +59,7 @@ def write_network(directory: pathlib.Path | str, graph: Graph) -> None:
     ('conv1',)
   """
   directory = pathlib.Path(directory)
-  directory.mkdir(parents=True, exist_ok=True)
+  check_writable(directory)
   arrays: dict[str, np.ndarray] = {}
   nodes = []
   for node in graph.nodes:
@@ -67,11 +67,11 @@ def write_network(directory: pathlib.Path | str, graph: Graph) -> None:
     for name, array in node.arrays.items():
       key, unit = f'{node.name}/{name}', _UNITS.get(name)
       entries[name] = {'array': key}
-      if unit in node.arrays:
+      if unit is not None and unit in node.arrays:
         array = _to_integers(array, node.arrays[unit], name)
         entries[name]['unit'] = f'{node.name}/{unit}'
       arrays[key] = array
-    nodes.append({**dataclasses.asdict(node), 'arrays': entries})
+    nodes.append({**vars(node), 'arrays': entries})
   buffer = io.BytesIO()
   np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
   content = buffer.getvalue()

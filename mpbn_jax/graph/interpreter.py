@@ -1,6 +1,6 @@
 """A slow, plain interpreter of graphs in NumPy, to verify what is written."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -175,7 +175,7 @@ def _mean(x, axes):
   return x.mean(axes, dtype=np.float64).astype(np.float32)
 
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
   'input': lambda node, frames: frames,
   'convolution': _convolution,
   'dense': _dense,

@@ -36,9 +36,10 @@ def run_nir(
     ({LIF node: spikes [B, T, C, H, W]}, outputs [B, T, ...]).
 
   Raises:
-    InputError: the graph has another kind of node, or a cycle.
+    InputError: the graph has another kind of node, or a cycle; frames or spikes
+      have another shape.
   """
-  given, spikes = given_spikes or {}, {}
+  given, spikes = dict(given_spikes or {}), {}
   into: dict[str, list[str]] = {name: [] for name in graph.nodes}
   for source, target in graph.edges:
     into[target].append(source)
@@ -53,27 +54,52 @@ def run_nir(
     for name in ready:
       waiting.remove(name)
       node, kind = graph.nodes[name], type(graph.nodes[name]).__name__
-      x = sum(values[source] for source in into[name])
       if kind == 'Input':
         values[name] = np.asarray(frames, np.float32)
-      elif kind == 'Output':
-        values[name] = x
-      elif kind == 'LIF':
-        spikes[name] = _lif(node, x, dt)
-        values[name] = np.asarray(given.get(name, spikes[name]), np.float32)
-      elif kind in _STATELESS:
-        merged = x.reshape((-1, *x.shape[2:]))
-        y = _STATELESS[kind](node, merged)
-        values[name] = y.reshape((*x.shape[:2], *y.shape[1:]))
-      else:
+        side = tuple(map(int, node.input_type['input']))
+        _check_shape(name, values[name], (*values[name].shape[:2], *side))
+        continue
+      x = _sum([values[source] for source in into[name]])
+      if kind not in ('Output', 'LIF', *_STATELESS):
         raise InputError(
           f'expected Input, Conv2d, AvgPool2d, LIF and Output nodes, got '
           f'{kind} {name!r}: this interpreter knows what write_nir writes'
         )
+      if kind == 'Output':
+        values[name] = x
+      elif kind == 'LIF':
+        spikes[name] = _lif(node, x, dt)
+        values[name] = np.asarray(given.pop(name, spikes[name]), np.float32)
+        _check_shape(name, values[name], x.shape)
+      else:
+        merged = x.reshape((-1, *x.shape[2:]))
+        y = _STATELESS[kind](node, merged)
+        values[name] = y.reshape((*x.shape[:2], *y.shape[1:]))
+  if given:
+    raise InputError(
+      f'expected spikes for the LIF nodes {", ".join(spikes)}, got some for '
+      f'{", ".join(sorted(given))}: use nir_names'
+    )
   (output,) = (
     n for n, v in graph.nodes.items() if type(v).__name__ == 'Output'
   )
   return spikes, values[output]
+
+
+def _check_shape(name, array, shape):
+  if array.shape != shape:
+    raise InputError(
+      f'expected {name!r} of shape [B, T, C, H, W], here {list(shape)}, got '
+      f'{list(array.shape)}: channels come first'
+    )
+
+
+def _sum(terms: list[np.ndarray]) -> np.ndarray:
+  """Returns the sum of what all edges bring."""
+  total = terms[0]
+  for term in terms[1:]:
+    total = total + term
+  return total
 
 
 def _lif(node, currents, dt):

@@ -51,6 +51,12 @@ def test_graph_holds_what_each_setting_changes(settings):
   _assert_fires_the_same(*graphs.network(**settings))
 
 
+def test_rematerialized_blocks_are_nodes_as_well():
+  _assert_fires_the_same(
+    *graphs.network('preact_resnet', depth=10, remat=True, conv_norm='none')
+  )
+
+
 def test_odd_maps_keep_incomplete_windows():
   graph = _assert_fires_the_same(*graphs.network('resnet20', side=10))
   ceil = [

@@ -311,6 +311,17 @@ def test_interpreter_names_nodes_that_it_does_not_know():
     run_nir(graph, np.zeros((1, 1, 1)), dt=1)
 
 
+def test_interpreter_refuses_other_inputs(tmp_path):
+  write_nir(tmp_path / 'n.nir', _by_hand(*_identity()))
+  graph, frames = read_nir(tmp_path / 'n.nir'), np.zeros((1, 2, 1, 2, 2))
+  with pytest.raises(InputError, match='channels come first'):
+    run_nir(graph, np.zeros((1, 2, 2, 2, 1)), dt=DT)
+  with pytest.raises(InputError, match='LIF nodes a, got some for b'):
+    run_nir(graph, frames, dt=DT, given_spikes={'b': frames})
+  with pytest.raises(InputError, match="expected 'a' of shape"):
+    run_nir(graph, frames, dt=DT, given_spikes={'a': frames[..., 0]})
+
+
 # ---- golden spikes
 
 

@@ -1,6 +1,7 @@
 """Torch twins of graphs: the network's spikes, from PyTorch modules."""
 
 import dataclasses
+import importlib.util
 import sys
 
 import graphs
@@ -82,6 +83,37 @@ def test_images_are_shown_at_every_step():
 def test_graphs_with_other_layers_are_refused(settings, message):
   with pytest.raises(InputError, match=message):
     torch_twin(_graph(**settings)[0])
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec('neurobench') is None,
+  reason='needs NeuroBench: pip install neurobench',
+)
+@pytest.mark.filterwarnings('ignore')
+def test_harness_of_neurobench_counts_the_twins_operations():
+  from neurobench.benchmarks import Benchmark
+  from neurobench.metrics.workload import ActivationSparsity, SynapticOperations
+  from neurobench.models import TorchModel
+
+  graph, frames = _graph(name='resnet20')
+  twin = torch_twin(graph)
+  model = TorchModel(twin)
+  model.add_activation_module(type(twin.stem_lif1))
+  x = torch.from_numpy(np.moveaxis(frames, -1, 2).copy())
+  labels = torch.zeros(len(x), dtype=torch.long)
+  loader = torch.utils.data.DataLoader(
+    torch.utils.data.TensorDataset(x, labels), batch_size=2
+  )
+  metrics = [[], [SynapticOperations, ActivationSparsity]]
+  found = Benchmark(model, loader, [], [], metrics).run(quiet=True)
+  spikes, _ = run_graph(graph, frames)
+  fired = sum(layer.sum(dtype=float) for layer in spikes.values())
+  silent = 1 - fired / sum(layer.size for layer in spikes.values())
+  np.testing.assert_allclose(found['ActivationSparsity'], silent, rtol=1e-6)
+  operations = found['SynapticOperations']
+  # What reads frames and average-pooled spikes multiplies.
+  assert operations['Effective_MACs'] > 0
+  assert operations['Effective_ACs'] > 0
 
 
 def test_layers_of_one_name_in_torch_are_refused():
