@@ -11,6 +11,9 @@
         evaluates a run with its stored configuration, without training.
     python main.py --mode=fold --workdir=runs/digits_t2
         writes the folded checkpoint beside the unfolded one and verifies it.
+    python main.py --mode=export --workdir=runs/digits_t2
+        writes the folded network for use elsewhere: for JAX alone, as NIR, as
+        ONNX and as NumPy arrays; reads each file back and compares it.
     python main.py --mode=landscape --workdir=runs/digits_t2
         measures and draws how the training loss rises around the network.
     python main.py --mode=steps --workdir=runs/digits_t2 --steps=1,2,4,8
@@ -157,6 +160,8 @@ def _run(command, start):
     process.prepare(command.config)
     if mode == 'import':
       _import(files, command)
+    elif mode == 'export':
+      _export(report, command)
     elif mode in ('landscape', 'steps', 'analyze'):
       _analyse(report, command)
     else:
@@ -180,6 +185,14 @@ def _work(report, training, command, start):
     folded=folded,
     file=report.summary_file(mode, config),
   )
+
+
+def _export(report, command):
+  from mpbn_jax import deployment
+
+  workdir = command.workdir
+  experiment, state = report.restore(command.config, workdir=workdir)
+  deployment.write_export(experiment, state, workdir=workdir)
 
 
 def _analyse(report, command):

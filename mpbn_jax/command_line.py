@@ -19,6 +19,7 @@ MODES = (
   'train',
   'evaluate',
   'fold',
+  'export',
   'landscape',
   'steps',
   'analyze',

@@ -261,7 +261,7 @@ def _checked_start(currents, u_res, *, tau, reset, v_th):
   if reset == 'soft' and v_th is None:
     raise InputError('a soft reset subtracts v_th, got None: pass v_th')
   shape = currents.shape[1:]
-  if np.broadcast_shapes(jnp.shape(u_res), shape) != shape:
+  if jnp.broadcast_shapes(jnp.shape(u_res), shape) != shape:
     raise InputError(
       f'expected a potential that broadcasts to one step, {shape}, got shape '
       f'{jnp.shape(u_res)}'

@@ -2,6 +2,7 @@
 
 from mpbn_jax.graph.comparison import GraphComparison, compare_graphs
 from mpbn_jax.graph.files import read_network, write_network
+from mpbn_jax.graph.function import function_of
 from mpbn_jax.graph.interpreter import run_graph
 from mpbn_jax.graph.nodes import KINDS, Graph, Kind, Node
 from mpbn_jax.graph.quantization import quantize
@@ -14,6 +15,7 @@ __all__ = [
   'Kind',
   'Node',
   'compare_graphs',
+  'function_of',
   'network_graph',
   'quantize',
   'read_network',

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
 from mpbn_jax.initializers import FAN_OUT
-from mpbn_jax.layers import variables
+from mpbn_jax.layers import carry, variables
 from mpbn_jax.layers.absorption import read_with
 from mpbn_jax.layers.attributes import check_positive, check_types
 from mpbn_jax.layers.spikes import Spikes
@@ -178,6 +178,7 @@ def _times_factor(layer, y, copies):
 
 
 def _normalize(layer, y, *, train, copies):
+  carry.check_memoryless(layer)
   norm = norms.NORMS[layer.norm]
   options: dict[str, Any] = {'copies': copies}
   if norm.per_time_step:

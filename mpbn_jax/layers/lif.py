@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mpbn_jax import norm as norms
 from mpbn_jax import start as starts
 from mpbn_jax.errors import InputError
-from mpbn_jax.layers import potentials, variables
+from mpbn_jax.layers import carry, potentials, variables
 from mpbn_jax.layers.attributes import check_positive, check_types
 from mpbn_jax.layers.spike_norm import SpikeNorm
 from mpbn_jax.layers.spikes import Spikes, check_array
@@ -145,7 +145,8 @@ class LIF(nn.Module):
     `after` it, see `potentials.keep`.
     If a `given_spikes` collection has {spikes} at this path, they are returned
     in place of the layer's own spikes. Its readers can thus receive another
-    network's spikes.
+    network's spikes. With a mutable `potentials` collection, as in
+    `streaming.step`, neurons start from the potentials that it has.
 
     Raises:
       InputError: a stored constant differs from the layer's setting (if its
@@ -159,7 +160,18 @@ class LIF(nn.Module):
     by_time = jnp.moveaxis(currents, 1, 0).astype(jnp.float32)
     start = self._start()
     first = None if start is None else start.value
+    carried = carry.carried(
+      self,
+      'u_res',
+      shape=by_time.shape[1:],
+      start=0.0 if first is None else first,
+      train=train,
+    )
+    if carried is not None:
+      first = carried.value
     spikes, last = self._spikes(by_time, tau, v_th, train, first)
+    if carried is not None:
+      carried.advance(last)
     if train and first is not None and not self.is_initializing():
       start.value = starts.advance(first, last, spikes, momentum=self.momentum)
     spikes = jnp.moveaxis(spikes, 0, 1)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mpbn_jax import norm as norms
-from mpbn_jax.layers import variables
+from mpbn_jax.layers import carry, variables
 from mpbn_jax.layers.absorption import may_fold
 from mpbn_jax.layers.attributes import check_positive, check_types
 from mpbn_jax.layers.spikes import Fold, Spikes, check_array
@@ -69,7 +69,7 @@ class SpikeNorm(nn.Module):
     """Returns [B, T, ..., C] of spikes [B, T, ..., C]."""
     check_array(spikes)
     variables.check_input('spikes', spikes)
-    a = norms.synaptic_filter(spikes, tau_s=self.tau_s, unroll=self.unroll)
+    a = self._filtered(spikes, train)
     if self.norm == norms.NONE:
       return a
     folds = may_fold(self)
@@ -77,6 +77,7 @@ class SpikeNorm(nn.Module):
       variables.refuse_training(train)
       if not (folds and self.has_variable('params', self.norm)):
         return Spikes(a, path=self.path, fold=Fold.DONE)
+    carry.check_memoryless(self)
     variables.check_steps(self, a.shape[1])
     norm = norms.NORMS[self.norm]
     own = variables.NormVariables(
@@ -102,3 +103,19 @@ class SpikeNorm(nn.Module):
       self.put_variable('folded', 'readers', jnp.int32(0))
     fold = Fold.NOW if folds else Fold.OPEN
     return Spikes(a, path=self.path, gain=gain, fold=fold)
+
+  def _filtered(self, spikes, train):
+    """Returns the postsynaptic potentials of spikes, both [B, T, ..., C]."""
+    if self.tau_s == 0:
+      return spikes
+    shape = (spikes.shape[0], *spikes.shape[2:])
+    carried = carry.carried(self, 'a', shape=shape, start=0.0, train=train)
+    last, a = norms.synaptic_filter_from(
+      0.0 if carried is None else carried.value,
+      spikes,
+      tau_s=self.tau_s,
+      unroll=self.unroll,
+    )
+    if carried is not None:
+      carried.advance(last)
+    return a

@@ -18,6 +18,7 @@ import numpy as np
 
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
+from mpbn_jax.layers import carry
 
 
 def check_input(what: str, x: Any) -> None:
@@ -212,12 +213,22 @@ def check_steps(module: Any, steps: int) -> None:
 
 
 def check_steps_equal(module: Any, built: int, steps: int) -> None:
-  """Raises InputError if a layer was built for another number of steps."""
-  if built == steps:
+  """Raises InputError if a layer was built for another number of steps.
+
+  A stream has no number of steps.
+  """
+  streamed = carry.carries(module)
+  if built == steps and not streamed:
     return
   what = '/'.join(module.path)
   if per_time_step(getattr(module, 'norm', norms.NONE)):
     what = module.norm
+  if streamed:
+    raise InputError(
+      'expected a network that treats all steps alike, got parameters for each '
+      f'of its {built} steps in {what!r}: give it whole sequences, or train '
+      'with another norm'
+    )
   raise InputError(
     f'{what!r} has parameters for each of its {built} steps, got '
     f'{steps}: use num_steps={built}, or train with num_steps={steps}'

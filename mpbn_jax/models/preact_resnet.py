@@ -15,7 +15,7 @@ from mpbn_jax.models.network import ModuleDef, SpikingNetwork
 # Collections with one entry per block along their first axis.
 _STACKED = (
   *('params', 'batch_stats', 'intermediates'),
-  *('threshold', 'folded', 'given_spikes', 'potentials'),
+  *('threshold', 'folded', 'given_spikes', 'potentials', 'carry'),
 )
 
 

@@ -32,6 +32,7 @@ from mpbn_jax.norm.spike import (
   PSP_LN,
   check_tau_s,
   synaptic_filter,
+  synaptic_filter_from,
 )
 from mpbn_jax.norm.types import (
   Norm,
@@ -102,4 +103,5 @@ __all__ = [
   'names_at',
   'separating_threshold',
   'synaptic_filter',
+  'synaptic_filter_from',
 ]

@@ -48,16 +48,40 @@ def synaptic_filter(
   base.check_floating('spikes', spikes)
   if tau_s == 0:
     return spikes
+  return synaptic_filter_from(0.0, spikes, tau_s=tau_s, unroll=unroll)[1]
+
+
+def synaptic_filter_from(
+  a: jax.Array | float,
+  spikes: jax.Array,
+  *,
+  tau_s: float,
+  unroll: int | bool = 1,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (a[T], what `synaptic_filter` returns), from a given a[0].
+
+  Args:
+    a: the potential before the first step, a scalar or float32 [B, ...].
+    spikes: as in `synaptic_filter`, like the others.
+    tau_s: kept fraction.
+    unroll: as in `jax.lax.scan`.
+
+  Example:
+    >>> synaptic_filter_from(1.25, jnp.array([[0.0]]), tau_s=0.5)
+    (Array([0.625], dtype=float32), Array([[0.625]], dtype=float32))
+  """
+  check_tau_s(tau_s)
+  base.check_floating('spikes', spikes)
 
   def step(a, s):
     a = kept(tau_s, a) + s
     return a, a.astype(s.dtype)
 
   spikes = jnp.moveaxis(spikes, 1, 0)
-  _, filtered = jax.lax.scan(
-    step, jnp.zeros(spikes.shape[1:], jnp.float32), spikes, unroll=unroll
+  last, filtered = jax.lax.scan(
+    step, jnp.full(spikes.shape[1:], a, jnp.float32), spikes, unroll=unroll
   )
-  return jnp.moveaxis(filtered, 0, 1)
+  return last, jnp.moveaxis(filtered, 0, 1)
 
 
 # ---- PSP-BN: scale * a / sqrt(E[a^2] + eps), without centering or bias
@@ -145,6 +169,7 @@ PSP_LN = types.NormAfterFiring(
     stats,
   ),
   evaluate=_psp_ln,
+  memoryless=True,
   why_not='its statistics are those of each sample and step, not constants',
 )
 

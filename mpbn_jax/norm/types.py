@@ -25,6 +25,9 @@ class Norm:
     why_not: the reason if `fold` is None.
     custom_backward: whether `train` has a backward pass of its own, and an
       argument `autodiff` that replaces it with JAX's.
+    memoryless: whether `evaluate` treats every time step alone. It does in any
+      case if the norm folds and has no parameters per time step, or is called
+      once per step.
   """
 
   place: ClassVar[str]  # the configuration key is <place>_norm
@@ -36,6 +39,7 @@ class Norm:
   fold: Callable | None = None
   why_not: str = ''
   custom_backward: bool = False
+  memoryless: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

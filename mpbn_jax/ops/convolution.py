@@ -243,8 +243,14 @@ def _correlate(x, kernel, strides, padding):
   # they become (3 to 16 channels on 32x32: 3.1 versus 5.7). Otherwise, writing
   # the windows costs more than it saves.
   oversize = kh > x.shape[1] or kw > x.shape[2]
-  few = x.shape[0] * height * width <= c_out or kh * kw * c_in <= 2 * c_out
-  if not oversize and kh * kw > 1 and not few:
+  # A program that is exported for any batch size has a symbol in its place,
+  # which compares with no number.
+  known = isinstance(x.shape[0], int)
+  few = known and x.shape[0] * height * width <= c_out
+  small = kh * kw * c_in <= 2 * c_out
+  if not oversize and kh * kw > 1 and not few and not small:
+    if not known:
+      return plain(x, kernel, strides, padding)
     flops = 2 * kernel.size * x.shape[0] * height * width
     one_core = c_in > 16 and c_out > 16 and c_out < _YNNPACK_CHANNELS
     if one_core and strides == (1, 1) and flops > _WIDE_FLOPS:

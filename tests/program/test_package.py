@@ -34,6 +34,7 @@ ROWS = {
   'wiring': 1,
   'graph': 2,
   'models': 2,
+  'streaming': 2,
   'losses': 3,
   'optim': 3,
   'averages': 3,
@@ -63,6 +64,7 @@ ROWS = {
   'evaluation': 4,
   'folded': 4,
   'model_card': 4,
+  'deployment': 4,
   'report': 4,
   'runs': 4,
   'interop': 4,  # reads the leaves off the model: their wiring stands once
