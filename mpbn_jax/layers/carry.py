@@ -70,14 +70,14 @@ def carried(
   if not carries(module):
     if module.has_variable(COLLECTION, name) and not module.is_initializing():
       raise InputError(
-        f'expected variables without {COLLECTION}, got those of a stream at '
+        f'expected variables without {COLLECTION!r}, got those of a stream at '
         f'{"/".join(module.path)!r}, which would not move on: call '
         'mpbn_jax.streaming.step with them'
       )
     return None
   if train:
     raise InputError(
-      f'expected train=False where {COLLECTION} are carried from call to call, '
+      'expected train=False where potentials are carried from call to call, '
       'got train=True: train on whole sequences'
     )
   return Carried(module, name, jnp.full(shape, start, jnp.float32))

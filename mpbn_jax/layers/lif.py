@@ -10,20 +10,14 @@ import jax.numpy as jnp
 from mpbn_jax import norm as norms
 from mpbn_jax import start as starts
 from mpbn_jax.errors import InputError
-from mpbn_jax.layers import carry, potentials, variables
+from mpbn_jax.layers import carry, firing, potentials, variables
 from mpbn_jax.layers.attributes import check_positive, check_types
 from mpbn_jax.layers.spike_norm import SpikeNorm
 from mpbn_jax.layers.spikes import Spikes, check_array
-from mpbn_jax.neuron import Fire, check_reset, check_tau, fire_at, lif_scan_from
+from mpbn_jax.neuron import check_reset, check_tau, lif_scan_from
 from mpbn_jax.ops import kept, recurrence
 from mpbn_jax.ops.recurrence import Recurrence
-from mpbn_jax.surrogate import (
-  check_unit,
-  emit,
-  get_surrogate,
-  scaled,
-  spike,
-)
+from mpbn_jax.surrogate import check_unit, get_surrogate, spike
 
 
 class LIF(nn.Module):
@@ -145,7 +139,7 @@ class LIF(nn.Module):
     `after` it, see `potentials.keep`.
     If a `given_spikes` collection has {spikes} at this path, they are returned
     in place of the layer's own spikes. Its readers can thus receive another
-    network's spikes. With a mutable `potentials` collection, as in
+    network's spikes. With a mutable `carry` collection, as in
     `streaming.step`, neurons start from the potentials that it has.
 
     Raises:
@@ -260,7 +254,7 @@ class LIF(nn.Module):
     )
 
     def evaluated(fire_of, leaves):
-      return _evaluated(
+      return firing.evaluated(
         settings, fire_of, currents, tau, v_th, leaves, start=start
       )
 
@@ -269,14 +263,14 @@ class LIF(nn.Module):
       folded = variables.folded_neurons(self, shape)
       if not self.learn_v_th:  # a soft reset subtracts the folded v_th
         v_th = folded['v_th']
-      spikes, last = evaluated(_fire_folded, folded)
+      spikes, last = evaluated(firing.folded, folded)
       levels = {name: folded[name] for name in ('threshold', 'polarity')}
       keep(spikes, v_th=v_th, levels=levels)
       return spikes, last
 
     if self.norm == norms.NONE:
       if not train or self.autodiff:
-        spikes, last = evaluated(_fire_plain, {})
+        spikes, last = evaluated(firing.plain, {})
       else:
         spikes, _, last = recurrence.lif_scan(
           settings, currents, tau, v_th, {}, {}, start
@@ -291,7 +285,7 @@ class LIF(nn.Module):
     # A learned v_th is a parameter of the layer, not a constant of the norm.
     v_th = own.stats.get('v_th', v_th)
     if not train:
-      fire = _fire_normed(norm.fires, norm.evaluate)
+      fire = firing.normed(norm.fires, norm.evaluate)
       spikes, last = evaluated(fire, (own.params, own.stats))
       normalize = functools.partial(norm.evaluate, own.params, own.stats)
       keep(spikes, v_th=v_th, normalize=jax.vmap(normalize))
@@ -340,66 +334,3 @@ class LIF(nn.Module):
       **settings.scan,
     )
     return spikes, stats, last
-
-
-# A compiled function of its own is traced and lowered once for all layers of a
-# shape: ResNet20 is traced in two thirds of the time.
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _evaluated(settings, fire_of, currents, tau, v_th, leaves, *, start):
-  """Returns (spikes, u_res[T]) of neurons whose predicate has no state."""
-  (last, _), spikes = lif_scan_from(
-    (0.0 if start is None else start, None),
-    currents,
-    tau=tau,
-    fire=fire_of(leaves, v_th, settings),
-    v_th=v_th,
-    **settings.scan,
-  )
-  return spikes, None if start is None else last
-
-
-def _fire_plain(leaves, v_th, settings) -> Fire:
-  del leaves
-  return fire_at(v_th, **settings.spike)
-
-
-# Cached, because `_evaluated` finds its compiled function by this one.
-@functools.cache
-def _fire_normed(fires, evaluate):
-  """Returns the function that makes the predicate of a norm in evaluation."""
-
-  def make(leaves, v_th, settings) -> Fire:
-    params, stats = leaves
-
-    def fire(state, u):
-      fired = fires(params, {**stats, 'v_th': v_th}, u)
-      n = evaluate(params, stats, u)
-      return state, _emit(fired, n - v_th, v_th, settings)
-
-    return fire
-
-  return make
-
-
-def _fire_folded(folded, v_th, settings) -> Fire:
-  """Returns the predicate of neurons with a folded norm."""
-  threshold, polarity = folded['threshold'], folded['polarity']
-  gain = folded['gain']
-
-  def fire(state, u):
-    fired = polarity * u > polarity * threshold
-    # An infinite threshold has a gain of 0: 0 * inf would be NaN.
-    finite = jnp.where(gain == 0, 0.0, threshold)
-    return state, _emit(fired, gain * (u - finite), v_th, settings)
-
-  return fire
-
-
-def _emit(fired, difference, v_th, settings):
-  """Returns spikes for a decision and n - v_th."""
-  return emit(
-    fired,
-    scaled(difference, v_th, unit=settings.unit),
-    surrogate=settings.surrogate,
-    parameter=settings.parameter,
-  )
