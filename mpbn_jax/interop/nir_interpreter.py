@@ -135,10 +135,15 @@ def _conv2d(node, x):
       f'{node.dilation}'
     )
   weight = node.weight.astype(np.float64)
-  view = _windows(x, weight.shape[2:], node.stride, node.padding)
-  y = np.tensordot(view.astype(np.float64), weight, ((1, 4, 5), (1, 2, 3)))
-  y = y.transpose(0, 3, 1, 2) + node.bias[:, None, None]
-  return y.astype(np.float32)
+  view = _windows(
+    x.astype(np.float64), weight.shape[2:], node.stride, node.padding
+  )
+  y = np.zeros((len(x), len(weight), *view.shape[2:4]))
+  for i, j in np.ndindex(weight.shape[2:]):  # a tap at a time: little memory
+    y += np.einsum(
+      'nchw,oc->nohw', view[..., i, j], weight[:, :, i, j], optimize=True
+    )
+  return (y + node.bias[:, None, None]).astype(np.float32)
 
 
 def _avg_pool2d(node, x):
