@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpbn_jax import memory, sharding
+from mpbn_jax.analysis.watching import after
 from mpbn_jax.errors import InputError
 from mpbn_jax.evaluation import sharded_batches
 from mpbn_jax.experiment import Experiment
@@ -75,36 +76,9 @@ def count_inputs(
   if size > _LARGEST:
     raise InputError(f'expected at most {_LARGEST:,} examples, got {size:,}')
   where = sharding.replicated(experiment.mesh)
-  normalize = experiment.dataset.spec.normalize
   arrays = jax.device_put({n.name: dict(n.arrays) for n in graph.nodes}, where)
-  steps = graph.num_steps
-  counts = jax.device_put(
-    {
-      node.name: (
-        np.zeros((steps, *node.shape), np.int32),
-        np.bool_(True),
-        np.bool_(True),
-      )
-      # The last node has no readers.
-      for node in graph.nodes[:-1]
-    },
-    where,
-  )
-
-  @functools.partial(
-    jax.jit,
-    donate_argnums=1,
-    out_shardings=where,
-    compiler_options=memory.compiler_options(),
-  )
-  def add(arrays, counts, batch):
-    x = normalize(batch['image'])
-    frames = x[:, None] if x.ndim == 4 else x
-    values = run(graph, arrays, frames)
-    return {
-      name: _added(counts[name], values[name], batch['mask']) for name in counts
-    }
-
+  counts = jax.device_put(_nothing(graph), where)
+  add = _program(graph, experiment.dataset.spec.normalize, where)
   for batch in sharded_batches(experiment, split):
     counts = add(arrays, counts, batch)
   outputs = {
@@ -116,6 +90,44 @@ def count_inputs(
     outputs=outputs,
     static=not experiment.dataset.spec.frames,
   )
+
+
+def _nothing(graph):
+  """Returns the counts of no examples."""
+  return {
+    node.name: (
+      np.zeros((graph.num_steps, *node.shape), np.int32),
+      np.bool_(True),
+      np.bool_(True),
+    )
+    for node in graph.nodes[:-1]  # the last one has no readers
+  }
+
+
+def _program(graph, normalize, where):
+  """Returns the compiled (arrays, counts, batch) -> counts."""
+
+  @functools.partial(
+    jax.jit,
+    donate_argnums=1,
+    out_shardings=where,
+    compiler_options=memory.compiler_options(),
+  )
+  def add(arrays, counts, batch):
+    x = normalize(batch['image'])
+    found = {}
+
+    def count(node, value):
+      if node.name not in counts:
+        return value
+      new = _added(counts[node.name], value, batch['mask'])
+      found[node.name] = new
+      return after(value, new)
+
+    run(graph, arrays, x[:, None] if x.ndim == 4 else x, each=count)
+    return found
+
+  return add
 
 
 def _added(counts, x, mask):
@@ -134,8 +146,14 @@ def _added(counts, x, mask):
 # ---- running a graph
 
 
-def run(graph: Graph, arrays: Mapping, frames: jax.Array) -> dict:
-  """Returns {node: its output [B, T, ...]}; T is 1 where steps are all alike.
+def run(
+  graph: Graph,
+  arrays: Mapping,
+  frames: jax.Array,
+  *,
+  each: Callable[[Node, jax.Array], jax.Array],
+) -> jax.Array:
+  """Returns the logits [B, K] of a graph.
 
   On the device, with the operations of the network itself;
   `graph.run_graph` is the slow reference.
@@ -145,14 +163,17 @@ def run(graph: Graph, arrays: Mapping, frames: jax.Array) -> dict:
     arrays: {node: its arrays}.
     frames: normalized frames [B, T, H, W, C], or [B, 1, H, W, C] for an image
       shown at every step.
+    each: (node, output [B, T, ...]) -> the output that its readers get, called
+      before the next node runs. T is 1 where all steps are alike.
   """
   values: dict[str, jax.Array] = {}
   for node in graph.nodes:
     inputs = [values[name] for name in node.inputs] or [frames]
     if per_step(node) or node.kind in ('neurons', 'filter'):
       inputs = [_all_steps(x, graph.num_steps) for x in inputs]
-    values[node.name] = _FUNCTIONS[node.kind](node, arrays[node.name], *inputs)
-  return values
+    value = _FUNCTIONS[node.kind](node, arrays[node.name], *inputs)
+    values[node.name] = each(node, value)
+  return value
 
 
 # Axes of an array that is the same at all steps.
@@ -238,6 +259,7 @@ def _neurons(node, arrays, currents):
     fire=fire,
     reset=node.settings['reset'],
     v_th=arrays.get('v_th'),
+    unroll=True,
   )
   return jnp.moveaxis(spikes, 0, 1)
 

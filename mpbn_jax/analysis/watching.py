@@ -93,7 +93,8 @@ def watched(
     result = function(of_layer, own)
     results[name] = module.path, run
     module.sow(COLLECTION, _FOUND, result)
-    return _after(y, result)
+    (array, *rest), form = opened(y)
+    return closed((after(array, result), *rest), form)
 
   tree: dict = {}
   for name, arrays in given.items():
@@ -116,8 +117,8 @@ def watched(
   return logits, found
 
 
-def _after(y, result):
-  """Returns y, which now depends on a result.
+def after(x: jax.Array, result: Any) -> jax.Array:
+  """Returns x, which now depends on a result: a tree of arrays.
 
   By a condition that is always true, which no compiler knows; a barrier would
   be removed before operations are ordered.
@@ -127,6 +128,4 @@ def _after(y, result):
     for leaf in jax.tree.leaves(result)
   ]
   always = jnp.stack(smallest).min() >= jnp.finfo(jnp.float32).min
-  (array, *rest), form = opened(y)
-  array = jnp.where(always, array, jnp.zeros_like(array))
-  return closed((array, *rest), form)
+  return jnp.where(always, x, jnp.zeros_like(x))

@@ -22,10 +22,10 @@ SMALL = (
 )
 NETWORKS = {
   'images': (),
-  'events': ('--config.data.name=event_digits',),
   'blocks': (
     '--config.model.name=preact_resnet',
     '--config.model.depth=16',
+    '--config.model.conv_norm=none',
     '--config.model.spike_norm=psp_bn',
   ),
 }

@@ -155,18 +155,18 @@ def test_a_deep_network_on_recordings_is_shown(monkeypatch):
   pytest.importorskip('matplotlib')
   experiment, found = _inside(
     '--config.model.name=preact_resnet',
-    '--config.model.depth=22',
+    '--config.model.depth=16',
     '--config.data.name=event_digits',
     '--config.model.conv_norm=none',
     '--config.model.membrane_norm=none',
   )
-  assert len(found.activity.layers) == 19
-  assert 'stage1_blocks/lif1[2]' in found.activity.layers
+  assert len(found.activity.layers) == 13
+  assert 'stage1_blocks/lif1[1]' in found.activity.layers
   assert found.no_energy is None
   assert all(e.other_first_layer is None for e in found.energies.values())
   monkeypatch.setattr(inside_page, '_MANY', 10)
   text = _html(experiment, found, pictures=True)
-  assert '12 of 19 layers' in text
+  assert '12 of 13 layers' in text
   assert _Page(text).open == []
 
 
