@@ -109,11 +109,11 @@ def watched(
       mutable=['intermediates', COLLECTION],
     )
   found = {}
-  for name, (layer, run) in results.items():
+  for name, (layer, index) in results.items():
     node = kept[COLLECTION]
     for part in layer:
       node = node[part]
-    found[name] = node[_FOUND][run]
+    found[name] = node[_FOUND][index]
   return logits, found
 
 
