@@ -10,6 +10,8 @@ import numpy as np
 from mpbn_jax import build_model, fold_all, readers_of_spikes, strip
 from mpbn_jax.evaluation import recorded
 from mpbn_jax.graph import network_graph
+from mpbn_jax.interop.nir import nir_names, read_nir, write_nir
+from mpbn_jax.interop.nir_interpreter import run_nir
 
 STEPS = 3
 CHANNELS = 2
@@ -87,3 +89,30 @@ def run_network(model, variables, frames):
   logits, layers = recorded(model, variables, jnp.asarray(frames))
   spikes = {name: np.asarray(leaf['spikes']) for name, leaf in layers.items()}
   return spikes, np.asarray(logits)
+
+
+def channels_first(array):
+  """Returns [B, T, C, H, W] of [B, T, H, W, C] or [B, T, C]."""
+  array = np.asarray(array)
+  if array.ndim == 3:
+    return array[..., None, None]
+  return np.moveaxis(array, -1, 2)
+
+
+def assert_nir_fires(graph, frames, spikes, logits, path, *, dt=1e-3):
+  """Compares the file with a network, each layer fed the network's spikes."""
+  write_nir(path, graph, dt=dt)
+  read, names = read_nir(path), nir_names(graph)
+  own = {names[name]: channels_first(layer) for name, layer in spikes.items()}
+  inputs = channels_first(frames)
+  fed, outputs = run_nir(read, inputs, dt=dt, given_spikes=own)
+  free, _ = run_nir(read, inputs, dt=dt)
+  assert fed.keys() == own.keys()
+  total = sum(layer.size for layer in own.values())
+  flips = sum(int((fed[name] != own[name]).sum()) for name in own)
+  freely = sum(int((free[name] != own[name]).sum()) for name in own)
+  print(f'{flips} flips fed, {freely} free running, of {total}')
+  assert flips < 1e-6 * total
+  mean = outputs.mean(1).reshape(logits.shape)
+  np.testing.assert_allclose(mean, logits, rtol=0, atol=1e-5)
+  return read

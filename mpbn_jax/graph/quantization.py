@@ -124,18 +124,23 @@ def _spiking(graph: Graph) -> dict[str, int | None]:
       if source in found:
         count = _pixels(graph, node)
         d = found[source]
-        found[node.name] = None if d is None or count is None else d * count
+        found[node.name] = None if d is None else d * count
   return found
 
 
 def _pixels(graph, node):
-  """Returns how many pixels an average is over; None if that varies."""
+  """Returns what an average divides by, a multiple of it if that varies."""
   shape = graph[node.inputs[0]].shape
   if node.kind == 'mean_over_space':
     return math.prod(shape[:-1])
   window = node.settings['window']
-  whole = not any(side % window for side in shape[:2])
-  return window**2 if whole or not node.settings['ceil_mode'] else None
+  counts = [{window}, {window}]
+  if node.settings['ceil_mode']:
+    for sides, side in zip(counts, shape[:2], strict=True):
+      sides.add(side % window or window)
+  return math.lcm(
+    *(rows * columns for rows in counts[0] for columns in counts[1])
+  )
 
 
 def _with_explicit_identities(graph: Graph) -> Graph:

@@ -36,14 +36,32 @@ def _assert_fires_the_same(model, variables, frames, *, logits_within=1e-5):
   return graph
 
 
+def _network(name):
+  """Returns a registered network, some with a norm that kernels absorb."""
+  absorbs = name in ('preact_resnet', 'resnet20', 'spiking_cnn')
+  settings = {'spike_norm': 'psp_bn'} if absorbs else {}
+  if name == 'preact_resnet':
+    settings['depth'] = 16
+  return graphs.network(name, **settings)
+
+
 @pytest.mark.parametrize('name', known('networks'))
 def test_graph_of_a_network_fires_its_spikes(name):
-  settings = {'depth': 16} if name == 'preact_resnet' else {}
-  network = graphs.network(name, spike_norm='psp_bn', **settings)
-  graph = _assert_fires_the_same(*network)
+  graph = _assert_fires_the_same(*_network(name))
   # 16 layers are a block less in each of the three stages.
   fewer = 6 if name == 'preact_resnet' else 0
   assert len(graph.of_kind('neurons')) == NEURON_LAYERS[name] - fewer
+
+
+@pytest.mark.parametrize('name', known('networks'))
+def test_nir_file_of_a_network_fires_its_spikes(name, tmp_path):
+  pytest.importorskip('nir', reason='pip install -r requirements-nir.txt')
+  model, variables, frames = _network(name)
+  graph = graphs.graph_of(model, variables, frames)
+  assert any((n.arrays['polarity'] < 0).any() for n in graph.of_kind('neurons'))
+  # The graph's spikes are the network's, as the test above shows.
+  spikes, logits = run_graph(graph, frames)
+  graphs.assert_nir_fires(graph, frames, spikes, logits, tmp_path / 'n.nir')
 
 
 @pytest.mark.parametrize('settings', SETTINGS, ids=str)

@@ -90,7 +90,9 @@ def test_quantized_files_hold_integers(tmp_path):
 
 
 @pytest.mark.parametrize('bits', [8, 4])
-@pytest.mark.parametrize('settings', NETWORKS[:3], ids=str)
+@pytest.mark.parametrize(
+  'settings', [*NETWORKS[:3], {'name': 'resnet20', 'side': 10}], ids=str
+)
 def test_integers_alone_give_the_decisions(settings, bits):
   """Everything behind the first neurons is an integer, but for the leak."""
   graph, frames = _graph(**settings)

@@ -7,7 +7,6 @@ import common
 import graphs
 import numpy as np
 import pytest
-from registered import known
 
 from mpbn_jax import InputError, fold_all, strip
 from mpbn_jax.graph import Graph, Node, run_graph
@@ -24,45 +23,6 @@ from mpbn_jax.interop.nir_interpreter import run_nir
 nir = pytest.importorskip('nir', reason='pip install -r requirements-nir.txt')
 
 
-def _channels_first(array):
-  """Returns [B, T, C, H, W] of [B, T, H, W, C] or [B, T, C]."""
-  array = np.asarray(array)
-  if array.ndim == 3:
-    return array[..., None, None]
-  return np.moveaxis(array, -1, 2)
-
-
-def _assert_fires_the_same(graph, frames, spikes, logits, path, *, dt=DT):
-  """Compares the file with a network, each layer fed the network's spikes."""
-  write_nir(path, graph, dt=dt)
-  read, names = read_nir(path), nir_names(graph)
-  own = {names[name]: _channels_first(layer) for name, layer in spikes.items()}
-  inputs = _channels_first(frames)
-  fed, outputs = run_nir(read, inputs, dt=dt, given_spikes=own)
-  free, _ = run_nir(read, inputs, dt=dt)
-  assert fed.keys() == own.keys()
-  total = sum(layer.size for layer in own.values())
-  flips = sum(int((fed[name] != own[name]).sum()) for name in own)
-  freely = sum(int((free[name] != own[name]).sum()) for name in own)
-  print(f'{flips} flips fed, {freely} free running, of {total}')
-  assert flips < 1e-6 * total
-  mean = outputs.mean(1).reshape(logits.shape)
-  np.testing.assert_allclose(mean, logits, rtol=0, atol=1e-5)
-  return read
-
-
-@pytest.mark.parametrize('name', known('networks'))
-def test_file_fires_the_spikes_of_a_network(name, tmp_path):
-  depth = {'depth': 16} if name == 'preact_resnet' else {}
-  model, variables, frames = graphs.network(name, spike_norm='psp_bn', **depth)
-  graph = graphs.graph_of(model, variables, frames)
-  assert any((n.arrays['polarity'] < 0).any() for n in graph.of_kind('neurons'))
-  # The interpreter of graphs fires the network's (test_graph.py).
-  spikes, logits = run_graph(graph, frames)
-  _assert_fires_the_same(graph, frames, spikes, logits, tmp_path / 'n.nir')
-
-
-@pytest.mark.slow
 def test_golden_resnet20_with_negative_scales(tmp_path):
   _, model, variables, x, _ = common.golden('resnet20_t2')
   variables = strip(fold_all(common.random_norms(variables)))
@@ -71,7 +31,7 @@ def test_golden_resnet20_with_negative_scales(tmp_path):
   spikes, logits = graphs.run_network(model, variables, frames)
   for name, layer in spikes.items():
     assert 0 < layer.mean() < 1, name
-  _assert_fires_the_same(graph, frames, spikes, logits, tmp_path / 'n.nir')
+  graphs.assert_nir_fires(graph, frames, spikes, logits, tmp_path / 'n.nir')
 
 
 @pytest.mark.parametrize(
@@ -89,7 +49,7 @@ def test_settings_that_nir_expresses(settings, tmp_path):
   graph = graphs.graph_of(model, variables, frames)
   spikes, logits = run_graph(graph, frames)
   path = tmp_path / 'n.nir'
-  _assert_fires_the_same(graph, frames, spikes, logits, path, dt=0.5)
+  graphs.assert_nir_fires(graph, frames, spikes, logits, path, dt=0.5)
 
 
 # ---- the form of a file
@@ -211,7 +171,7 @@ def test_signs_go_through_pools_groups_and_sums_of_the_same(tmp_path):
   frames = np.float32(rng.normal(size=(8, 2, *shape)))
   spikes, logits = run_graph(graph, frames)
   assert all(0 < layer.mean() < 1 for layer in spikes.values())
-  _assert_fires_the_same(graph, frames, spikes, logits, tmp_path / 'n.nir')
+  graphs.assert_nir_fires(graph, frames, spikes, logits, tmp_path / 'n.nir')
 
 
 def test_always_and_never_firing_neurons_survive(tmp_path):
@@ -224,8 +184,10 @@ def test_always_and_never_firing_neurons_survive(tmp_path):
   spikes, logits = run_graph(graph, frames)
   assert spikes['a'].all()
   write_nir(tmp_path / 'n.nir', graph)
-  out, _ = run_nir(read_nir(tmp_path / 'n.nir'), _channels_first(frames), dt=DT)
-  np.testing.assert_array_equal(out['a'], _channels_first(spikes['a']))
+  out, _ = run_nir(
+    read_nir(tmp_path / 'n.nir'), graphs.channels_first(frames), dt=DT
+  )
+  np.testing.assert_array_equal(out['a'], graphs.channels_first(spikes['a']))
   del logits
 
 
@@ -239,10 +201,7 @@ def test_always_and_never_firing_neurons_survive(tmp_path):
     ({'conv_norm': 'bntt'}, "'conv1' to have the same kernel at every step"),
     ({'conv_norm': 'tebn'}, "'conv1' to have the same factor at every step"),
     ({'conv_norm': 'tab'}, "'conv1' to have the same kernel at every step"),
-    (
-      {'name': 'resnet20', 'spike_norm': 'psp_bn_step'},
-      'the same kernel at every step|the same scale',
-    ),
+    ({'spike_norm': 'psp_bn_step'}, "'conv2' to have the same kernel at every"),
     ({'tau_s': 0.5}, "'lif1/spike_norm' to have no synaptic filter, got tau_s"),
     (
       {'conv_norm': 'none', 'membrane_norm': 'none', 'start': 'mean'},
@@ -280,6 +239,19 @@ def _identity():
     Node(name='x', kind='input', shape=(2, 2, 1)),
     _neurons('a', 'x', (2, 2, 1)),
   )
+
+
+def test_scales_of_each_step_are_refused(tmp_path):
+  entry, _ = _identity()
+  scale = Node(
+    name='s',
+    kind='scale',
+    inputs=('x',),
+    shape=(2, 2, 1),
+    arrays={'scale': np.ones((2, 1), np.float32)},
+  )
+  with pytest.raises(InputError, match="'s' to have the same scale at every"):
+    write_nir(tmp_path / 'n.nir', _by_hand(entry, scale))
 
 
 def test_tau_of_1_is_refused(tmp_path):
@@ -335,11 +307,11 @@ def test_golden_spikes_are_read_as_they_were_written(tmp_path):
   for name, stored in nir_names(graph).items():
     data = nodes[stored].observables['spikes']
     assert data.dt == 0.25
-    expected = _channels_first(spikes[name]).reshape(data.shape)
+    expected = graphs.channels_first(spikes[name]).reshape(data.shape)
     np.testing.assert_array_equal(data.data, expected > 0)
   data = nodes['input'].observables['input'].data
   np.testing.assert_array_equal(
-    data, _channels_first(frames).reshape(data.shape)
+    data, graphs.channels_first(frames).reshape(data.shape)
   )
   data = nodes['output'].observables['mean_over_time'].data
   np.testing.assert_array_equal(data[:, 0], logits)
@@ -380,14 +352,16 @@ def test_nirtorch_fires_the_same_with_a_neuron_of_six_lines(name, tmp_path):
   network = nirtorch.nir_to_torch(
     read_nir(tmp_path / 'n.nir'), {nir.LIF: Neuron}
   )
-  inputs, state, outputs = _channels_first(frames), None, []
+  inputs, state, outputs = graphs.channels_first(frames), None, []
   with torch.no_grad():
     for t in range(frames.shape[1]):
       y, state = network(torch.from_numpy(inputs[:, t].copy()), state)
       outputs.append(y.numpy())
   for layer, stored in nir_names(graph).items():
     theirs = np.stack(getattr(network, stored).spikes, 1)
-    np.testing.assert_array_equal(theirs, _channels_first(spikes[layer]), layer)
+    np.testing.assert_array_equal(
+      theirs, graphs.channels_first(spikes[layer]), layer
+    )
   mean = np.mean(outputs, 0).reshape(logits.shape)
   np.testing.assert_allclose(mean, logits, atol=1e-5)
 
