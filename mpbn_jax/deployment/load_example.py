@@ -22,4 +22,6 @@ def main(images: np.ndarray) -> None:
 
 
 if __name__ == '__main__':
+  if len(sys.argv) != 2:
+    sys.exit('usage: python load_example.py images.npy')
   main(np.load(sys.argv[1]))

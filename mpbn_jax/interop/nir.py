@@ -137,8 +137,8 @@ def _package() -> Any:
     return importlib.import_module('nir')
   except ImportError as error:
     raise InputError(
-      "expected the package 'nir', got none: pip install nir, or install "
-      'mpbn_jax[nir]'
+      "expected the package 'nir', got none: pip install nir, or the "
+      'extra mpbn_jax[nir]'
     ) from error
 
 

@@ -89,7 +89,7 @@ def _library(name: str) -> Any:
   except ImportError as error:
     raise InputError(
       f'expected the package {name} for ONNX, got none: pip install '
-      "'mpbn_jax[onnx]', or -r requirements-onnx.txt"
+      '-r requirements-onnx.txt, or the extra mpbn_jax[onnx]'
     ) from error
 
 
