@@ -43,7 +43,8 @@ class Inputs:
 
   Attributes:
     examples: number of examples.
-    outputs: {node: what it returned}.
+    outputs: {node: what it returned}. Currents, which only neurons and sums
+      read, are not looked at: they count as real numbers that are not 0.
     static: whether every example was one image, shown at every step.
   """
 
@@ -82,9 +83,16 @@ def count_inputs(
   for batch in sharded_batches(experiment, split):
     counts = add(arrays, counts, batch)
   outputs = {
-    name: Output(nonzero=nonzero, binary=bool(binary), ternary=bool(ternary))
-    for name, (nonzero, binary, ternary) in jax.device_get(counts).items()
+    node.name: Output(
+      nonzero=np.broadcast_to(np.int32(size), (graph.num_steps, *node.shape)),
+      binary=False,
+      ternary=False,
+    )
+    for node in graph.nodes
   }
+  for name, (nonzero, *kinds) in jax.device_get(counts).items():
+    binary, ternary = map(bool, kinds)
+    outputs[name] = Output(nonzero=nonzero, binary=binary, ternary=ternary)
   return Inputs(
     examples=size,
     outputs=outputs,
@@ -92,15 +100,32 @@ def count_inputs(
   )
 
 
+def _counted(graph):
+  """Returns the names of nodes whose outputs are counted.
+
+  What only neurons and sums read is currents: real numbers, never 0. Counting
+  them would double the time of compilation.
+  """
+  readers = {node.name: graph.readers(node.name) for node in graph.nodes}
+  return {
+    node.name
+    for node in graph.nodes
+    if node.kind in ('input', 'neurons')
+    or any(each.kind not in ('neurons', 'add') for each in readers[node.name])
+  }
+
+
 def _nothing(graph):
   """Returns the counts of no examples."""
+  counted = _counted(graph)
   return {
     node.name: (
       np.zeros((graph.num_steps, *node.shape), np.int32),
       np.bool_(True),
       np.bool_(True),
     )
-    for node in graph.nodes[:-1]  # the last one has no readers
+    for node in graph.nodes
+    if node.name in counted
   }
 
 

@@ -363,7 +363,7 @@ def test_nonzero_inputs_are_those_of_the_slow_interpreter(name):
     assert difference <= 1e-3 * fired.size
     assert out.binary
     assert out.ternary
-  for node in graph.nodes[:-1]:
+  for node in graph.nodes:
     binary = node.kind == 'neurons'
     assert found.outputs[node.name].binary == binary
   for convention in CONVENTIONS:
