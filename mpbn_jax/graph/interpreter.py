@@ -1,6 +1,6 @@
 """A slow, plain interpreter of graphs in NumPy, to verify what is written."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -100,21 +100,20 @@ def _weighted(node, x, product, *, ndim):
 
 def _convolution(node, x):
   stride, padding = node.settings['stride'], node.settings['padding']
-  groups = node.settings['groups']
+  groups, (height, width, features) = node.settings['groups'], node.shape
+  side = (padding, padding)
 
   def product(x, kernel):
-    side = (padding, padding)
     x = np.pad(x, ((0, 0), side, side, (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(
-      x, kernel.shape[:2], axis=(1, 2)
-    )[:, ::stride, ::stride]  # [B, H', W', C, k, k]
-    maps = np.split(windows, groups, 3)
-    kernels = np.split(kernel, groups, 3)
-    parts = [
-      np.tensordot(maps[g], kernels[g], ((4, 5, 3), (0, 1, 2)))
-      for g in range(groups)
-    ]
-    return np.concatenate(parts, -1)
+    maps, kernels = np.split(x, groups, 3), np.split(kernel, groups, 3)
+    y = np.zeros((len(x), height, width, features))
+    parts = np.split(y, groups, 3)  # views
+    for part, inputs, weights in zip(parts, maps, kernels, strict=True):
+      for i, j in np.ndindex(kernel.shape[:2]):  # less memory than windows
+        down = slice(i, i + stride * (height - 1) + 1, stride)
+        right = slice(j, j + stride * (width - 1) + 1, stride)
+        part += inputs[:, down, right] @ weights[i, j]
+    return y
 
   return _weighted(node, x, product, ndim=4)
 
@@ -175,7 +174,7 @@ def _mean(x, axes):
   return x.mean(axes, dtype=np.float64).astype(np.float32)
 
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
   'input': lambda node, frames: frames,
   'convolution': _convolution,
   'dense': _dense,

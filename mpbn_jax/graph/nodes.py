@@ -200,7 +200,9 @@ def _filter(node, shape):
 
 
 # Weights with a leading axis T differ from step to step. `factor`, [T],
-# multiplies the currents of each step.
+# multiplies the currents of each step. `step` and `bias_step`, [C], are the
+# units of a quantized graph (`quantize`): kernel or scale, bias, and threshold
+# and v_th are integers times these.
 KINDS: dict[str, Kind] = {
   # Frames.
   'input': Kind(inputs=0),
@@ -209,14 +211,18 @@ KINDS: dict[str, Kind] = {
   'convolution': Kind(
     settings={'stride': int, 'padding': int, 'groups': int},
     arrays=('kernel',),
-    optional=('bias', 'factor'),
+    optional=('bias', 'factor', 'step', 'bias_step'),
     shape=_convolution,
   ),
   # kernel [(T,) C_in, C_out], bias [(T,) C_out]; reads maps flattened, row by
   # row.
-  'dense': Kind(arrays=('kernel',), optional=('bias', 'factor'), shape=_dense),
+  'dense': Kind(
+    arrays=('kernel',),
+    optional=('bias', 'factor', 'step', 'bias_step'),
+    shape=_dense,
+  ),
   # scale [(T,) C].
-  'scale': Kind(arrays=('scale',), shape=_scale),
+  'scale': Kind(arrays=('scale',), optional=('step',), shape=_scale),
   # As `layers.average_pool`.
   'average_pool': Kind(
     settings={'window': int, 'stride': int, 'padding': int, 'ceil_mode': bool},
@@ -230,7 +236,7 @@ KINDS: dict[str, Kind] = {
   'neurons': Kind(
     settings={'reset': str},
     arrays=('threshold', 'polarity', 'tau', 'start'),
-    optional=('v_th',),
+    optional=('v_th', 'step'),
     shape=_neurons,
   ),
   # a = tau_s * a + s, the synaptic filter.
@@ -260,6 +266,10 @@ def check_graph(graph: Graph) -> None:
     inputs = [shapes[name] for name in node.inputs]
     shape = KINDS[node.kind].shape(node, *inputs) if inputs else node.shape
     _expect(node, f'an output of shape {shape}', node.shape == shape)
+    for name in ('step', 'bias_step'):
+      if name in node.arrays:
+        good = node.arrays[name].shape == node.shape[-1:]
+        _expect(node, f'a {name} per channel', good)
     shapes[node.name] = node.shape
   kinds = [node.kind for node in graph.nodes]
   if kinds[:1] != ['input'] or kinds.count('input') != 1:

@@ -98,12 +98,12 @@ def normed_currents(
     copies: how many equal time steps each step of x represents.
     groups: number of channel groups of x.
   """
-  x, kernel, bias, folded = weights_of(layer, x, shape=shape, groups=groups)
+  array, kernel, bias, folded = weights_of(layer, x, shape=shape, groups=groups)
   if kernel.ndim > len(shape):  # one per time step
-    x, copies = jnp.repeat(x, copies, axis=1), 1
-    y = _of_each_step(layer, product, x, kernel, bias)
+    array, copies = jnp.repeat(array, copies, axis=1), 1
+    y = _of_each_step(layer, product, array, kernel, bias)
   else:
-    y = _product(product, x, kernel, bias)
+    y = _product(product, array, kernel, bias)
   y = kept.named(y, kept.PRODUCTS)
 
   if folded:

@@ -21,10 +21,10 @@ class Identity(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array | Spikes) -> jax.Array:
     """Returns x [B, T, ..., C] times the gain of its norm."""
-    x, scale = scale_of(self, x)
+    array, scale = scale_of(self, x)
     if scale is None:
-      return x
-    return (norms.along(scale, x) * x).astype(x.dtype)
+      return array
+    return (norms.along(scale, array) * array).astype(array.dtype)
 
 
 # Functions, not methods: a subclass could override methods.
@@ -61,10 +61,10 @@ class Readout(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array | Spikes) -> jax.Array:
     """Returns [B, T, K] of x [B, T, C]."""
-    x, kernel, bias = readout_weights(self, x)
+    array, kernel, bias = readout_weights(self, x)
     if kernel.ndim == 2:
-      return jnp.dot(x, kernel) + bias
-    return jnp.einsum('btc,tck->btk', x, kernel) + bias
+      return jnp.dot(array, kernel) + bias
+    return jnp.einsum('btc,tck->btk', array, kernel) + bias
 
 
 def readout_weights(layer: Readout, x: Any) -> tuple[Any, jax.Array, jax.Array]:

@@ -16,7 +16,8 @@ from mpbn_jax.layers import ConvNorm
 @pytest.mark.parametrize('norm', FOLDABLE)
 @pytest.mark.parametrize('reset', ['hard', 'soft'])
 def test_folded_network_fires_the_same_spikes(norm, reset):
-  model, variables = common.small(membrane_norm=norm, reset=reset)
+  # Unrolled, as users have it.
+  model, variables = common.small(membrane_norm=norm, reset=reset, unroll=True)
   folded = strip(fold(variables))
   x = common.images()
   run = common.as_users_compile(lambda v, x: recorded(model, v, x))

@@ -111,7 +111,8 @@ def test_surrogate_whose_gradients_cannot_keep_their_size_is_refused():
 
 
 def _kernels(**settings):
-  model = build_model({'width': 4, 'conv_norm': 'none', **settings})
+  settings = {'width': 4, 'conv_norm': 'none', 'unroll': False, **settings}
+  model = build_model(settings)
   x = jnp.zeros((1, 16, 16, 3))
   return model.init(jax.random.key(0), x, train=False)['params']
 

@@ -37,6 +37,7 @@ def _abstract(name, **settings):
       'name': name,
       'width': 2,
       'num_steps': 2,
+      'unroll': False,
       'spike_norm': 'psp_bn',
       **settings,
     }

@@ -216,6 +216,14 @@ def test_gradient_reaches_the_first_layer_of_a_new_network(file):
 
 @pytest.mark.slow
 @NETWORKS
+def test_initial_kernels_have_the_papers_deviation(file):
+  variables, _ = _new(file)
+  name = common.GOLDEN_NETWORKS[file]['name']
+  common.assert_papers_deviation(variables['params'], name)
+
+
+@pytest.mark.slow
+@NETWORKS
 def test_image_equals_the_same_frame_at_every_step(file):
   _, model, _, x, _ = common.golden(file, unroll=False)
   variables, first = _new(file)

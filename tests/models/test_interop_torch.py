@@ -23,7 +23,7 @@ def _case(name, membrane_norm='mpbn_channel', channels=3):
   """Returns (config.model, variables) with every leaf its own random value."""
   config = {'name': name, 'width': 2, 'membrane_norm': membrane_norm}
   side = SIDES.get(name, 16)
-  model = build_model(config)
+  model = build_model({**config, 'unroll': False})
   shapes = jax.eval_shape(
     lambda: model.init(
       jax.random.key(0), jnp.zeros((1, side, side, channels)), train=False

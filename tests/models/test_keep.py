@@ -16,7 +16,7 @@ from mpbn_jax.ops import kept
 
 def _resnet(**settings):
   """Returns a network with every kind of layer of the paper's ResNet20."""
-  lif = Factory(LIF, norm='mpbn_channel', **settings)
+  lif = Factory(LIF, norm='mpbn_channel', unroll=False, **settings)
   return SpikingResNet(width=4, num_steps=2, stage_sizes=(1,), lif=lif)
 
 
@@ -27,7 +27,7 @@ def _build(name, **fixed):
 
 NETWORKS = {
   'resnet': _resnet,
-  'scanned blocks': _build('preact_resnet', depth=10),
+  'scanned blocks': _build('preact_resnet', depth=10, unroll=False),
   'normed spikes': _build('spiking_cnn', conv_norm='none', spike_norm='psp_bn'),
 }
 

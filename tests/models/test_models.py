@@ -29,7 +29,8 @@ KNOWN = known('networks')
 
 @pytest.mark.parametrize(('name', 'settings', 'shape', 'count'), COUNTS)
 def test_parameters_are_as_many_as_the_papers(name, settings, shape, count):
-  model = build_model({'name': name, 'width': 64, **settings})
+  settings = {'width': 64, 'unroll': False, **settings}
+  model = build_model({'name': name, **settings})
   variables = jax.eval_shape(
     lambda: model.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False)
   )
@@ -38,7 +39,7 @@ def test_parameters_are_as_many_as_the_papers(name, settings, shape, count):
 
 @pytest.mark.parametrize('name', KNOWN)
 def test_every_neuron_layer_has_its_threshold_norm(name):
-  model = build_model({'name': name, 'width': 4})
+  model = build_model({'name': name, 'width': 4, 'unroll': False})
   x = jnp.zeros((1, common.SIDES[name], common.SIDES[name], 1))
   variables = jax.eval_shape(
     lambda: model.init(jax.random.key(0), x, train=False)
@@ -114,21 +115,10 @@ def test_gradient_reaches_the_first_layer_of_a_new_network(name, norm):
   common.assert_first_layer_learns(gradients)
 
 
-@pytest.mark.parametrize('name', KNOWN)
+@pytest.mark.parametrize('name', OTHERS)
 def test_initial_kernels_have_the_papers_deviation(name):
   _, variables = _new(name, 'mpbn_channel')
-  params = variables['params']
-  for path, kernel in jax.tree_util.tree_leaves_with_path(params):
-    if path[-1].key != 'kernel':
-      continue
-    layer = path[0].key
-    if layer == 'head':
-      expected = 0.01 if name == 'vgg16' else 1 / kernel.shape[0]
-    else:
-      expected = (2 / (kernel.shape[-3] ** 2 * kernel.shape[-1])) ** 0.5
-    # Of n samples the deviation is known to 1 / sqrt(2 n); four times that.
-    tolerance = 4 / (2 * kernel.size) ** 0.5
-    assert abs(float(kernel.std()) / expected - 1) < tolerance, layer
+  common.assert_papers_deviation(variables['params'], name)
 
 
 def test_logits_are_the_mean_of_the_steps():
@@ -257,7 +247,9 @@ def test_remat_computes_again_and_changes_no_gradient():
   x = common.images()
 
   def gradients(**settings):
-    model, variables = common.small('preact_resnet', depth=10, **settings)
+    # Unrolled, as users have it: the sizes are those of that program.
+    settings |= {'depth': 10, 'unroll': True}
+    model, variables = common.small('preact_resnet', **settings)
 
     @jax.jit
     def loss(params):
@@ -309,7 +301,8 @@ FRAMES = jax.ShapeDtypeStruct((2, 3, 24, 24, 2), jnp.float32)
 
 @pytest.mark.parametrize('name', sorted(set(KNOWN) - {'vgg16'}))
 def test_maps_of_odd_sides_pass_every_network(name):
-  model = build_model({'name': name, 'width': 4, 'num_steps': 3})
+  settings = {'width': 4, 'num_steps': 3, 'unroll': False}
+  model = build_model({'name': name, **settings})
   logits = jax.eval_shape(
     lambda x: model.init_with_output(jax.random.key(0), x, train=False)[0],
     FRAMES,
