@@ -77,14 +77,52 @@ def count_inputs(
   if size > _LARGEST:
     raise InputError(f'expected at most {_LARGEST:,} examples, got {size:,}')
   where = sharding.replicated(experiment.mesh)
+  normalize = experiment.dataset.spec.normalize
+  batches = (
+    (normalize(batch['image']), batch['mask'])
+    for batch in sharded_batches(experiment, split)
+  )
+  static = not experiment.dataset.spec.frames
+  return _counts_of(graph, batches, where, examples=size, static=static)
+
+
+def inputs_of(graph: Graph, frames: jax.Array) -> Inputs:
+  """Returns the nonzero inputs of all nodes of a graph for given frames.
+
+  Args:
+    graph: from `network_graph`.
+    frames: normalized frames [B, T, H, W, C], or images [B, H, W, C].
+
+  Example:
+    >>> from mpbn_jax import fold_all
+    >>> from mpbn_jax.graph import network_graph
+    >>> graph = network_graph(model, fold_all(variables), frame_shape=(8, 8, 1))
+    >>> found = inputs_of(graph, x)
+    >>> found.examples, found.outputs['lif1'].binary
+    (8, True)
+  """
+  frames = jnp.asarray(frames, jnp.float32)
+  mask = jnp.ones(len(frames), bool)
+  return _counts_of(
+    graph,
+    [(frames, mask)],
+    jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+    examples=len(frames),
+    static=frames.ndim == 4,
+  )
+
+
+def _counts_of(graph, batches, where, *, examples, static):
   arrays = jax.device_put({n.name: dict(n.arrays) for n in graph.nodes}, where)
   counts = jax.device_put(_nothing(graph), where)
-  add = _program(graph, experiment.dataset.spec.normalize, where)
-  for batch in sharded_batches(experiment, split):
-    counts = add(arrays, counts, batch)
+  add = _program(graph, where)
+  for frames, mask in batches:
+    counts = add(arrays, counts, frames, mask)
   outputs = {
     node.name: Output(
-      nonzero=np.broadcast_to(np.int32(size), (graph.num_steps, *node.shape)),
+      nonzero=np.broadcast_to(
+        np.int32(examples), (graph.num_steps, *node.shape)
+      ),
       binary=False,
       ternary=False,
     )
@@ -93,11 +131,7 @@ def count_inputs(
   for name, (nonzero, *kinds) in jax.device_get(counts).items():
     binary, ternary = map(bool, kinds)
     outputs[name] = Output(nonzero=nonzero, binary=binary, ternary=ternary)
-  return Inputs(
-    examples=size,
-    outputs=outputs,
-    static=not experiment.dataset.spec.frames,
-  )
+  return Inputs(examples=examples, outputs=outputs, static=static)
 
 
 def _counted(graph):
@@ -129,8 +163,8 @@ def _nothing(graph):
   }
 
 
-def _program(graph, normalize, where):
-  """Returns the compiled (arrays, counts, batch) -> counts."""
+def _program(graph, where):
+  """Returns the compiled (arrays, counts, frames, mask) -> counts."""
 
   @functools.partial(
     jax.jit,
@@ -138,14 +172,13 @@ def _program(graph, normalize, where):
     out_shardings=where,
     compiler_options=memory.compiler_options(),
   )
-  def add(arrays, counts, batch):
-    x = normalize(batch['image'])
+  def add(arrays, counts, x, mask):
     found = {}
 
     def count(node, value):
       if node.name not in counts:
         return value
-      new = _added(counts[node.name], value, batch['mask'])
+      new = _added(counts[node.name], value, mask)
       found[node.name] = new
       return after(value, new)
 
