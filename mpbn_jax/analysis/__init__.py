@@ -1,1 +1,1 @@
-"""What trained networks are like: landscapes of the loss, other T."""
+"""What trained networks are like: landscapes, other T, activity, energy."""

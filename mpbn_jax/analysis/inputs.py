@@ -43,7 +43,8 @@ class Inputs:
 
   Attributes:
     examples: number of examples.
-    outputs: {node: what it returned}.
+    outputs: {node: what it returned}. Currents, which only neurons and sums
+      read, are not looked at: they count as real numbers that are not 0.
     static: whether every example was one image, shown at every step.
   """
 
@@ -76,36 +77,94 @@ def count_inputs(
   if size > _LARGEST:
     raise InputError(f'expected at most {_LARGEST:,} examples, got {size:,}')
   where = sharding.replicated(experiment.mesh)
+  normalize = experiment.dataset.spec.normalize
+  batches = (
+    (normalize(batch['image']), batch['mask'])
+    for batch in sharded_batches(experiment, split)
+  )
+  static = not experiment.dataset.spec.frames
+  return _counts_of(graph, batches, where, examples=size, static=static)
+
+
+def inputs_of(graph: Graph, frames: jax.Array) -> Inputs:
+  """Returns the nonzero inputs of all nodes of a graph for given frames.
+
+  Args:
+    graph: from `network_graph`.
+    frames: normalized frames [B, T, H, W, C], or images [B, H, W, C].
+
+  Example:
+    >>> from mpbn_jax import fold_all
+    >>> from mpbn_jax.graph import network_graph
+    >>> graph = network_graph(model, fold_all(variables), frame_shape=(8, 8, 1))
+    >>> found = inputs_of(graph, x)
+    >>> found.examples, found.outputs['lif1'].binary
+    (8, True)
+  """
+  frames = jnp.asarray(frames, jnp.float32)
+  mask = jnp.ones(len(frames), bool)
+  return _counts_of(
+    graph,
+    [(frames, mask)],
+    jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+    examples=len(frames),
+    static=frames.ndim == 4,
+  )
+
+
+def _counts_of(graph, batches, where, *, examples, static):
   arrays = jax.device_put({n.name: dict(n.arrays) for n in graph.nodes}, where)
   counts = jax.device_put(_nothing(graph), where)
-  add = _program(graph, experiment.dataset.spec.normalize, where)
-  for batch in sharded_batches(experiment, split):
-    counts = add(arrays, counts, batch)
+  add = _program(graph, where)
+  for frames, mask in batches:
+    counts = add(arrays, counts, frames, mask)
   outputs = {
-    name: Output(nonzero=nonzero, binary=bool(binary), ternary=bool(ternary))
-    for name, (nonzero, binary, ternary) in jax.device_get(counts).items()
+    node.name: Output(
+      nonzero=np.broadcast_to(
+        np.int32(examples), (graph.num_steps, *node.shape)
+      ),
+      binary=False,
+      ternary=False,
+    )
+    for node in graph.nodes
   }
-  return Inputs(
-    examples=size,
-    outputs=outputs,
-    static=not experiment.dataset.spec.frames,
-  )
+  for name, (nonzero, *kinds) in jax.device_get(counts).items():
+    binary, ternary = map(bool, kinds)
+    outputs[name] = Output(nonzero=nonzero, binary=binary, ternary=ternary)
+  return Inputs(examples=examples, outputs=outputs, static=static)
+
+
+def _counted(graph):
+  """Returns the names of nodes whose outputs are counted.
+
+  What only neurons and sums read is currents: real numbers, never 0. Counting
+  them would double the time of compilation.
+  """
+  readers = {node.name: graph.readers(node.name) for node in graph.nodes}
+  return {
+    node.name
+    for node in graph.nodes
+    if node.kind in ('input', 'neurons')
+    or any(each.kind not in ('neurons', 'add') for each in readers[node.name])
+  }
 
 
 def _nothing(graph):
   """Returns the counts of no examples."""
+  counted = _counted(graph)
   return {
     node.name: (
       np.zeros((graph.num_steps, *node.shape), np.int32),
       np.bool_(True),
       np.bool_(True),
     )
-    for node in graph.nodes[:-1]  # the last one has no readers
+    for node in graph.nodes
+    if node.name in counted
   }
 
 
-def _program(graph, normalize, where):
-  """Returns the compiled (arrays, counts, batch) -> counts."""
+def _program(graph, where):
+  """Returns the compiled (arrays, counts, frames, mask) -> counts."""
 
   @functools.partial(
     jax.jit,
@@ -113,14 +172,13 @@ def _program(graph, normalize, where):
     out_shardings=where,
     compiler_options=memory.compiler_options(),
   )
-  def add(arrays, counts, batch):
-    x = normalize(batch['image'])
+  def add(arrays, counts, x, mask):
     found = {}
 
     def count(node, value):
       if node.name not in counts:
         return value
-      new = _added(counts[node.name], value, batch['mask'])
+      new = _added(counts[node.name], value, mask)
       found[node.name] = new
       return after(value, new)
 

@@ -35,7 +35,7 @@ def png(figure) -> bytes:
   # A palette: a third of the size, and looks the same.
   stream = io.BytesIO()
   with Image.open(drawn) as image:
-    palette = image.convert('RGB').quantize(64, dither=Image.Dither.NONE)
+    palette = image.convert('RGB').quantize(128, dither=Image.Dither.NONE)
     palette.save(stream, format='png', optimize=True)
   return stream.getvalue()
 

@@ -98,8 +98,8 @@ def watched(
 
   tree: dict = {}
   for name, arrays in given.items():
-    path, _, run = name.rstrip(')').partition('(')
-    key = (*path.split('/'), _GIVEN, str(int(run or 1) - 1))
+    path, _, which = name.rstrip(')').partition('(')
+    key = (*path.split('/'), _GIVEN, str(int(which or 1) - 1))
     tree[key] = arrays
   with nn.intercept_methods(note):
     logits, kept = model.apply(
@@ -109,11 +109,11 @@ def watched(
       mutable=['intermediates', COLLECTION],
     )
   found = {}
-  for name, (layer, index) in results.items():
+  for layer, (at, number) in results.items():
     node = kept[COLLECTION]
-    for part in layer:
+    for part in at:
       node = node[part]
-    found[name] = node[_FOUND][index]
+    found[layer] = node[_FOUND][number]
   return logits, found
 
 

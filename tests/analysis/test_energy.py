@@ -4,20 +4,19 @@ import dataclasses
 import functools
 from fractions import Fraction
 
-import common
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
 
-from mpbn_jax import InputError, build_model, fold_all, strip
+from mpbn_jax import InputError, build_model
 from mpbn_jax.analysis.conventions import CONVENTIONS, Convention
 from mpbn_jax.analysis.energy import energy, picojoules
-from mpbn_jax.analysis.inputs import Inputs, Output, count_inputs
-from mpbn_jax.experiment import build
-from mpbn_jax.graph import Graph, Node, network_graph, run_graph
-from mpbn_jax.wiring import readers_of_spikes
+from mpbn_jax.analysis.inputs import (
+  Inputs,
+  Output,
+)
+from mpbn_jax.graph import Graph, Node, network_graph
 
 
 def _neurons(name, reads, shape):
@@ -310,61 +309,3 @@ def test_networks_of_the_paper_are_counted_as_by_their_tables(
   of_neurons = [x for x in exact.layers if x.acs]
   assert exact.acs == STEPS * RATE * sum(x.ann_macs for x in of_neurons)
   assert exact.ann_macs < found.ann_macs
-
-
-# ---- measured inputs
-
-
-def _folded(model, variables, x):
-  readers = readers_of_spikes(model, variables, x)
-  return strip(fold_all(variables, readers=readers))
-
-
-NETWORKS = {
-  'images': ('--config.model.conv_norm=tebn',),
-  'events': (
-    '--config.data.name=event_digits',
-    '--config.model.conv_norm=bntt',
-  ),
-  'blocks': (
-    '--config.model.name=resnet20',
-    '--config.model.spike_norm=psp_bn',
-    '--config.model.tau_s=0.3',
-  ),
-}
-
-
-@pytest.mark.parametrize('name', NETWORKS)
-def test_nonzero_inputs_are_those_of_the_slow_interpreter(name):
-  experiment = build(
-    runs.config(
-      '--config.data.fake=8',
-      '--config.data.batch_size=8',
-      '--config.evaluation.batch_size=12',
-      *NETWORKS[name],
-    )
-  )
-  x = jnp.zeros((2, *experiment.dataset.example_shape))
-  variables = common.random_variables(experiment.model, x)
-  folded = _folded(experiment.model, variables, x)
-  shape = experiment.dataset.spec.image_shape
-  graph = network_graph(experiment.model, folded, frame_shape=shape)
-  test = experiment.dataset.splits['test']
-  images, _ = test.read(np.arange(8))
-  frames = np.asarray(experiment.dataset.spec.normalize(jnp.asarray(images)))
-  spikes, _ = run_graph(graph, frames)
-  found = count_inputs(graph, experiment)
-  assert found.examples == 8
-  assert found.static == (name != 'events')
-  for layer, fired in spikes.items():
-    out = found.outputs[layer]
-    # Products accumulated in another order may move a spike.
-    difference = np.abs(out.nonzero - fired.sum(0)).sum()
-    assert difference <= 1e-3 * fired.size
-    assert out.binary
-    assert out.ternary
-  for node in graph.nodes[:-1]:
-    binary = node.kind == 'neurons'
-    assert found.outputs[node.name].binary == binary
-  for convention in CONVENTIONS:
-    assert energy(graph, found, convention=convention).macs > 0

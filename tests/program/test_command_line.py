@@ -80,8 +80,8 @@ BAD_INPUT = {
   'unknown mode': (
     ['--mode=foo'],
     "unknown mode 'foo'",
-    'one of evaluate, export, fold, import, landscape, prepare, reproduce, '
-    'steps, train',
+    'one of analyze, evaluate, export, fold, import, landscape, prepare, '
+    'reproduce, steps, train',
   ),
   'flag without value': (['--mode'], '--mode needs a value', 'train|evaluate'),
   'missing file': (
