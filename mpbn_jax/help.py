@@ -23,7 +23,7 @@ def help_text(introduction: str, argv: list[str]) -> str:
   values = config_lib.flatten(config)
   lines = [introduction.strip(), '', 'Flags:']
   for name, (takes, meaning) in command_line.FLAGS.items():
-    lines += [f'  --{name}={takes}', _indented(meaning)]
+    lines += [_flag(name, takes), _indented(meaning)]
   lines += ['', f'Keys, with the values of {source}:']
   for key, comment in _comments(config_files.KEYS):
     if key is None:
@@ -31,6 +31,13 @@ def help_text(introduction: str, argv: list[str]) -> str:
     else:
       lines += [f'  --config.{key}={values[key]}', _indented(comment)]
   return '\n'.join(lines)
+
+
+def _flag(name, takes):
+  """Returns a flag with what it takes; alternatives may need two lines."""
+  line = f'  --{name}={takes}'.replace('|', '| ')
+  indent = ' ' * len(f'  --{name}=')
+  return textwrap.fill(line, 80, subsequent_indent=indent).replace('| ', '|')
 
 
 def _indented(text, *, by=6):
