@@ -206,6 +206,6 @@ def _thresholds(tree):
   }
 
 
-def read_summary(workdir: pathlib.Path | str) -> dict:
-  """Returns the summary of a finished run."""
-  return json.loads((pathlib.Path(workdir) / SUMMARY).read_text())
+def read_summary(workdir: pathlib.Path | str, *, file: str = SUMMARY) -> dict:
+  """Returns the summary of a finished run; `file` is from `summary_file`."""
+  return json.loads((pathlib.Path(workdir) / file).read_text())

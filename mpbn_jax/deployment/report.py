@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import json
 import pathlib
 import shutil
 import textwrap
@@ -17,10 +18,11 @@ from mpbn_jax.errors import InputError
 from mpbn_jax.experiment import Experiment
 from mpbn_jax.interop.exported import PLATFORMS
 from mpbn_jax.lock import hold
-from mpbn_jax.report import why_not_folded
+from mpbn_jax.model_card import model_card
+from mpbn_jax.report import read_summary, summary_file, why_not_folded
 from mpbn_jax.train_step import TrainState
 
-MANIFEST = 'export.json'
+MANIFEST, CARD = 'export.json', 'MODEL_CARD.md'
 # JAX reads what versions up to half a year older wrote.
 _READABLE = datetime.timedelta(days=182)
 
@@ -61,6 +63,11 @@ def write_export(
         print(_lines(name, result))
       record.write_json(folder / MANIFEST, manifest)
       files.write_whole(folder / 'README.md', readme(manifest))
+      try:
+        card = _card(experiment, manifest, workdir)
+        files.write_whole(folder / CARD, card)
+      except InputError as error:
+        print(f'not written: {CARD}: {error}')
       if path.exists():
         files.remove(path)
   print(f'exported: {path}')
@@ -92,6 +99,28 @@ def _made(experiment, state):
     },
     'classes': list(spec.class_names),
   }
+
+
+def _card(experiment, manifest, workdir):
+  """Returns the model card; raises InputError without a summary of the step."""
+  config = experiment.config
+  file = summary_file('export', config)
+  try:
+    summary = read_summary(workdir, file=file)
+  except (OSError, json.JSONDecodeError):
+    summary = {}
+  if summary.get('step') != manifest['step']:
+    raise InputError(
+      f'expected the results of step {manifest["step"]} in {workdir / file}, '
+      f'got {summary.get("step", "none")}: run --mode=evaluate first'
+    )
+  model = manifest['model']
+  return model_card(
+    config,
+    summary,
+    name=f'{model["name"]} on {manifest["data"]}, T = {model["num_steps"]}',
+    usage='`README.md` says how to load each file.',
+  )
 
 
 def _write(name, network: Deployed, folder) -> dict:

@@ -18,10 +18,10 @@ import pytest
 import runs
 
 import mpbn_jax
+from mpbn_jax import report
 from mpbn_jax.deployment import FORMATS
 from mpbn_jax.deployment.network import deployed
 from mpbn_jax.deployment.report import compared, readme
-from mpbn_jax.report import restore
 
 pytest.importorskip('flatbuffers', reason='jax.export writes files with it')
 
@@ -54,7 +54,7 @@ def test_folder_has_the_files_that_its_manifest_lists(exported):
   folder, *_ = exported
   formats = _manifest(folder)['formats']
   assert formats.keys() == FORMATS.keys()
-  files = {'README.md', 'export.json'}
+  files = {'README.md', 'MODEL_CARD.md', 'export.json'}
   for name, result in formats.items():
     if 'files' in result:
       files |= result['files'].keys()
@@ -93,6 +93,14 @@ def test_readme_says_where_it_was_folded_and_until_when_it_can_be_read(
   for name in ('date', 'jax_readable_until', 'jax', 'mpbn_jax'):
     assert manifest[name] in text
   assert str(pathlib.Path.home()) not in text
+
+
+def test_model_card_has_the_accuracy_of_the_run(exported):
+  folder, workdir, _ = exported
+  text = (folder / 'MODEL_CARD.md').read_text()
+  accuracy = report.read_summary(workdir)['test_accuracy']
+  assert f'| test accuracy | {accuracy:.2%} |' in text
+  assert 'README.md' in text
 
 
 def test_loading_example_classifies_without_this_package(exported, tmp_path):
@@ -172,7 +180,7 @@ def test_program_is_compared_on_the_other_platforms_of_the_machine(
 ):
   folder, workdir, _ = exported
   config = runs.config()
-  experiment, state = restore(config, workdir=workdir)
+  experiment, state = report.restore(config, workdir=workdir)
   network = deployed(experiment, state.variables)
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   found = FORMATS['jax'].write(network, tmp_path)['elsewhere']
