@@ -23,6 +23,7 @@ from mpbn_jax.norm import NORMS, NormAfterFiring
 from mpbn_jax.streaming import initial_state, recorded_step, step
 
 STEPS = 3
+QUICK = ('spiking_cnn', 'preact_resnet')
 whole_of = jax.jit(recorded, static_argnums=0)
 one_of = jax.jit(recorded_step, static_argnums=0)
 
@@ -64,7 +65,14 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize('name', known('networks'))
+@pytest.mark.parametrize(
+  'name',
+  [
+    # A chain, and scanned blocks; the others in full runs.
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in known('networks')
+  ],
+)
 def test_frames_one_by_one_fire_the_spikes_of_the_sequence(name):
   settings = SETTINGS.get(name, {})
   model, variables = common.small(
