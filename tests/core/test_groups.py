@@ -200,7 +200,10 @@ def test_spikes_of_a_group_are_those_of_the_group_alone(norm):
   'settings',
   [
     {'name': 'spiking_cnn'},
-    {'name': 'preact_resnet', 'depth': 16, 'width': 2, 'conv_norm': 'tebn'},
+    pytest.param(
+      {'name': 'preact_resnet', 'depth': 16, 'width': 2, 'conv_norm': 'tebn'},
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_logits_of_a_group_are_those_of_the_group_alone(settings, keep):

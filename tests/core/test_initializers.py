@@ -134,6 +134,7 @@ def test_network_has_the_kernels_of_its_initializer(name):
     np.testing.assert_allclose(kernel.std(), deviation, rtol=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('network', 'last'),
   [('resnet20', 'stage1_block1_conv2'), ('preact_resnet', 'stage1_blocks')],

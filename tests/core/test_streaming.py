@@ -23,7 +23,7 @@ from mpbn_jax.norm import NORMS, NormAfterFiring
 from mpbn_jax.streaming import initial_state, recorded_step, step
 
 STEPS = 3
-QUICK = ('spiking_cnn', 'preact_resnet')
+QUICK = ('spiking_cnn',)
 whole_of = jax.jit(recorded, static_argnums=0)
 one_of = jax.jit(recorded_step, static_argnums=0)
 
@@ -68,7 +68,7 @@ SETTINGS = {
 @pytest.mark.parametrize(
   'name',
   [
-    # A chain, and scanned blocks; the others in full runs.
+    # A chain; the others in full runs.
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
     for name in known('networks')
   ],
