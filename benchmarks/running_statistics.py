@@ -19,7 +19,7 @@ import numpy as np
 from flax import traverse_util
 
 from mpbn_jax import config_files, experiment, load_run
-from mpbn_jax.norm import CONSTANTS, NORMS
+from mpbn_jax.norm import CONSTANTS, NORMS, names_at
 
 EPOCHS = 3
 
@@ -47,6 +47,11 @@ def recomputed(run, built, momentum):
     if path[-1] in CONSTANTS:
       after[path] = old
       continue
+    if path[-2] not in ('bn', 'tdbn', *names_at('membrane')):
+      raise SystemExit(
+        f'expected statistics of bn, tdbn or MPBN, got {"/".join(path)}: it is '
+        'not known here how often a batch moves them'
+      )
     # From the same old value, each batch moves a statistic once, or T times
     # before firing: moved = kept * old + (1 - kept) * that of the batch.
     membrane = NORMS[path[-2]].place == 'membrane'
