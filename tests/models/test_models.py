@@ -115,7 +115,8 @@ def test_gradient_reaches_the_first_layer_of_a_new_network(name, norm):
   common.assert_first_layer_learns(gradients)
 
 
-@pytest.mark.parametrize('name', OTHERS)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [*OTHERS, 'resnet34'])
 def test_initial_kernels_have_the_papers_deviation(name):
   _, variables = _new(name, 'mpbn_channel')
   common.assert_papers_deviation(variables['params'], name)

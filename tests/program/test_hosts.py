@@ -130,7 +130,7 @@ def _linear():
   return model, model.init(jax.random.key(0), x, train=False)
 
 
-@settings(max_examples=8, deadline=None)  # each compiles
+@settings(max_examples=20, deadline=None)
 @example(examples=7, devices=2, share=3)
 @given(
   examples=st.integers(1, 30),
