@@ -14,7 +14,12 @@ from mpbn_jax import build_model, fold, fold_convolutions, memory, strip
 from mpbn_jax.layers import ConvNorm, DenseNorm, Readout
 
 # Of products of float32; on CPU all are the same.
-_PRODUCTS = {'float32': 'highest', 'tf32': 'tensorfloat32', 'bfloat16': None}
+_PRODUCTS = {
+  'float32': 'highest',
+  'split': 'TF32_TF32_F32_X3',
+  'tf32': 'tensorfloat32',
+  'bfloat16': None,
+}
 
 
 def model(

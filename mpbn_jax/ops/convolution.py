@@ -1,7 +1,8 @@
 """The 2-D convolution and its two gradients, lowered for each platform.
 
-GPU and TPU use `lax.conv_general_dilated` and its transposes. XLA's CPU backend
-misses its fast paths in all three products; the `cpu*` functions avoid this.
+GPU and TPU use `lax.conv_general_dilated` and its transposes, or on a GPU sums
+of TF32 products (`ops.split`). XLA's CPU backend misses its fast paths in all
+three products; the `cpu*` functions avoid this.
 The figures in the comments were measured on 2 cores with JAX 0.10.2, as
 multiples of the time of a square matmul with the same FLOPs
 (`benchmarks/convolution.py`).
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mpbn_jax.errors import InputError
+from mpbn_jax.ops import split
 
 # Number of output pixels per chunk of the kernel gradient, chosen so that their
 # windows stay in the L2 cache (2 MiB per core). 64 channels on 32x32: 3.4 in
@@ -26,6 +28,21 @@ _CHUNK_PIXELS = 2048
 _YNNPACK_CHANNELS = 128
 # With fewer FLOPs, the copies cost more than the second core gains.
 _WIDE_FLOPS = 3e7
+# What jax_default_matmul_precision may be, and what XLA is asked for then.
+_PRECISIONS = (
+  'default',
+  'bfloat16',
+  'high',
+  'tensorfloat32',
+  'highest',
+  'float32',
+)
+_SPLIT = 'TF32_TF32_F32_X3'
+_ALGORITHMS = {
+  'F32_F32_F32': lax.Precision.HIGHEST,
+  'TF32_TF32_F32': lax.Precision.HIGH,
+  _SPLIT: lax.Precision.HIGHEST,
+}
 
 
 def convolution(
@@ -46,6 +63,14 @@ def convolution(
   bfloat16 accumulates in float32 (on CPU by casting, elsewhere as the platform
   does).
 
+  Products of float32 on a GPU or TPU have the precision that
+  `jax.default_matmul_precision` says, as in all of JAX, and of its algorithms
+  'F32_F32_F32', 'TF32_TF32_F32' and 'TF32_TF32_F32_X3' (where JAX's own
+  convolutions would use less without a word). The last one is for GPUs: it
+  computes with 22 bits on tensor cores, in two products of 11 bits where x
+  holds spikes alone and in three otherwise (`ops.split`); groups then have all
+  24 bits.
+
   Args:
     x: [N, H, W, C_in], floating. Under `jit`, N may be sharded over a mesh.
     kernel: [kh, kw, C_in / groups, C_out], with the dtype of x.
@@ -60,7 +85,8 @@ def convolution(
 
   Raises:
     TypeError: the dtypes differ or are not floating.
-    InputError: the shapes, strides or padding are invalid.
+    InputError: the shapes, strides or padding are invalid, or JAX is set to
+      multiply by another algorithm.
 
   Example:
     >>> x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 16))
@@ -100,9 +126,32 @@ def convolution(
       f'expected a kernel within the padded map {padded}, '
       f'got {kernel.shape[:2]}; pad more or pool less'
     )
+  precision = _precision()
   if groups > 1:
-    return plain(x, kernel, tuple(strides), padding, groups)
-  return _convolution(x, kernel, tuple(strides), padding)
+    return plain(x, kernel, tuple(strides), padding, precision, groups)
+  splits = _default_precision() == _SPLIT and x.dtype == jnp.float32
+  return _convolution(x, kernel, tuple(strides), padding, precision, splits)
+
+
+def _default_precision():
+  return jax.config.jax_default_matmul_precision
+
+
+def _precision():
+  """Returns the precision to ask of XLA; None is JAX's default.
+
+  XLA has algorithms for matmuls alone, and JAX ignores them here.
+  """
+  name = _default_precision()
+  if name is None or name in _PRECISIONS:
+    return None
+  if name not in _ALGORITHMS:
+    raise InputError(
+      'expected convolutions by jax_default_matmul_precision of '
+      f'{", ".join((*_PRECISIONS, *_ALGORITHMS))}, got {name!r}, which is for '
+      'matmuls alone'
+    )
+  return _ALGORITHMS[name]
 
 
 def _is_pair(values, *, least):
@@ -116,7 +165,7 @@ def _is_pair(values, *, least):
 # The plain lowering, also the reference in tests.
 
 
-def plain(x, kernel, strides, padding, groups=1):
+def plain(x, kernel, strides, padding, precision=None, groups=1):
   """Returns the convolution as XLA's own operation."""
   return lax.conv_general_dilated(
     x,
@@ -125,18 +174,25 @@ def plain(x, kernel, strides, padding, groups=1):
     padding,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=groups,
+    precision=precision,
   )
 
 
-def plain_input_gradient(cotangent, x, kernel, strides, padding):
+def plain_input_gradient(
+  cotangent, x, kernel, strides, padding, precision=None
+):
   """Returns the gradient of x that JAX derives from `plain`."""
-  forward = partial(plain, kernel=kernel, strides=strides, padding=padding)
+  static = {'strides': strides, 'padding': padding, 'precision': precision}
+  forward = partial(plain, kernel=kernel, **static)
   return jax.linear_transpose(forward, x)(cotangent)[0]
 
 
-def plain_kernel_gradient(cotangent, x, kernel, strides, padding):
+def plain_kernel_gradient(
+  cotangent, x, kernel, strides, padding, precision=None
+):
   """Returns the gradient of the kernel that JAX derives from `plain`."""
-  forward = partial(plain, x, strides=strides, padding=padding)
+  static = {'strides': strides, 'padding': padding, 'precision': precision}
+  forward = partial(plain, x, **static)
   return jax.linear_transpose(forward, kernel)(cotangent)[0]
 
 
@@ -325,34 +381,74 @@ def _product(x, g, *, size, strides, padding):
   return jnp.stack(columns, axis=1)
 
 
+# The lowering for GPUs if products are split.
+
+
+def gpu(x, kernel, strides, padding):
+  """Returns the convolution, by two or three of TF32."""
+  multiply = partial(_tf32(plain), strides=strides, padding=padding)
+  return split.product(multiply, x, kernel, spikes=True)
+
+
+def gpu_input_gradient(cotangent, x, kernel, strides, padding):
+  """Returns the gradient of x, by three of TF32."""
+
+  def multiply(cotangent, kernel):
+    gradient = _tf32(plain_input_gradient)
+    return gradient(cotangent, x, kernel, strides, padding)
+
+  return split.product(multiply, cotangent, kernel)
+
+
+def gpu_kernel_gradient(cotangent, x, kernel, strides, padding):
+  """Returns the gradient of the kernel, by two or three of TF32."""
+
+  def multiply(x, cotangent):
+    gradient = _tf32(plain_kernel_gradient)
+    return gradient(cotangent, x, kernel, strides, padding)
+
+  return split.product(multiply, x, cotangent, spikes=True)
+
+
+def _tf32(product):
+  return partial(product, precision=lax.Precision.HIGH)
+
+
 # The differentiable function.
 
 
-def _lowered(cpu, default, strides, padding):
+def _lowered(cpu, gpu, default, strides, padding, precision, splits):
   static = {'strides': strides, 'padding': padding}
+  default = partial(default, precision=precision, **static)
+  platforms = {'cuda': partial(gpu, **static)} if splits else {}
   return partial(
     lax.platform_dependent,
     cpu=partial(cpu, **static),
-    default=partial(default, **static),
+    default=default,
+    **platforms,
   )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolution(x, kernel, strides, padding):
-  return _lowered(cpu, plain, strides, padding)(x, kernel)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _convolution(x, kernel, *static):
+  return _lowered(cpu, gpu, plain, *static)(x, kernel)
 
 
-def _forward(x, kernel, strides, padding):
-  return _convolution(x, kernel, strides, padding), (x, kernel)
+def _forward(x, kernel, *static):
+  return _convolution(x, kernel, *static), (x, kernel)
 
 
-def _backward(strides, padding, operands, cotangent):
+def _backward(*arguments):
+  *static, operands, cotangent = arguments
   # XLA removes unused products, for example the gradient of the image.
-  products = (
-    _lowered(cpu_input_gradient, plain_input_gradient, strides, padding),
-    _lowered(cpu_kernel_gradient, plain_kernel_gradient, strides, padding),
+  gradients = (
+    (cpu_input_gradient, gpu_input_gradient, plain_input_gradient),
+    (cpu_kernel_gradient, gpu_kernel_gradient, plain_kernel_gradient),
   )
-  return tuple(product(cotangent, *operands) for product in products)
+  return tuple(
+    _lowered(*lowerings, *static)(cotangent, *operands)
+    for lowerings in gradients
+  )
 
 
 _convolution.defvjp(_forward, _backward)

@@ -144,7 +144,10 @@ def _curve(workdir):
 
 
 def commit() -> str | None:
-  """Returns the commit of the checkout, with '-dirty' if it differs."""
+  """Returns the commit of the checkout, with '-dirty' if it differs.
+
+  The variable GIT_COMMIT names it where the checkout has no history.
+  """
   root = pathlib.Path(__file__).resolve().parents[2]
 
   def git(*arguments):
@@ -157,7 +160,7 @@ def commit() -> str | None:
     changed = git('status', '--porcelain', '--', 'mpbn_jax', 'configs')
     return git('rev-parse', '--short', 'HEAD') + '-dirty' * bool(changed)
   except (OSError, subprocess.CalledProcessError):
-    return None
+    return os.environ.get('GIT_COMMIT')
 
 
 def _machine():
