@@ -27,7 +27,7 @@ import numpy as np
 from jax import lax
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from mpbn_jax.ops import convolution as ops
+from mpbn_jax.ops import convolution_cpu, convolution_plain
 
 # images, map, kernel, stride, C_in, C_out; padding keeps the map at stride 1.
 LAYERS = (
@@ -58,9 +58,15 @@ LAYERS = (
   (32, 16, 1, 2, 64, 128),
 )
 PRODUCTS = {
-  'forward': (ops.plain, ops.cpu),
-  'input': (ops.plain_input_gradient, ops.cpu_input_gradient),
-  'kernel': (ops.plain_kernel_gradient, ops.cpu_kernel_gradient),
+  'forward': (convolution_plain.forward, convolution_cpu.forward),
+  'input': (
+    convolution_plain.input_gradient,
+    convolution_cpu.input_gradient,
+  ),
+  'kernel': (
+    convolution_plain.kernel_gradient,
+    convolution_cpu.kernel_gradient,
+  ),
 }
 SCAN_STEPS = 2
 # Some of the plain products take seconds inside a loop.
@@ -122,7 +128,9 @@ def _candidates(layer):
 
   x = normal(images, side, side, c_in)
   kernel = normal(kernel_side, kernel_side, c_in, c_out)
-  y_shape = jax.eval_shape(partial(ops.plain, **static), x, kernel).shape
+  y_shape = jax.eval_shape(
+    partial(convolution_plain.forward, **static), x, kernel
+  ).shape
   cotangent = normal(*y_shape)
   flops = 2 * kernel_side**2 * c_in * cotangent.size
   square = normal(*(round((flops / 2) ** (1 / 3)),) * 2)

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mpbn_jax.ops import convolution as ops
+from mpbn_jax.ops import convolution_cpu, convolution_plain
 from mpbn_jax.ops.convolution import convolution
 
 # images, map, kernel, strides, padding, C_in, C_out
@@ -73,23 +73,23 @@ def three_products(forward, x, kernel, *, strides, padding):
 
 @partial(jax.jit, static_argnames=('strides', 'padding'))
 def three_cpu_products(x, kernel, *, strides, padding):
-  y = ops.cpu(x, kernel, strides, padding)
+  y = convolution_cpu.forward(x, kernel, strides, padding)
   arguments = (cotangent_of(y), x, kernel, strides, padding)
   return {
     'forward': y,
-    'input_gradient': ops.cpu_input_gradient(*arguments),
-    'kernel_gradient': ops.cpu_kernel_gradient(*arguments),
+    'input_gradient': convolution_cpu.input_gradient(*arguments),
+    'kernel_gradient': convolution_cpu.kernel_gradient(*arguments),
   }
 
 
 @partial(jax.jit, static_argnames=('strides', 'padding'))
 def three_plain_products(x, kernel, *, strides, padding):
-  y = ops.plain(x, kernel, strides, padding)
+  y = convolution_plain.forward(x, kernel, strides, padding)
   arguments = (cotangent_of(y), x, kernel, strides, padding)
   return {
     'forward': y,
-    'input_gradient': ops.plain_input_gradient(*arguments),
-    'kernel_gradient': ops.plain_kernel_gradient(*arguments),
+    'input_gradient': convolution_plain.input_gradient(*arguments),
+    'kernel_gradient': convolution_plain.kernel_gradient(*arguments),
   }
 
 
@@ -131,14 +131,18 @@ def test_cpu_lowering_agrees_with_autodiff_of_lax_convolution(case):
 def test_images_side_by_side_do_not_see_each_other(
   size, padding, images, monkeypatch
 ):
-  monkeypatch.setattr(ops, '_WIDE_FLOPS', 0)
+  monkeypatch.setattr(convolution_cpu, '_WIDE_FLOPS', 0)
   random = np.random.default_rng(0)
   x = jnp.asarray(random.normal(size=(images, 5, 6, 20)), jnp.float32)
   kernel = jnp.asarray(random.normal(size=(*size, 20, 24)), jnp.float32)
-  function = jax.jit(lambda x, k: ops._correlate(x, k, (1, 1), padding))
+  function = jax.jit(
+    lambda x, k: convolution_cpu._correlate(x, k, (1, 1), padding)
+  )
   y = function(x, kernel)
   np.testing.assert_allclose(
-    y, ops.plain(x, kernel, (1, 1), padding), atol=FLOAT32 * np.abs(y).max()
+    y,
+    convolution_plain.forward(x, kernel, (1, 1), padding),
+    atol=FLOAT32 * np.abs(y).max(),
   )
   # Four devices: images that they share equally.
   devices = 4 if images == 8 else 1
