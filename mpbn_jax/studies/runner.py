@@ -189,13 +189,23 @@ class _Process:
         # Ctrl-C reaches the whole group of a terminal: only this process is to
         # hear it.
         start_new_session=True,
-        env={**os.environ, 'PYTHONPATH': _path()},
+        env=environment(),
       )
 
   def said(self) -> str:
     """Returns the last line that it printed."""
     lines = (self.directory / _LOG).read_text(errors='replace').splitlines()
     return next((line for line in reversed(lines) if line.strip()), 'nothing')
+
+
+def environment() -> dict[str, str]:
+  """Returns the environment variables of a training.
+
+  Trainings may share a GPU: none takes most of its memory when it starts,
+  unless the user's variables say so.
+  """
+  shared = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+  return {**shared, **os.environ, 'PYTHONPATH': _path()}
 
 
 def _path():

@@ -151,6 +151,14 @@ def test_a_training_that_cannot_start_is_named_with_its_last_words(
   assert not results.read(tmp_path / 'small.json')['runs']
 
 
+def test_trainings_share_the_memory_of_a_gpu_unless_told_otherwise(monkeypatch):
+  name = 'XLA_PYTHON_CLIENT_PREALLOCATE'
+  monkeypatch.delenv(name, raising=False)
+  assert runner.environment()[name] == 'false'
+  monkeypatch.setenv(name, 'true')
+  assert runner.environment()[name] == 'true'
+
+
 def test_two_runners_of_one_study_are_refused(tmp_path, capsys):
   (tmp_path / 'study').mkdir()
   with lock.hold(tmp_path / 'study'):
