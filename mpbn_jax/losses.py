@@ -1,6 +1,8 @@
 """Losses on the logits of every time step."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -152,3 +154,58 @@ def get_loss(name: str) -> Callable[..., jax.Array]:
   if name not in LOSSES:
     raise unknown('loss', name, LOSSES)
   return LOSSES[name]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss:
+  """The loss of a batch, with everything that a configuration adds to it.
+
+  Attributes:
+    of_steps: (step logits [B, T, K], labels [B], label_smoothing=) -> [B].
+    label_smoothing: fraction of the label that all classes share.
+    regularizer: weight of `regularized`.
+    regularizer_target: its target.
+    distillation: weight of `distilled`.
+    distillation_temperature: its temperature.
+
+  Example:
+    >>> loss = Loss(of_steps=of_mean)
+    >>> batch = {'label': jnp.array([0, 1])}
+    >>> loss(jnp.zeros((2, 4, 10)), batch).round(2)
+    Array(2.3, dtype=float32)
+  """
+
+  of_steps: Callable[..., jax.Array]
+  label_smoothing: float = 0.0
+  regularizer: float = 0.0
+  regularizer_target: float = 1.0
+  distillation: float = 0.0
+  distillation_temperature: float = 2.0
+
+  @classmethod
+  def from_config(cls, config: Mapping) -> Self:
+    """Returns the loss that a section `loss` of a configuration describes."""
+    settings = dict(config)
+    return cls(of_steps=get_loss(settings.pop('name')), **settings)
+
+  def __call__(
+    self, step_logits: jax.Array, batch: Mapping[str, jax.Array]
+  ) -> jax.Array:
+    """Returns the scalar loss of logits [B, T, K] and a batch's labels."""
+
+    def of(labels):
+      smoothing = self.label_smoothing
+      return self.of_steps(step_logits, labels, label_smoothing=smoothing)
+
+    loss = regularized(
+      of_labels(of, batch).mean(),
+      step_logits,
+      weight=self.regularizer,
+      target=self.regularizer_target,
+    )
+    return distilled(
+      loss,
+      step_logits,
+      weight=self.distillation,
+      temperature=self.distillation_temperature,
+    )

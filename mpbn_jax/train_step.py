@@ -170,36 +170,14 @@ def make_loss(experiment: Experiment) -> Any:
   (params, batch_stats, batch, mutable=...) -> (loss, (logits [B, K], updates
   of the mutable collections)).
   """
+  loss = losses.Loss.from_config(experiment.config.loss)
   return functools.partial(
-    _loss,
-    experiment.model,
-    experiment.dataset.spec,
-    *_settings_of_loss(experiment),
-  )
-
-
-def _settings_of_loss(experiment):
-  loss = experiment.config.loss
-  return (
-    losses.get_loss(loss.name),
-    loss.label_smoothing,
-    (loss.regularizer, loss.regularizer_target),
-    (loss.distillation, loss.distillation_temperature),
+    _loss, experiment.model, experiment.dataset.spec, loss
   )
 
 
 def _loss(
-  model,
-  spec,
-  loss_function,
-  label_smoothing,
-  regularizer,
-  distillation,
-  params,
-  batch_stats,
-  batch,
-  *,
-  mutable=('batch_stats',),
+  model, spec, loss_of, params, batch_stats, batch, *, mutable=('batch_stats',)
 ):
   step_logits, updates = model.apply(
     {'params': params, 'batch_stats': batch_stats},
@@ -208,23 +186,7 @@ def _loss(
     mutable=list(mutable),
     method='step_logits',
   )
-  loss_of_labels = functools.partial(
-    loss_function,
-    step_logits,
-    label_smoothing=label_smoothing,
-  )
-  loss = losses.regularized(
-    losses.of_labels(loss_of_labels, batch).mean(),
-    step_logits,
-    weight=regularizer[0],
-    target=regularizer[1],
-  )
-  loss = losses.distilled(
-    loss,
-    step_logits,
-    weight=distillation[0],
-    temperature=distillation[1],
-  )
+  loss = loss_of(step_logits, batch)
   return loss, (step_logits.mean(1), updates)
 
 
@@ -250,7 +212,7 @@ def make_train_step(experiment: Experiment) -> Any:
   return _train_step(
     experiment.model,
     experiment.dataset.spec,
-    *_settings_of_loss(experiment),
+    losses.Loss.from_config(experiment.config.loss),
     experiment.optimizer,
     experiment.learning_rate,
     experiment.config.optimizer.accumulate,
@@ -263,25 +225,14 @@ def make_train_step(experiment: Experiment) -> Any:
 def _train_step(
   model,
   spec,
-  loss_function,
-  label_smoothing,
-  regularizer,
-  distillation,
+  loss,
   optimizer,
   learning_rate,
   accumulate,
   ema,
   mesh,
 ):
-  loss_of = functools.partial(
-    _loss,
-    model,
-    spec,
-    loss_function,
-    label_smoothing,
-    regularizer,
-    distillation,
-  )
+  loss_of = functools.partial(_loss, model, spec, loss)
 
   def backward(params, batch_stats, batch):
     """Returns (gradients, batch_stats, loss, whether each is correct)."""
