@@ -23,8 +23,12 @@ ARMS = {
 STEPS = (2, 1, 4)
 RATES = (0.1, 0.3, 0.6)
 EPOCHS = {'wide': 30, 'full': 200}
-# {scale: suffix of the study's name}
-SCALES = {'small': '', 'wide': '_wide', 'full': '_full'}
+# {scale: (suffix of the study's name, question)}
+SCALES = {
+  'small': ('', 'What does normalizing the membrane potential bring?'),
+  'wide': ('_wide', 'What does MPBN bring a wide network that trains longer?'),
+  'full': ('_full', 'What does MPBN bring at the scale of the paper?'),
+}
 CHOICE = {
   True: (
     'Each arm chose its learning rate on the validation split, with a seed '
@@ -41,6 +45,7 @@ def get_study(scale: str = 'small') -> Study:
   """Returns the study at a scale, 'small' (2 CPU cores), 'wide' or 'full'."""
   if scale not in SCALES:
     raise unknown('scale', scale, SCALES)
+  suffix, question = SCALES[scale]
   arms, compared_with = {}, {}
   grid = {} if scale == 'wide' else {'optimizer.learning_rate': RATES}
   for num_steps in STEPS[:1] if scale == 'wide' else STEPS:
@@ -58,8 +63,8 @@ def get_study(scale: str = 'small') -> Study:
       if name != 'baseline':
         compared_with[f'{name}, T = {num_steps}'] = f'baseline, T = {num_steps}'
   return Study(
-    name='mpbn' + SCALES[scale],
-    question='What does normalizing the membrane potential bring?',
+    name=f'mpbn{suffix}',
+    question=question,
     arms=arms,
     compared_with=compared_with,
     seeds=range(3 if scale == 'wide' else 5),
