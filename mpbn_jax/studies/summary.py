@@ -19,6 +19,7 @@ from mpbn_jax.studies.results import read, reported
 
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 NOT_YET = 'not yet measured'
+UNFINISHED = 'not yet measured with all seeds'
 HEADINGS = (
   'study',
   'question',
@@ -36,7 +37,8 @@ def table(studies: Mapping[str, Mapping[str, Any]]) -> str:
   A row has the arm with the best mean accuracy on the test split, its mean ±
   sample standard deviation over seeds (no deviation of a single one), and its
   difference to the arm that it is compared with, paired by seed. The difference
-  is bold if its interval excludes 0, and nothing else is.
+  is bold if its interval excludes 0, and nothing else is. While arms have
+  different numbers of seeds, a row only says so.
 
   Args:
     studies: {link to the study's page: content of its results file}.
@@ -62,6 +64,9 @@ def _row(link, content):
   if not measured:
     why = 'every run diverged' if finished else NOT_YET
     return [*head, why, *nothing, tables.NOT_MEASURED, count]
+  seeds = sorted({len(runs[arm]) for arm in runs if arm in content['arms']})
+  if len(seeds) > 1:  # means of other seeds are no ranking
+    return [*head, UNFINISHED, *nothing, f'{seeds[0]} to {seeds[-1]}', count]
   best = max(measured, key=lambda arm: _mean(measured[arm]))
   of_best, other = measured[best], content['compared_with'].get(best)
   diverged = len(runs[best]) - len(of_best)

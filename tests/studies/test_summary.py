@@ -124,10 +124,19 @@ def test_one_seed_shows_no_spread(tmp_path):
 
 
 def test_seeds_without_a_pair_and_those_that_diverged_are_counted(tmp_path):
-  accuracies = {'none': (None, *WORSE), 'mpbn_channel': (*BETTER, 0.8, None)}
+  accuracies = {
+    'none': (None, *WORSE, None),
+    'mpbn_channel': (*BETTER, 0.8, None),
+  }
   cells = row(tmp_path, accuracies)
   assert cells[5] == '4 (1 diverged)'
   assert ' of 3 seeds to none' in cells[4]
+
+
+def test_arms_with_other_numbers_of_seeds_are_not_ranked(tmp_path):
+  cells = row(tmp_path, {'none': WORSE, 'mpbn_channel': (*BETTER, None)})
+  why = 'not yet measured with all seeds'
+  assert cells[2:] == [why, '-', '-', '3 to 4', '2 of 2']
 
 
 @pytest.mark.parametrize(
