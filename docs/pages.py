@@ -20,7 +20,7 @@ def on_config(config):
   pages = sorted(
     [
       *(f'examples/{path.stem}.md' for path in EXAMPLES),
-      *(f'results/{path.name}' for path in (DOCS / 'results').glob('*.md')),
+      *(p.relative_to(DOCS).as_posix() for p in DOCS.glob('results/**/*.md')),
     ]
   )
 
