@@ -64,7 +64,10 @@ def _row(link, content):
   if not measured:
     why = 'every run diverged' if finished else NOT_YET
     return [*head, why, *nothing, tables.NOT_MEASURED, count]
-  seeds = sorted({len(runs[arm]) for arm in runs if arm in content['arms']})
+  # An arm that has chosen its settings is about to have seeds.
+  begun = [arm for arm in content['chosen'] if content['grid']]
+  known = [arm for arm in content['arms'] if arm in runs or arm in begun]
+  seeds = sorted({len(runs.get(arm, ())) for arm in known})
   if len(seeds) > 1:  # means of other seeds are no ranking
     return [*head, UNFINISHED, *nothing, f'{seeds[0]} to {seeds[-1]}', count]
   best = max(measured, key=lambda arm: _mean(measured[arm]))

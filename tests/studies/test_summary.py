@@ -139,6 +139,15 @@ def test_arms_with_other_numbers_of_seeds_are_not_ranked(tmp_path):
   assert cells[2:] == [why, '-', '-', '3 to 4', '2 of 2']
 
 
+def test_an_arm_that_has_only_chosen_its_settings_has_no_seeds_yet(tmp_path):
+  found = dict(content(tmp_path, {'none': (0.8,)}))
+  found['grid'] = {'optimizer.learning_rate': [0.1, 0.2]}
+  choice = {'optimizer.learning_rate': 0.1}
+  found['chosen'] = {'none': choice, 'mpbn_channel': choice}
+  line = summary.table({'small.md': found}).splitlines()[2]
+  assert '| not yet measured with all seeds | - | - | 0 to 1 | 1 of 2 |' in line
+
+
 @pytest.mark.parametrize(
   ('accuracies', 'why'),
   [({}, 'not yet measured'), ({'none': (None, None)}, 'every run diverged')],
