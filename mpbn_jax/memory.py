@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+_ROOM = 2**26  # bytes
+
 
 def compiler_options() -> dict[str, Any] | None:
   """Returns the options of `jax.jit` with which training steps are compiled.
@@ -68,7 +70,26 @@ def compile_ahead(step: Any, *arguments: Any) -> jax.stages.Compiled:
   trim = _of_c_library('malloc_trim')
   if trim is not None:
     trim(0)
+    _make_room()
   return compiled
+
+
+def _make_room():
+  """Has the C library keep a free block for what is not a temporary array.
+
+  The temporary arrays of a step are one block, which leaves a gap of its size
+  when the step ends. Anything that finds no smaller gap is put there, the next
+  step does not fit any more and takes new pages, and the process has grown by
+  the whole block: three of twelve trainings did (docs/performance.md). The room
+  has no pages until something is put there.
+  """
+  malloc, free = _of_c_library('malloc'), _of_c_library('free')
+  malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+  free.argtypes = [ctypes.c_void_p]
+  room = malloc(_ROOM)
+  # Never freed: the room would become one with what is free behind it.
+  malloc(_ROOM // 32)
+  free(room)
 
 
 def _of_c_library(name):
