@@ -128,6 +128,10 @@ def scaled(
   behind: the relative argument of TrSG (Kook et al., WACV 2026, 2511.08708).
   Their neurons also emit spikes of height v_th; these stay 0 and 1.
 
+  The same width is another window then: with 'rect' and v_th = 0.5, a width of
+  2 in units of v_th is one of 1 in potentials. Of 1, the window is half as wide
+  and twice as high, and gradients grow from layer to layer.
+
   Args:
     difference: [...], n - v_th.
     v_th: the threshold; as a unit it counts at least 0.01.
