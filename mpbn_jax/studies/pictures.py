@@ -1,7 +1,9 @@
 """Pictures of a study: learning curves of its arms, and accuracies."""
 
 import io
+import math
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +16,9 @@ from mpbn_jax.studies.results import read, reported
 # styles for print.
 _COLOURS = ('#000000', '#E69F00', '#56B4E9', '#009E73', '#D55E00', '#CC79A7')
 _STYLES = ('-', '--', '-.', ':')
+_FEW = 6  # arms that a narrow legend has room for
 _METRIC = 'validation_accuracy'
+_SETTING = ', '  # between an arm's name and its setting
 
 
 def write(path: pathlib.Path) -> pathlib.Path | None:
@@ -61,31 +65,36 @@ def learning_curves(
 def figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]):
   """Returns a matplotlib figure: one panel per setting, one line per arm.
 
-  Arms are named 'arm, setting'; those without a setting share one panel. Lines
-  are means over seeds, and bands reach from the worst to the best of them.
+  Arms are named 'arm, setting'; unless all are, they share one panel, under
+  their whole names. Lines are means over seeds, and bands reach from the worst
+  to the best of them.
   """
   from matplotlib.figure import Figure
 
   panels: dict[str, dict] = {}
+  several = all(_SETTING in arm for arm in curves)
   for arm, curve in curves.items():
-    name, _, setting = arm.partition(', ')
+    name, _, setting = arm.partition(_SETTING) if several else (arm, '', '')
     panels.setdefault(setting, {})[name] = curve
-  panels = dict(sorted(panels.items()))
+  panels = dict(sorted(panels.items(), key=lambda panel: _order(panel[0])))
   names = list(dict.fromkeys(n for lines in panels.values() for n in lines))
-  whole = Figure(
-    figsize=(1 + 3.2 * len(panels), 3.4), layout='constrained', dpi=120
-  )
+  width = max(1 + 3.2 * len(panels), 6.4 * (len(names) > _FEW))
+  columns = min(len(names), max(2, int(width / 1.6)), 5)
+  height = 3.4 + 0.2 * max(0, -(-len(names) // columns) - 3)
+  whole = Figure(figsize=(width, height), layout='constrained', dpi=120)
   axes = whole.subplots(1, len(panels), sharey=True, squeeze=False)
   handles = {}
   for axis, (setting, lines) in zip(axes[0], panels.items(), strict=True):
     for name, (steps, accuracies) in lines.items():
       index = names.index(name)
       look = {'color': _COLOURS[index % len(_COLOURS)]}
+      # Once all pairs are used, every colour has its next style.
+      style = index + index // math.lcm(len(_COLOURS), len(_STYLES))
       percent = 100 * accuracies
       (handles[name],) = axis.plot(
         steps,
         percent.mean(0),
-        linestyle=_STYLES[index % len(_STYLES)],
+        linestyle=_STYLES[style % len(_STYLES)],
         linewidth=1.8,
         **look,
       )
@@ -103,7 +112,14 @@ def figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]):
     [handles[name] for name in names],
     names,
     loc='outside lower center',
-    ncols=min(len(names), 2 * len(panels), 5),
+    ncols=columns,
     frameon=False,
   )
   return whole
+
+
+def _order(setting):
+  """Returns the key that sorts settings, with numbers in them as numbers."""
+  # Every second part is a number.
+  parts = re.split(r'(\d+)', setting)
+  return [int(p) if i % 2 else p for i, p in enumerate(parts)]
