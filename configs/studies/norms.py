@@ -29,6 +29,10 @@ ARMS = {
     'surrogate_parameter': 2.0,
   },
   'mpbn_channel': {'membrane_norm': 'mpbn_channel'},
+  'tdbn and mpbn_channel': {
+    'conv_norm': 'tdbn',
+    'membrane_norm': 'mpbn_channel',
+  },
 }
 
 
