@@ -78,10 +78,11 @@ def _make_room():
   """Has the C library keep a free block for what is not a temporary array.
 
   The temporary arrays of a step are one block, which leaves a gap of its size
-  when the step ends. Anything that finds no smaller gap is put there, the next
-  step does not fit any more and takes new pages, and the process has grown by
-  the whole block: three of twelve trainings did (docs/performance.md). The room
-  has no pages until something is put there.
+  when the step ends. What finds no smaller gap is put there, the next step does
+  not fit any more and takes new pages, and the process has grown by the whole
+  block: so did three of twelve trainings, and none of 28 with this room
+  (docs/performance.md). It is no guarantee: a few bytes beside the block are
+  enough. The room has no pages until something is put there.
   """
   malloc, free = _of_c_library('malloc'), _of_c_library('free')
   malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

@@ -1,4 +1,4 @@
-"""Pages that a process keeps between calls of a program, and their number."""
+"""Pages that a process keeps between calls of a program."""
 
 import subprocess
 import sys
@@ -11,6 +11,7 @@ from mpbn_jax import memory
 
 FAULTS = """
 import resource
+import statistics
 import sys
 
 import jax
@@ -28,59 +29,14 @@ def faults():
   return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-for call in range(13):
-  if call == 10:
-    before = faults()
+taken = []
+for call in range(20):
+  before = faults()
   double(x).block_until_ready()
-print(faults() - before)
+  taken.append(faults() - before)
+# A single call may find that something small lies where its result was.
+print(int(statistics.median(taken[10:])))
 """
-
-
-GROWTH = """
-import resource
-import sys
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from mpbn_jax import memory
-
-memory.reuse_pages()
-if sys.argv[1] == 'without room':
-  memory._make_room = lambda: None
-
-
-@jax.jit
-def step(x):  # 144 MiB of temporary arrays
-  return jnp.outer(x, x) @ x / x.size
-
-
-x = jnp.ones(6 * 1024)
-memory.compile_ahead(step, x)
-held, peaks = [], []
-for _ in range(8):
-  x = step(x).block_until_ready()
-  held.append(np.ones(1 << 18))  # 2 MiB, more than there is between others
-  peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
-print(peaks[-1] - peaks[0])
-"""
-
-
-@pytest.mark.skipif(sys.platform != 'linux', reason='of glibc')
-def test_what_is_kept_between_steps_makes_no_step_take_new_pages():
-  processes = [
-    subprocess.Popen(
-      [sys.executable, '-c', GROWTH, mode],
-      cwd=runs.ROOT,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-    for mode in ('with room', 'without room')
-  ]
-  grown, without = (int(p.communicate()[0]) for p in processes)
-  assert grown < 32  # MiB; 16 are kept
-  assert without > 64  # otherwise the room is of no use
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='of glibc')
@@ -95,8 +51,8 @@ def test_reused_pages_are_not_cleared_again():
     for mode in ('reuse', 'return')
   ]
   reused, returned = (int(p.communicate()[0]) for p in processes)
-  assert reused < 1_000
-  assert returned > 20_000  # the default: otherwise nothing was to gain
+  assert reused < 400
+  assert returned > 7_000  # the default: otherwise nothing was to gain
 
 
 def test_other_platforms_keep_their_allocator(monkeypatch):
