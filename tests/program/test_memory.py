@@ -11,7 +11,6 @@ from mpbn_jax import memory
 
 FAULTS = """
 import resource
-import statistics
 import sys
 
 import jax
@@ -29,13 +28,14 @@ def faults():
   return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-taken = []
-for call in range(20):
-  before = faults()
+# In the first calls, something small may come to lie where a result was, and the
+# next call takes new pages: in 30 processes, seldom after the fifth call, and
+# never after the 17th.
+for call in range(33):
+  if call == 30:
+    before = faults()
   double(x).block_until_ready()
-  taken.append(faults() - before)
-# A single call may find that something small lies where its result was.
-print(int(statistics.median(taken[10:])))
+print(faults() - before)
 """
 
 
@@ -51,8 +51,8 @@ def test_reused_pages_are_not_cleared_again():
     for mode in ('reuse', 'return')
   ]
   reused, returned = (int(p.communicate()[0]) for p in processes)
-  assert reused < 400
-  assert returned > 7_000  # the default: otherwise nothing was to gain
+  assert reused < 1_000
+  assert returned > 20_000  # the default: otherwise nothing was to gain
 
 
 def test_other_platforms_keep_their_allocator(monkeypatch):
