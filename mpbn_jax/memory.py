@@ -57,7 +57,9 @@ def compile_ahead(step: Any, *arguments: Any) -> jax.stages.Compiled:
   """Compiles a function for its first call, and returns memory to the system.
 
   Tracing and compiling a large network frees some 150 MiB that the C library
-  keeps for later, in pieces that the arrays of a step do not fit into.
+  keeps for later, in pieces that the arrays of a step do not fit into. What is
+  kept between steps gets room of its own, so that it seldom lies where the
+  arrays of the next step would.
 
   Args:
     step: the result of `jax.jit`. Its next call finds the compiled program.
@@ -80,9 +82,9 @@ def _make_room():
   The temporary arrays of a step are one block, which leaves a gap of its size
   when the step ends. What finds no smaller gap is put there, the next step does
   not fit any more and takes new pages, and the process has grown by the whole
-  block: so did three of twelve trainings, and none of 28 with this room
-  (docs/performance.md). It is no guarantee: a few bytes beside the block are
-  enough. The room has no pages until something is put there.
+  block: so did 7 of 20 processes, and none of 20 with this room, which is not
+  for certain in every program (docs/performance.md). The room has no pages
+  until something is put there.
   """
   malloc, free = _of_c_library('malloc'), _of_c_library('free')
   malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

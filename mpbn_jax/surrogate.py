@@ -128,10 +128,10 @@ def scaled(
   behind: the relative argument of TrSG (Kook et al., WACV 2026, 2511.08708).
   Their neurons also emit spikes of height v_th; these stay 0 and 1.
 
-  A width or slope means something else in each unit: with 'rect' and v_th = 0.5,
-  a width of 2 in units of v_th is a window of 1 in potentials. The default of 1
-  is then a window of 0.5, with twice the gradient: choose the parameter for the
-  first v_th.
+  A width or slope means something else in each unit: with 'rect' and v_th =
+  0.5, a width of 2 in units of v_th is a window of 1 in potentials. The default
+  of 1 is then a window of 0.5, with twice the gradient: choose the parameter
+  for the first v_th.
 
   Args:
     difference: [...], n - v_th.

@@ -28,9 +28,8 @@ def faults():
   return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-# In the first calls, something small may come to lie where a result was, and the
-# next call takes new pages: in 30 processes, seldom after the fifth call, and
-# never after the 17th.
+# In the first calls, something small may come to lie where a result was, and
+# the next call takes new pages: in 30 processes, the last time in the 17th.
 for call in range(33):
   if call == 30:
     before = faults()
