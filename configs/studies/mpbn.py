@@ -4,9 +4,9 @@
     python main.py --mode=reproduce --config=configs/studies/mpbn.py:wide
     python main.py --mode=reproduce --config=configs/studies/mpbn.py:full
 
-The others train the network of the paper's width on all images, for a GPU: with
-T = 2 for 30 epochs, at the learning rate that the small ones chose, and with
-all T for as many steps as the paper's recipe on CIFAR.
+The others train the network of the paper's width on all images, for a GPU: for
+30 epochs, at the learning rate that the small ones chose, and for as many steps
+as the paper's recipe on CIFAR, with a grid of learning rates.
 """
 
 from mpbn_jax.configs import photo_digits
@@ -35,8 +35,8 @@ CHOICE = {
     'that is not reported.'
   ),
   False: (
-    'All arms have a learning rate of 0.3, which all of the small study chose '
-    'with T = 2; it was not chosen again for this network.'
+    'All arms have a learning rate of 0.3, which all of the small study chose; '
+    'it was not chosen again for this network.'
   ),
 }
 
@@ -48,7 +48,7 @@ def get_study(scale: str = 'small') -> Study:
   suffix, question = SCALES[scale]
   arms, compared_with = {}, {}
   grid = {} if scale == 'wide' else {'optimizer.learning_rate': RATES}
-  for num_steps in STEPS[:1] if scale == 'wide' else STEPS:
+  for num_steps in STEPS:
     for name, settings in ARMS.items():
       config = photo_digits.get_config()
       config.num_epochs = 10
