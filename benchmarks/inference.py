@@ -2,10 +2,12 @@
 
     python benchmarks/inference.py --batch=16 --steps=4 --width=64 --peers
     python benchmarks/inference.py --rounds=31 --only=folded,plain
+    python benchmarks/inference.py --rounds=31 --only=folded,plain --constants
 
 A spiking ResNet: with MPBN, folded into thresholds, folded into convolutions
 too, and the same network without MPBN ('plain'), next to peers with MPBN, each
 in its own process. All take turns. FLOPs and bytes are those that XLA counts.
+With --constants, the variables are part of our programs, as in exported ones.
 """
 
 import measure
@@ -27,7 +29,9 @@ def functions(options):
   found, costs = {}, {}
   for name, own in variables.items():
     of = plain if name == 'plain' else network
-    found[name], costs[name] = networks.forward(of, own, images)
+    found[name], costs[name] = networks.forward(
+      of, own, images, constants=options.constants
+    )
   if options.peers:
     import peers
 
@@ -37,8 +41,10 @@ def functions(options):
 
 
 def main():
-  options = measure.parser(__doc__, rounds=11).parse_args()
-  settings = measure.settings(options)
+  parser = measure.parser(__doc__, rounds=11)
+  parser.add_argument('--constants', action='store_true')
+  options = parser.parse_args()
+  settings = measure.settings(options) | {'constants': options.constants}
   found, costs, total = functions(options)
   names = measure.chosen(options.only, list(found), base='folded')
   found = {name: found[name] for name in names}

@@ -9,6 +9,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mpbn_jax import build_model, fold, fold_convolutions, memory, strip
 from mpbn_jax.layers import ConvNorm, DenseNorm, Readout
@@ -106,14 +107,23 @@ def training(network, images, labels):
   return run
 
 
-def forward(network, variables, images):
-  """Returns (a function that computes the logits, its cost analysis)."""
+def forward(network, variables, images, *, constants=False):
+  """Returns (a function that computes the logits, its cost analysis).
+
+  With `constants`, the variables are part of the program, as in an exported
+  one.
+  """
   x = jnp.asarray(images)
-  function = jax.jit(lambda v, x: network.apply(v, x, train=False))
-  compiled = function.lower(variables, x).compile()
+  variables = jax.tree.map(np.asarray, variables) if constants else variables
+  inputs = (x,) if constants else (x, variables)
+
+  def logits(x, variables=variables):
+    return network.apply(variables, x, train=False)
+
+  compiled = jax.jit(logits).lower(*inputs).compile()
 
   def run():
-    return functools.partial(jax.block_until_ready, compiled(variables, x))
+    return functools.partial(jax.block_until_ready, compiled(*inputs))
 
   return run, compiled.cost_analysis()
 
