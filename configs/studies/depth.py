@@ -58,7 +58,7 @@ def get_study() -> Study:
     arms=arms,
     compared_with=compared_with,
     seeds=range(3),
-    grid={'optimizer.learning_rate': (0.03, 0.1)},
+    grid={'optimizer.learning_rate': (0.03, 0.1, 0.3, 1.0)},
     notes=(
       'Pre-activation ResNets on `digits`, width 8, T = 2, 20 epochs, '
       'gradients clipped at 1: accuracies on the test split in percent, mean ± '
