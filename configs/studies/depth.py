@@ -26,6 +26,7 @@ def arm(norm: str, branches: str, depth: int):
   """Returns the configuration of an arm."""
   config = digits_106.get_config()
   config.num_epochs = 20
+  config.log.checkpoint_every_epochs = 2
   config.optimizer.warmup_epochs = 1.0
   config.evaluation.fold = 'thresholds'
   config.model.depth = depth
