@@ -4,8 +4,9 @@
 
 plots the gradient norm of every convolution's kernel and the firing rate of
 every neuron layer for the arms of configs/studies/depth.py, at initialization
-and, with --epochs, after training on `digits`; and prints how long the training
-step of 106 layers takes to compile, as a ratio to 22 layers. Needs matplotlib.
+and, with --epochs, after training on `digits` with the learning rates that
+docs/results/depth.json says they chose; and prints how long the training step
+of 106 layers takes to compile, as a ratio to 22 layers. Needs matplotlib.
 """
 
 import argparse
@@ -18,21 +19,24 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from mpbn_jax.configs.studies.depth import BRANCHES, NORMS, arm
+from mpbn_jax.configs.studies.depth import BRANCHES, DEPTHS, NORMS, arm
 
 from mpbn_jax import losses, sharding
 from mpbn_jax.experiment import build
+from mpbn_jax.studies.results import read
 from mpbn_jax.train_step import init_state, make_train_step
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 COLOURS = ('#000000', '#E69F00', '#56B4E9', '#009E73', '#D55E00')
 STYLES = ('-', '--', '-.', ':', (0, (5, 1)))
 
 
-def experiment(norm, branches, *, depth, epochs=1):
-  """Returns the experiment of an arm of the study."""
+def experiment(norm, branches, *, depth, epochs=1, settings=()):
+  """Returns the experiment of an arm of the study, with other settings."""
   config = arm(norm, branches, depth)
   config.num_epochs = max(epochs, 2)
+  config.update_from_flattened_dict(dict(settings))
   return build(config)
 
 
@@ -125,9 +129,16 @@ def plot(figure, *, depth, epochs):
     row[1].set(title=where, ylabel='firing rate', ylim=(-0.02, 1.02))
     row[0].set_xlabel('convolution')
     row[1].set_xlabel('neuron layer')
+  chosen = read(ROOT / 'docs' / 'results' / 'depth.json')['chosen']
   for branches in BRANCHES:
     for norm, colour, style in zip(NORMS, COLOURS, STYLES, strict=True):
-      run = experiment(norm, branches, depth=depth, epochs=epochs)
+      run = experiment(
+        norm,
+        branches,
+        depth=depth,
+        epochs=epochs,
+        settings=chosen[f'{norm}, {branches}, {depth} layers'],
+      )
       states = [init_state(run)] + [trained(run, epochs)] * bool(epochs)
       look = {'color': colour, 'ls': style, 'lw': 1.2, 'label': norm}
       for moment, state in zip(moments, states, strict=True):
@@ -163,7 +174,7 @@ def compile_seconds(depth):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--figure', help='where the picture goes')
-  parser.add_argument('--depth', type=int, default=106)
+  parser.add_argument('--depth', type=int, default=106, choices=DEPTHS)
   parser.add_argument('--epochs', type=int, default=0)
   parser.add_argument('--rounds', type=int, default=3)
   args = parser.parse_args()

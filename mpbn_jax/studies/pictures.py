@@ -17,6 +17,7 @@ from mpbn_jax.studies.results import read, reported
 _COLOURS = ('#000000', '#E69F00', '#56B4E9', '#009E73', '#D55E00', '#CC79A7')
 _STYLES = ('-', '--', '-.', ':')
 _FEW = 6  # arms that a narrow legend has room for
+_PANELS = 4  # that one row has room for; more of them are in rows of three
 _METRIC = 'validation_accuracy'
 _SETTING = ', '  # between an arm's name and its setting
 
@@ -78,13 +79,17 @@ def figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]):
     panels.setdefault(setting, {})[name] = curve
   panels = dict(sorted(panels.items(), key=lambda panel: _order(panel[0])))
   names = list(dict.fromkeys(n for lines in panels.values() for n in lines))
-  width = max(1 + 3.2 * len(panels), 6.4 * (len(names) > _FEW))
+  across = len(panels) if len(panels) <= _PANELS else 3
+  rows = -(-len(panels) // across)
+  width = max(1 + 3.2 * across, 6.4 * (len(names) > _FEW))
   columns = min(len(names), max(2, int(width / 1.6)), 5)
-  height = 3.4 + 0.2 * max(0, -(-len(names) // columns) - 3)
+  height = 0.6 + 2.8 * rows + 0.2 * max(0, -(-len(names) // columns) - 3)
   whole = Figure(figsize=(width, height), layout='constrained', dpi=120)
-  axes = whole.subplots(1, len(panels), sharey=True, squeeze=False)
+  axes = whole.subplots(rows, across, sharey=True, squeeze=False)
+  for axis in axes.flat[len(panels) :]:
+    axis.set_axis_off()
   handles = {}
-  for axis, (setting, lines) in zip(axes[0], panels.items(), strict=True):
+  for axis, (setting, lines) in zip(axes.flat, panels.items(), strict=False):
     for name, (steps, accuracies) in lines.items():
       index = names.index(name)
       look = {'color': _COLOURS[index % len(_COLOURS)]}
@@ -107,7 +112,8 @@ def figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]):
     axis.set_title(f'{setting} ({title})' if setting else title, fontsize=10)
     axis.set_xlabel('training step')
     axis.grid(alpha=0.3)
-  axes[0, 0].set_ylabel('validation accuracy, %')
+  for row in axes:
+    row[0].set_ylabel('validation accuracy, %')
   whole.legend(
     [handles[name] for name in names],
     names,

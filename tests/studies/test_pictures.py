@@ -24,6 +24,20 @@ def test_every_setting_of_arms_has_a_panel_ordered_by_its_numbers():
   assert legend(whole) == ['bn', 'mpbn']
 
 
+def test_more_panels_than_a_row_has_room_for_are_in_rows_of_three():
+  whole = figure(*(f'bn, T = {t}' for t in range(5)))
+  shown = [axis for axis in whole.axes if axis.axison]
+  assert [axis.get_title()[:5] for axis in shown] == [
+    f'T = {t}' for t in range(5)
+  ]
+  assert [axis.get_subplotspec().rowspan.start for axis in shown] == [
+    *(0, 0, 0, 1, 1)
+  ]
+  assert [bool(axis.get_ylabel()) for axis in shown] == [
+    *(True, False, False, True, False)
+  ]
+
+
 def test_a_comma_in_the_name_of_one_arm_is_no_setting():
   whole = figure('bn', 'MP-Init, learned v_th')
   assert len(whole.axes) == 1
