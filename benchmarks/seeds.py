@@ -7,7 +7,8 @@
 A training step of each seed of a spiking ResNet with MPBN: one after the other
 ('in turn'), one after the other in one program ('lax.map'), all in one program
 that treats them as one more dimension ('vmap'), and each in a process of its
-own, all at once ('processes'). All take turns.
+own, all at once ('processes'). All take turns, with the same images and initial
+parameters for every seed: these change no time.
 """
 
 import functools
@@ -25,7 +26,12 @@ def arguments():
   parser.add_argument(
     '--serve', action='store_true', help='be one of the processes'
   )
-  return parser.parse_args()
+  options = parser.parse_args()
+  if options.seeds < 2:
+    parser.error(f'--seeds: expected at least 2, got {options.seeds}')
+  if options.peers:
+    parser.error('--peers: peers are measured by train_step.py')
+  return options
 
 
 def training(options):

@@ -55,7 +55,10 @@ def get_study() -> Study:
   }
   return Study(
     name='depth',
-    question='Which norms let networks of 106 layers learn?',
+    question=(
+      'How do norms and damped branches compare in networks of 22 to 106 '
+      'layers?'
+    ),
     arms=arms,
     compared_with=compared_with,
     seeds=range(3),
