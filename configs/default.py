@@ -67,8 +67,8 @@ def get_config() -> ml_collections.ConfigDict:
   # (as bits: the least memory, the most time). See docs/performance.md.
   model.keep = 'all'
   # Whether to recompute the activations of residual blocks in the backward
-  # pass, another way to trade time for memory. None disables it and suits every
-  # network.
+  # pass, another way to trade time for memory: on a CPU, the one that saves
+  # most. None disables it and suits every network.
   model.remat = ml_collections.config_dict.placeholder(bool)
   # Initial kernels: fan_out (the paper's code) | fan_in | micheli | spike_init
   # (the last two for networks without norms).

@@ -1,45 +1,11 @@
-"""Helpers for networks: rematerialization and initial kernels."""
+"""Helpers for networks: what their factories make, and initial kernels."""
 
 from collections.abc import Callable
-
-import flax.linen as nn
-import jax
 
 from mpbn_jax import initializers
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
-from mpbn_jax.layers import Spikes
-from mpbn_jax.layers.spikes import closed, opened
-
-
-def rematerialized(
-  function: Callable, module: nn.Module, *, policy: Callable | None = None
-) -> Callable:
-  """Returns x -> function(module, x) that stores no activations.
-
-  The backward pass recomputes them (`jax.checkpoint`). Only useful in training:
-  evaluation stores none anyway.
-
-  Args:
-    function: (module, x) -> y, which applies the layers of a block; x and y are
-      arrays or `Spikes`.
-    module: the network.
-    policy: says what is stored nevertheless, as in `jax.checkpoint`.
-  """
-
-  def call(x: jax.Array | Spikes) -> jax.Array | Spikes:
-    arrays, form = opened(x)
-    forms = []
-
-    def run(module, *arrays):
-      arrays, form_of_y = opened(function(module, closed(arrays, form)))
-      forms.append(form_of_y)
-      return arrays
-
-    arrays = nn.remat(run, policy=policy)(module, *arrays)
-    return closed(arrays, forms[-1])
-
-  return call
+from mpbn_jax.layers import LIF
 
 
 def norm_after_convolution(conv: Callable) -> str:
@@ -55,6 +21,14 @@ def norm_after_firing(lif: Callable) -> str:
 def kept_by(lif: Callable) -> str:
   """Returns what is kept for the backward pass of a factory's neurons."""
   return getattr(lif(parent=None), 'keep', 'all')
+
+
+def fires_bits(lif: Callable) -> bool:
+  """Returns whether a factory's neurons are known to return only 0 and 1."""
+  layer = lif(parent=None)
+  # A subclass may return something else.
+  plain = type(layer) is LIF and layer.tau_s == 0
+  return plain and layer.spike_norm == norms.NONE
 
 
 def image_init(conv: Callable) -> dict:

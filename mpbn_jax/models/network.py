@@ -19,6 +19,7 @@ from mpbn_jax.layers import (
 )
 from mpbn_jax.layers.attributes import check_positive, check_types
 from mpbn_jax.models import blocks
+from mpbn_jax.models.rematerialization import rematerialized
 from mpbn_jax.ops import kept
 
 DTYPES = ('float32', 'bfloat16')
@@ -87,7 +88,7 @@ class SpikingNetwork(nn.Module):
     spikes_of = functools.partial(_spikes, train=train)
     if train and keep != 'all':
       policy = kept.policy(keep)
-      spikes = blocks.rematerialized(spikes_of, self, policy=policy)(frames)
+      spikes = rematerialized(spikes_of, self, policy=policy)(frames)
     else:
       spikes = spikes_of(self, frames)
     pooled = mean_over_space(spikes)  # [B, T, C']

@@ -1,6 +1,7 @@
 """Spiking residual networks: ResNet-18, 19, 20 and 34."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 
@@ -8,6 +9,7 @@ from mpbn_jax import norm as norms
 from mpbn_jax.layers import Identity, Spikes, average_pool, over_time
 from mpbn_jax.models import blocks
 from mpbn_jax.models.network import SpikingNetwork
+from mpbn_jax.models.rematerialization import in_order
 
 
 class SpikingResNet(SpikingNetwork):
@@ -26,8 +28,9 @@ class SpikingResNet(SpikingNetwork):
       windows at the far edge of an odd map; 'stride', strided conv1x1 - norm.
     last_scale: initial scale of the last norm of every block, or of its last
       kernel without a norm; None uses 1, as in the reference.
-    remat: whether to recompute the activations of a block in the backward pass
-      instead of storing them.
+    remat: whether to recompute the activations of blocks, and of the layers of
+      the stem, in the backward pass. Only what lies between them is stored: as
+      bits, if all neurons are `LIF` without a spike norm.
   """
 
   stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
@@ -43,31 +46,42 @@ class SpikingResNet(SpikingNetwork):
     return self.conv(self.width, name='stem_conv1', **settings)
 
   def features(self, currents: jax.Array, *, train: bool) -> jax.Array | Spikes:
-    x = self.lif(name='stem_lif1')(currents, train=train)
+    pool: Callable | None = None
+    x = self._part(SpikingResNet._stem, train=train, index=1)(currents)
     if self.stem == 'triple':
       for i in (2, 3):
-        y = self.conv(self.width, name=f'stem_conv{i}')(x, train=train)
-        x = self.lif(name=f'stem_lif{i}')(y, train=train)
-      x = over_time(lambda x: average_pool(x, window=2), x)
+        x = self._part(SpikingResNet._stem, train=train, index=i)(x)
+      pool = functools.partial(average_pool, window=2)
     elif self.stem == 'imagenet':
       pool = functools.partial(average_pool, window=3, stride=2, padding=1)
-      x = over_time(pool, x)
     for stage, count in enumerate(self.stage_sizes):
       for i in range(count):
-        block = functools.partial(
+        x = self._part(
           SpikingResNet._block,
+          train=train,
           features=self.width * 2**stage,
           stride=2 if stage > 0 and i == 0 else 1,
+          pool=pool if stage == i == 0 else None,
           name=f'stage{stage + 1}_block{i + 1}',
-          train=train,
-        )
-        if self.remat and train:
-          x = blocks.rematerialized(block, self)(x)
-        else:
-          x = block(self, x)
+        )(x)
     return x
 
-  def _block(self, x, *, features, stride, name, train):
+  def _part(self, function, **settings):
+    """Returns x -> function(self, x, **settings), recomputed if `remat`."""
+    part = functools.partial(function, **settings)
+    if not (self.remat and settings['train']):
+      return functools.partial(part, self)
+    spikes = settings.get('index') != 1 and blocks.fires_bits(self.lif)
+    return in_order(part, self, spikes=spikes)
+
+  def _stem(self, x, *, index, train):
+    if index > 1:  # the first convolution is the encoder
+      x = self.conv(self.width, name=f'stem_conv{index}')(x, train=train)
+    return self.lif(name=f'stem_lif{index}')(x, train=train)
+
+  def _block(self, x, *, features, stride, pool, name, train):
+    if pool is not None:
+      x = over_time(pool, x)
     projects = stride != 1 or x.shape[-1] != features
     y = self.conv(features, stride=stride, name=f'{name}_conv1')(x, train=train)
     y = self.lif(name=f'{name}_lif1')(y, train=train)

@@ -74,7 +74,8 @@ def test_golden_network_fires_the_same_spikes_without_this_package(tmp_path):
     cwd=tmp_path,
     check=True,
   )
-  found = np.load(tmp_path / 'found.npz')
+  with np.load(tmp_path / 'found.npz') as file:
+    found = dict(file)
 
   @jax.jit
   def run(variables, images):

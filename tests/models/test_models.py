@@ -232,11 +232,11 @@ def test_remat_of_blocks_that_hand_on_normed_spikes_changes_no_gradient():
       return jax.grad(loss, has_aux=True)(params)
 
     text = str(jax.make_jaxpr(gradient)(variables['params']))
-    return gradient(variables['params']), text.count('remat')
+    return gradient(variables['params']), text.count('conv_general_dilated')
 
-  stored, none = gradients()
-  again, some = gradients(remat=True)
-  assert none == 0 < some
+  stored, once = gradients()
+  again, twice = gradients(remat=True)
+  assert once < twice
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
     stored,
