@@ -115,6 +115,14 @@ def test_what_waits_keeps_its_bits(dtype, other):
   assert np.asarray(found).tobytes() == np.asarray(x).tobytes()
 
 
+def test_other_platforms_have_a_barrier(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  x = jnp.arange(3.0)
+  wait = jax.jit(lambda x, y: after(x, [y]))
+  assert 'optimization_barrier' in wait.lower(x, x).as_text()
+  np.testing.assert_array_equal(wait(x, x), x)
+
+
 def test_nothing_to_wait_for_changes_nothing():
   x = jnp.ones(3)
   assert after(x, []) is x
