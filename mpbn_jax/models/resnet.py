@@ -61,10 +61,11 @@ class SpikingResNet(SpikingNetwork):
           train=train,
           features=self.width * 2**stage,
           stride=2 if stage > 0 and i == 0 else 1,
-          pool=pool if stage == i == 0 else None,
+          pool=pool,  # within the first block: what it pools is stored as bits
           name=f'stage{stage + 1}_block{i + 1}',
         )(x)
-    return x
+        pool = None
+    return x if pool is None else over_time(pool, x)
 
   def _part(self, function, **settings):
     """Returns x -> function(self, x, **settings), recomputed if `remat`."""

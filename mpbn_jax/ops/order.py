@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+_BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 
+@jax.custom_vjp
 def after(x: jax.Array, others: Sequence[jax.Array]) -> jax.Array:
   """Returns the same x, which is read only when the others are computed.
 
@@ -18,10 +19,8 @@ def after(x: jax.Array, others: Sequence[jax.Array]) -> jax.Array:
   not know. It is part of the operation that reads x, and costs no time of its
   own. Elsewhere, it is a barrier.
 
-  Has no derivative: for backward passes.
-
   Args:
-    x: [...], float32, bfloat16 or uint8.
+    x: [...], floating or uint8.
     others: floating arrays; small ones, such as a few elements of large ones.
   """
   if not others:
@@ -31,11 +30,16 @@ def after(x: jax.Array, others: Sequence[jax.Array]) -> jax.Array:
     return first
   dtype = _BITS[x.dtype.itemsize]
   never = sum(jnp.any(_bits(other) | 1 == 0) for other in others)
-  y: jax.Array = lax.bitcast_convert_type(
-    _bits(x) ^ jnp.asarray(never, dtype), x.dtype
-  )
+  changed = _bits(x) ^ jnp.asarray(never, dtype)
+  y: jax.Array = lax.bitcast_convert_type(changed, x.dtype)
   return y
 
 
 def _bits(x):
   return lax.bitcast_convert_type(x, _BITS[x.dtype.itemsize])
+
+
+after.defvjp(
+  lambda x, others: (after(x, others), others),
+  lambda others, cotangent: (cotangent, jax.tree.map(jnp.zeros_like, others)),
+)

@@ -115,6 +115,31 @@ def test_what_waits_keeps_its_bits(dtype, other):
   assert np.asarray(found).tobytes() == np.asarray(x).tobytes()
 
 
+def test_what_waits_has_its_derivative():
+  x, y = jnp.arange(3.0), jnp.ones(2)
+  found = jax.grad(lambda x, y: (after(x, [y]) ** 2).sum(), (0, 1))(x, y)
+  np.testing.assert_array_equal(found[0], 2 * x)
+  np.testing.assert_array_equal(found[1], 0 * y)
+
+
+def test_the_stem_pools_before_whatever_block_is_first():
+  shapes = []
+  for remat in (False, True):
+    model = SpikingResNet(width=2, num_steps=T, stage_sizes=(0, 1), remat=remat)
+    x = jnp.zeros((2, 16, 16, 3))
+    variables = model.init(jax.random.key(0), x, train=False)
+    _, found = model.apply(
+      variables,
+      x,
+      train=True,
+      mutable=['batch_stats', 'intermediates'],
+      rngs={'unread': jax.random.key(0)},
+    )
+    shapes.append(jax.tree.map(jnp.shape, found['intermediates']))
+    assert shapes[-1]['stage2_block1_lif2']['spikes'][0][2:4] == (4, 4)
+  assert shapes[0] == shapes[1]
+
+
 def test_other_platforms_have_a_barrier(monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   x = jnp.arange(3.0)
