@@ -133,6 +133,19 @@ def random_variables(model, x):
   return random_norms(variables)
 
 
+def training_loss(model, x):
+  """Returns (params -> (loss, running statistics), random params)."""
+  variables = random_variables(model, x)
+
+  def loss(params):
+    logits, updates = model.apply(
+      {**variables, 'params': params}, x, train=True, mutable=['batch_stats']
+    )
+    return (logits**2).mean(), updates['batch_stats']
+
+  return loss, variables['params']
+
+
 def _settings(variables):
   return {
     jax.tree_util.keystr(path): leaf

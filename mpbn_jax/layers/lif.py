@@ -171,10 +171,11 @@ class LIF(nn.Module):
     spikes = jnp.moveaxis(spikes, 0, 1)
     self.sow('intermediates', 'currents', currents)
     self.sow('intermediates', 'spikes', spikes)
-    if self.has_variable('given_spikes', 'spikes'):
+    given = self.has_variable('given_spikes', 'spikes')
+    if given:
       spikes = self.get_variable('given_spikes', 'spikes')
     spikes = spikes.astype(currents.dtype)
-    if train and self.keep != 'all':
+    if train and self.keep != 'all' and not given:  # those may be no bits
       spikes = kept.as_bits(spikes)
     if self.spike_norm == norms.NONE and self.tau_s == 0:
       return spikes

@@ -17,7 +17,7 @@ Part = Callable[[nn.Module, Any], Any]
 
 
 def rematerialized(
-  function: Part, module: nn.Module, *, policy: Callable | None = None
+  function: Part, module: nn.Module, *, policy: Callable
 ) -> Callable[[Any], Any]:
   """Returns x -> function(module, x) that stores what a policy says.
 
@@ -28,7 +28,7 @@ def rematerialized(
     function: (module, x) -> y, which applies the layers of a block; x and y are
       arrays or `Spikes`.
     module: the network.
-    policy: says what is stored, as in `jax.checkpoint`; None stores x alone.
+    policy: says what is stored, as in `jax.checkpoint`.
   """
   return _opened(lambda run: nn.remat(run, policy=policy), function, module)
 
@@ -38,11 +38,11 @@ def in_order(
 ) -> Callable[[Any], Any]:
   """Returns x -> function(module, x), recomputed when its gradient is due.
 
-  Only x is stored, and the backward pass computes the rest again once it has
-  the gradient of the result. With `jax.checkpoint`, XLA's CPU backend merges
-  the second computation with the first, or does that of all parts at once
-  (`ops.order`). The gradient of x also waits for those of the kernels, which
-  XLA would put off otherwise, with all that they read.
+  Only x is stored. The backward pass computes the rest again when it has the
+  gradient of the result. (With `jax.checkpoint`, XLA's CPU backend merges the
+  second computation with the first, or recomputes all parts at once, see
+  `ops.order`.) The gradient of x waits for those of the kernels: XLA would
+  postpone them, and keep all that they read until then.
 
   Args:
     function: as in `rematerialized`.
@@ -97,10 +97,10 @@ def _recomputed(function, *, spikes):
 
   def forward(variables, rngs, *arrays):
     y = function(variables, rngs, *arrays)
-    form = arrays[0]
-    stored = [kept.pack(form)] if spikes else arrays
-    # What has no bytes tells the backward pass the shape and the dtype.
-    return y, (variables, rngs, stored, jnp.zeros((0, *form.shape), form.dtype))
+    stored = [kept.pack(arrays[0])] if spikes else arrays
+    # An array without elements has the shape and the dtype to unpack to.
+    form = jnp.zeros((0, *arrays[0].shape), arrays[0].dtype)
+    return y, (variables, rngs, stored, form)
 
   def backward(residuals, cotangents):
     variables, rngs, stored, form = residuals
@@ -126,10 +126,10 @@ def _floating(tree):
 
 
 def _few(x):
-  """Returns elements of each piece that x may have been put together from.
+  """Returns a few elements of x, one of each part that is computed on its own.
 
-  These are the taps of a kernel [kh, kw, C_in, C_out] and the time steps of
-  activations [B, T, ..., C].
+  Parts are the taps of a kernel [kh, kw, C_in, C_out] and the time steps of
+  activations [B, T, ..., C], which the program may join later.
   """
   if x.ndim == 4:
     return x[:, :, 0, 0]

@@ -72,7 +72,10 @@ class SpikingResNet(SpikingNetwork):
     part = functools.partial(function, **settings)
     if not (self.remat and settings['train']):
       return functools.partial(part, self)
-    spikes = settings.get('index') != 1 and blocks.fires_bits(self.lif)
+    reads_spikes = settings.get('index') != 1  # and not currents
+    # Spikes that are given may have other values.
+    own = 'given_spikes' not in self.variables
+    spikes = reads_spikes and own and blocks.fires_bits(self.lif)
     return in_order(part, self, spikes=spikes)
 
   def _stem(self, x, *, index, train):

@@ -11,13 +11,12 @@ _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 @jax.custom_vjp
 def after(x: jax.Array, others: Sequence[jax.Array]) -> jax.Array:
-  """Returns the same x, which is read only when the others are computed.
+  """Returns x, for a program that reads it only after computing the others.
 
   XLA's CPU backend removes `lax.optimization_barrier` before it merges equal
-  operations and orders all. There, every bit of x is therefore changed by an
-  exclusive or with a number that is 0 whatever the others are, which XLA does
-  not know. It is part of the operation that reads x, and costs no time of its
-  own. Elsewhere, it is a barrier.
+  operations and schedules them. On a CPU, x is therefore combined with a number
+  that depends on the others, by an exclusive or. The number is always 0, but
+  XLA cannot know that. On other platforms this is a barrier.
 
   Args:
     x: [...], floating or uint8.

@@ -38,15 +38,7 @@ def _loss(name, keep):
   model = NETWORKS[name](keep=keep)
   x = np.random.default_rng(0).normal(size=(4, 8, 8, 1))
   x = jnp.asarray(x, jnp.float32)
-  variables = common.random_variables(model, x)
-
-  def loss(params):
-    logits, updates = model.apply(
-      {**variables, 'params': params}, x, train=True, mutable=['batch_stats']
-    )
-    return (logits**2).mean(), updates['batch_stats']
-
-  return loss, variables['params']
+  return common.training_loss(model, x)
 
 
 @pytest.mark.parametrize('keep', [keep for keep in kept.KEEP if keep != 'all'])
