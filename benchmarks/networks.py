@@ -92,10 +92,12 @@ def training(network, images, labels):
     donate_argnums=0,
     compiler_options=memory.compiler_options(),
   )
-  compiled = memory.compile_ahead(jitted, state[0], x, y)
+  compiled = memory.compile_ahead(
+    jitted, state[0], x, y, least=bool(getattr(network, 'remat', False))
+  )
 
   def run():
-    state[0] = jitted(state[0], x, y)
+    state[0] = compiled(state[0], x, y)
     return functools.partial(jax.block_until_ready, state[0])
 
   def planned():

@@ -188,7 +188,7 @@ def _loop(experiment, train_step, state, held, checkpoints, stop):
   """
   config, batches = experiment.config, experiment.batches
   total = experiment.total_steps
-  step = first = int(state.step)
+  step = int(state.step)
   if step >= total:
     return state, None
   writer = record.Metrics(
@@ -200,7 +200,8 @@ def _loop(experiment, train_step, state, held, checkpoints, stop):
   progress = record.Progress(total=total, done=step)
   log = _Log(experiment, writer, progress)
   every = config.log.checkpoint_every_epochs * batches.steps_per_epoch
-  compiled = set()  # sizes of batches
+  programs = {}  # by the size of the batch
+  least = bool(getattr(experiment.model, 'remat', False))
   on_devices = (
     sharding.shard_batch(batches.batch(i), experiment.mesh)
     for i in range(step, total)
@@ -211,11 +212,12 @@ def _loop(experiment, train_step, state, held, checkpoints, stop):
       while step < total and stop.now() is None:
         batch = next(ready)
         size = len(batch['label'])
-        watchdog.advance() if size in compiled else watchdog.pause()
-        compiled.add(size)
-        if step == first:
-          memory.compile_ahead(train_step, state, batch)
-        state, loss = train_step(state, batch)
+        watchdog.advance() if size in programs else watchdog.pause()
+        if size not in programs:
+          program = memory.compile_ahead(train_step, state, batch, least=least)
+          # With the least memory, JAX has forgotten how to call the step.
+          programs[size] = program if least else train_step
+        state, loss = programs[size](state, batch)
         # One step runs while the next batch is loaded. Queueing batches for
         # more steps would only use more memory.
         jax.block_until_ready(log.losses[-1:])

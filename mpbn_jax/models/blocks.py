@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import jax
+
 from mpbn_jax import initializers
 from mpbn_jax import norm as norms
 from mpbn_jax.errors import InputError
@@ -29,6 +31,15 @@ def fires_bits(lif: Callable) -> bool:
   # A subclass may return something else.
   plain = type(layer) is LIF and layer.tau_s == 0
   return plain and layer.spike_norm == norms.NONE
+
+
+def looped(lif: Callable) -> dict:
+  """Returns the argument with which a factory's neurons loop over time.
+
+  On a CPU, whose programs with loops take less memory, and if they are `LIF`.
+  """
+  unrolls = isinstance(lif(parent=None), LIF)
+  return {'unroll': False} if unrolls and jax.default_backend() == 'cpu' else {}
 
 
 def image_init(conv: Callable) -> dict:

@@ -1,6 +1,7 @@
 """The base class of spiking networks: encoding, readout and settings."""
 
 import functools
+import operator
 from typing import Any
 
 import flax.linen as nn
@@ -81,6 +82,9 @@ class SpikingNetwork(nn.Module):
     """Returns the last spikes [B, T, H', W', C'] for the encoder's currents."""
     raise NotImplementedError
 
+  def _currents(self, frames, *, train, copies):
+    return self.encoder()(frames, train=train, copies=copies)
+
   @nn.compact
   def step_logits(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Returns the logits of every time step, [B, T, num_classes]."""
@@ -126,8 +130,27 @@ def _spikes(network, frames, *, train):
   """Returns the last spikes of frames, [B, 1, H, W, C] for a static image."""
   # The image is the same at every step: convolve and normalize it once.
   copies = network.num_steps // frames.shape[1]
-  currents = network.encoder()(frames, train=train, copies=copies)
+  currents = network._currents(frames, train=train, copies=copies)
   if currents.shape[1] != network.num_steps:
-    shape = (currents.shape[0], network.num_steps, *currents.shape[2:])
-    currents = jnp.broadcast_to(currents, shape)
+    currents = _repeated(currents, network.num_steps)
   return network.features(currents, train=train)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _repeated(x, num_steps):
+  """Returns x [B, 1, ...] at every time step, [B, T, ...].
+
+  Its gradient adds the time steps one by one. XLA's CPU backend gives a sum
+  along an axis to a library, which copies [B, T, ...].
+  """
+  return jnp.broadcast_to(x, (x.shape[0], num_steps, *x.shape[2:]))
+
+
+_repeated.defvjp(
+  lambda x, num_steps: (_repeated(x, num_steps), None),
+  lambda num_steps, _, cotangent: (
+    functools.reduce(
+      operator.add, [cotangent[:, t : t + 1] for t in range(num_steps)]
+    ),
+  ),
+)

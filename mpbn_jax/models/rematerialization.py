@@ -96,8 +96,12 @@ def _recomputed(function, *, spikes):
   """Returns the function (variables, rngs, *arrays), with its own backward."""
 
   def forward(variables, rngs, *arrays):
+    stored = arrays
+    if spikes:
+      # Packed before y is computed. XLA would postpone it, and keep x.
+      stored = [kept.pack(arrays[0])]
+      arrays = [after(arrays[0], [stored[0][:1, :1]])]
     y = function(variables, rngs, *arrays)
-    stored = [kept.pack(arrays[0])] if spikes else arrays
     # An array without elements has the shape and the dtype to unpack to.
     form = jnp.zeros((0, *arrays[0].shape), arrays[0].dtype)
     return y, (variables, rngs, stored, form)

@@ -1,6 +1,7 @@
 """Spiking residual networks: ResNet-18, 19, 20 and 34."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -30,7 +31,9 @@ class SpikingResNet(SpikingNetwork):
       kernel without a norm; None uses 1, as in the reference.
     remat: whether to recompute the activations of blocks, and of the layers of
       the stem, in the backward pass. Only what lies between them is stored: as
-      bits, if all neurons are `LIF` without a spike norm.
+      bits, if all neurons are `LIF` without a spike norm. On a CPU, `LIF` whose
+      maps are smaller than the first ones then loop over more than two time
+      steps, for a smaller program.
   """
 
   stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
@@ -45,9 +48,16 @@ class SpikingResNet(SpikingNetwork):
       settings |= {'kernel_size': 7, 'stride': 2, 'padding': 3}
     return self.conv(self.width, name='stem_conv1', **settings)
 
+  def _currents(self, frames, **settings):
+    encode = self._part(SpikingNetwork._currents, of_spikes=False, **settings)
+    return encode(frames)
+
   def features(self, currents: jax.Array, *, train: bool) -> jax.Array | Spikes:
     pool: Callable | None = None
-    x = self._part(SpikingResNet._stem, train=train, index=1)(currents)
+    whole = math.prod(currents.shape[2:])
+    x = self._part(SpikingResNet._stem, of_spikes=False, train=train, index=1)(
+      currents
+    )
     if self.stem == 'triple':
       for i in (2, 3):
         x = self._part(SpikingResNet._stem, train=train, index=i)(x)
@@ -62,33 +72,36 @@ class SpikingResNet(SpikingNetwork):
           features=self.width * 2**stage,
           stride=2 if stage > 0 and i == 0 else 1,
           pool=pool,  # within the first block: what it pools is stored as bits
+          whole=whole,
           name=f'stage{stage + 1}_block{i + 1}',
         )(x)
         pool = None
     return x if pool is None else over_time(pool, x)
 
-  def _part(self, function, **settings):
+  def _part(self, function, *, of_spikes=True, **settings):
     """Returns x -> function(self, x, **settings), recomputed if `remat`."""
     part = functools.partial(function, **settings)
     if not (self.remat and settings['train']):
       return functools.partial(part, self)
-    reads_spikes = settings.get('index') != 1  # and not currents
     # Spikes that are given may have other values.
     own = 'given_spikes' not in self.variables
-    spikes = reads_spikes and own and blocks.fires_bits(self.lif)
-    return in_order(part, self, spikes=spikes)
+    bits = of_spikes and own and blocks.fires_bits(self.lif)
+    return in_order(part, self, spikes=bits)
 
   def _stem(self, x, *, index, train):
     if index > 1:  # the first convolution is the encoder
       x = self.conv(self.width, name=f'stem_conv{index}')(x, train=train)
     return self.lif(name=f'stem_lif{index}')(x, train=train)
 
-  def _block(self, x, *, features, stride, pool, name, train):
+  def _block(self, x, *, features, stride, pool, name, train, whole):
     if pool is not None:
       x = over_time(pool, x)
     projects = stride != 1 or x.shape[-1] != features
     y = self.conv(features, stride=stride, name=f'{name}_conv1')(x, train=train)
-    y = self.lif(name=f'{name}_lif1')(y, train=train)
+    lif, small = self.lif, math.prod(y.shape[2:]) < whole
+    if self.remat and train and small and self.num_steps > 2:
+      lif = functools.partial(lif, **blocks.looped(lif))
+    y = lif(name=f'{name}_lif1')(y, train=train)
     scale = 1.0 if self.last_scale is None else self.last_scale
     normed = blocks.norm_after_convolution(self.conv) != norms.NONE
     y = self.conv(
@@ -102,7 +115,7 @@ class SpikingResNet(SpikingNetwork):
       x = self._shortcut(x, features, stride, f'{name}_shortcut', train)
     else:
       x = Identity(name=f'{name}_shortcut')(x)
-    return self.lif(name=f'{name}_lif2')(y + x, train=train)
+    return lif(name=f'{name}_lif2')(y + x, train=train)
 
   def _shortcut(self, x, features, stride, name, train):
     if self.shortcut == 'pool':

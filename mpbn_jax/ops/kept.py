@@ -87,7 +87,9 @@ def unpack(
   packed: jax.Array, *, shape: tuple[int, ...], dtype: jnp.dtype
 ) -> jax.Array:
   """Returns the spikes [B, ...] that `pack` packed."""
-  parts = (packed[:, None] >> _shifts()) & 1
+  # A comparison, and not the bytes: XLA's CPU backend leaves the conversion of
+  # bytes to the library that sums them, which copies all of them as numbers.
+  parts = (packed[:, None] >> _shifts()) & 1 != 0
   flat = parts.reshape(packed.shape[0], -1)[:, : math.prod(shape[1:])]
   return flat.reshape(shape).astype(dtype)
 

@@ -104,6 +104,21 @@ def test_image_equals_the_same_frame_at_every_step(name):
   common.assert_equals_its_frames(model, variables, x, outputs=outputs)
 
 
+def test_gradients_of_an_image_are_those_of_its_frames():
+  model, _ = common.small(num_steps=3)
+  image = np.random.default_rng(0).normal(size=(4, 8, 8, 1))
+  image = jnp.asarray(image, jnp.float32)
+  frames = jnp.broadcast_to(image[:, None], (4, 3, 8, 8, 1))
+  found = []
+  for x in (image, frames):
+    loss, params = common.training_loss(model, x)
+    found.append(jax.jit(jax.grad(loss, has_aux=True))(params)[0])
+  largest = max(np.abs(g).max() for g in jax.tree.leaves(found[0]))
+  assert np.any(found[0]['conv1']['kernel'])
+  for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * largest)
+
+
 @pytest.mark.slow
 # ResNet20 is the one whose last scales once started at 0 without a norm.
 @pytest.mark.parametrize(
