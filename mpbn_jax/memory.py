@@ -85,19 +85,26 @@ def compile_ahead(
     4.0
   """
   least = least and jax.default_backend() == 'cpu'
-  trim = _of_c_library('malloc_trim') or (lambda pad: None)
-  trim(0)  # what other programs have freed
+  _return_memory(forget=least)
   lowered = step.lower(*arguments)
   if least:
     _forget_names(lowered.compiler_ir('stablehlo'))
+    _return_memory(forget=True)
   compiled: jax.stages.Compiled = lowered.compile()
-  if least:
-    del lowered
-    jax.clear_caches()
-    gc.collect()
-  trim(0)
+  del lowered
+  _return_memory(forget=least)
   _make_room()
   return compiled
+
+
+def _return_memory(*, forget):
+  """Returns what is free to the system, if asked what JAX has cached, too."""
+  if forget:
+    jax.clear_caches()
+    gc.collect()
+  trim = _of_c_library('malloc_trim')
+  if trim is not None:
+    trim(0)
 
 
 def _forget_names(module):
