@@ -72,8 +72,8 @@ def compile_ahead(
     least: whether, on a CPU, the program goes without the names of its
       operations, which profiles would show, and JAX forgets all that it has
       traced and compiled in this process, which it does again when it is called
-      again. The process that trains a ResNet20 takes 21 to 26 MiB less, and 35
-      less while it loads the program from a cache (docs/performance.md).
+      again. The process that trains a ResNet20 takes 18 to 26 MiB less
+      (docs/performance.md).
 
   Returns:
     The compiled program, to call with such arguments. Without `least`, the next
