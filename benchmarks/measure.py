@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks run from a checkout
 os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.45')
 RECORDS = ROOT / 'benchmarks' / 'records.jsonl'
 # float32: products of 24-bit mantissas. tf32: of 11 bits, where a GPU has them.
-# split: ours of 22 bits, as sums of products of 11; peers as with float32.
+# split: ours of 24 bits on tensor cores; peers as with float32.
 PRECISIONS = ('float32', 'split', 'tf32', 'bfloat16')
 SIDE = 32  # of the images
 SHAPE = ('network', 'precision', 'batch', 'steps', 'width')

@@ -17,7 +17,7 @@ from mpbn_jax.layers import ConvNorm, DenseNorm, Readout
 # Of products of float32; on CPU all are the same.
 _PRODUCTS = {
   'float32': 'highest',
-  'split': 'TF32_TF32_F32_X3',
+  'split': 'BF16_BF16_F32_X6',
   'tf32': 'tensorfloat32',
   'bfloat16': None,
 }

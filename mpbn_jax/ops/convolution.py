@@ -2,7 +2,8 @@
 
 A lowering is a module of three functions, `forward`, `input_gradient` and
 `kernel_gradient`: `convolution_plain` for GPU and TPU, `convolution_split` for
-a GPU that is to split float32, and `convolution_cpu`.
+a GPU that is to split float32 (its kernels are `convolution_kernels`), and
+`convolution_cpu`.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ _PRECISIONS = (
   'highest',
   'float32',
 )
-_SPLIT = 'TF32_TF32_F32_X3'
+_SPLIT = 'BF16_BF16_F32_X6'
 _ALGORITHMS = {
   'F32_F32_F32': lax.Precision.HIGHEST,
   'TF32_TF32_F32': lax.Precision.HIGH,
@@ -56,11 +57,12 @@ def convolution(
 
   Products of float32 on a GPU or TPU have the precision that
   `jax.default_matmul_precision` says, as in all of JAX, and of its algorithms
-  'F32_F32_F32', 'TF32_TF32_F32' and 'TF32_TF32_F32_X3' (where JAX's own
-  convolutions would use less without a word). The last one is for GPUs: it
-  computes with 22 bits on tensor cores, in two products of 11 bits where x
-  holds spikes alone and in three otherwise (`ops.split`); groups then have all
-  24 bits.
+  'F32_F32_F32', 'TF32_TF32_F32' and 'BF16_BF16_F32_X6' (where JAX's own
+  convolutions would use less without a word). The last one is for a GPU: it
+  multiplies with 24 bits on tensor cores, in three products of 8 bits where x
+  holds spikes alone and in six otherwise (`ops.split`). With groups or several
+  devices, on other platforms, and where `convolution_split` says so, it is
+  'F32_F32_F32', which has as many bits.
 
   Args:
     x: [N, H, W, C_in], floating. Under `jit`, N may be sharded over a mesh.
@@ -122,7 +124,12 @@ def convolution(
     return convolution_plain.forward(
       x, kernel, tuple(strides), padding, precision, groups
     )
-  splits = _default_precision() == _SPLIT and x.dtype == jnp.float32
+  # XLA does not distribute kernels of Pallas over devices.
+  splits = (
+    _default_precision() == _SPLIT
+    and x.dtype == jnp.float32
+    and jax.device_count() == 1
+  )
   return _convolution(x, kernel, tuple(strides), padding, precision, splits)
 
 

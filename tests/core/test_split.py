@@ -1,4 +1,4 @@
-"""Products of float32 from products of TF32."""
+"""Products of float32 from products of bfloat16."""
 
 import jax
 import jax.numpy as jnp
@@ -9,101 +9,176 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from mpbn_jax import InputError
+from mpbn_jax.ops import convolution_kernels as kernels
 from mpbn_jax.ops import convolution_plain, convolution_split, split
 from mpbn_jax.ops.convolution import convolution
 
 STATIC = ((1, 1), ((1, 1), (1, 1)))
-SPLIT = 'TF32_TF32_F32_X3'
+SPLIT = 'BF16_BF16_F32_X6'
 FLOATS = st.floats(-(2.0**99), 2.0**99, width=32).filter(
   lambda x: x == 0 or abs(x) > 2.0**-99
 )
 
 
-def tf32(a):
-  """Rounds float32 to 11 bits, to nearest, ties to even, in NumPy."""
-  bits = np.asarray(a, np.float32).view(np.uint32).astype(np.uint64)
-  bits += 0xFFF + ((bits >> 13) & 1)
-  return (bits & 0xFFFFE000).astype(np.uint32).view(np.float32)
+def float64(a):
+  return np.asarray(a).astype(np.float64)
 
 
 @settings(deadline=None)  # a GPU takes seconds to compile
 @given(arrays.arrays(np.float32, 8, elements=FLOATS))
-def test_parts_are_numbers_of_tf32_and_their_sum_is_the_whole(a):
-  high, low = (np.asarray(part) for part in jax.jit(split.parts)(a))
-  np.testing.assert_array_equal(high, tf32(a))
-  np.testing.assert_array_equal(low, tf32(low))
-  whole = high.astype(np.float64) + low
-  assert np.all(np.abs(whole - a) <= 2.0**-23 * np.abs(a))
+def test_the_sum_of_the_parts_is_the_number(a):
+  parts = jax.jit(split.parts)(a)
+  assert [part.dtype for part in parts] == 3 * [jnp.bfloat16]
+  np.testing.assert_array_equal(sum(map(float64, parts)), float64(a))
 
 
 def test_spikes_and_what_is_not_finite_are_their_first_part():
   a = jnp.asarray([0, 1, 0.75, jnp.inf, -jnp.inf, jnp.nan])
-  high, low = split.parts(a)
-  np.testing.assert_array_equal(high, a)
-  np.testing.assert_array_equal(low[:5], 0)
+  first, *others = map(float64, split.parts(a))
+  np.testing.assert_array_equal(first, a)
+  for part in others:
+    np.testing.assert_array_equal(part, 0)
 
 
-def operands(spikes):
+@settings(deadline=None)
+@given(arrays.arrays(np.float32, (2, 8), elements=FLOATS))
+def test_the_pairs_have_the_bits_of_a_product_of_float32(numbers):
+  a, b = (list(map(float64, split.parts(jnp.asarray(n)))) for n in numbers)
+  product = sum(a[i] * b[j] for i, j in split.pairs(3, 3))
+  exact = float64(numbers[0]) * float64(numbers[1])
+  assert np.all(np.abs(product - exact) <= 2.0**-24 * np.abs(exact))
+
+
+def operands(spikes, sizes=(4, 8, 8, 32, 16), taps=(3, 3), static=STATIC):
   rng = np.random.default_rng(0)
-  x = rng.normal(size=(4, 8, 8, 32))
-  x = (x > 0) if spikes else x
-  kernel, cotangent = (
-    rng.normal(size=(3, 3, 32, 16)),
-    rng.normal(size=(4, 8, 8, 16)),
+  n, height, width, c_in, c_out = sizes
+  x = rng.normal(size=(n, height, width, c_in))
+  x = np.float64(x > 0) if spikes else x
+  kernel = rng.normal(size=(*taps, c_in, c_out))
+  result = jax.eval_shape(
+    lambda x, kernel: convolution_plain.forward(x, kernel, *static), x, kernel
   )
+  cotangent = rng.normal(size=result.shape)
   return tuple(np.asarray(a, np.float32) for a in (cotangent, x, kernel))
 
 
-def three(lowering, cotangent, x, kernel):
+def three(lowering, static, cotangent, x, kernel):
   return (
-    lowering.forward(x, kernel, *STATIC),
-    lowering.input_gradient(cotangent, x, kernel, *STATIC),
-    lowering.kernel_gradient(cotangent, x, kernel, *STATIC),
+    lowering.forward(x, kernel, *static),
+    lowering.input_gradient(cotangent, x, kernel, *static),
+    lowering.kernel_gradient(cotangent, x, kernel, *static),
   )
 
 
-@pytest.mark.parametrize('spikes', [False, True])
-def test_products_are_about_as_right_as_those_of_float32(spikes):
-  """Under TF32 of JAX's own, the plain products here are wrong on a GPU."""
-  given = operands(spikes)
+def errors(given, static=STATIC):
+  """Relative errors of our three products, and of float32's."""
   with jax.enable_x64(True):
     wide = tuple(jnp.asarray(a, jnp.float64) for a in given)
-    exact = [np.asarray(a) for a in three(convolution_plain, *wide)]
+    exact = [np.asarray(a) for a in three(convolution_plain, static, *wide)]
   given = tuple(map(jnp.asarray, given))
-  ours = jax.jit(lambda *given: three(convolution_split, *given))(*given)
-  plain = jax.jit(lambda *given: three(convolution_plain, *given))(*given)
-  for a, b, c in zip(ours, plain, exact, strict=True):
-    assert np.std(a - c) <= 1.5 * np.std(b - c)
-    assert np.std(a - c) < 1e-6 * np.std(c)
+
+  def of(lowering):
+    with jax.default_matmul_precision('highest'):
+      return jax.jit(lambda *given: three(lowering, static, *given))(*given)
+
+  return [
+    [
+      np.std(a - c) / np.std(c)
+      for a, c in zip(of(lowering), exact, strict=True)
+    ]
+    for lowering in (convolution_split, convolution_plain)
+  ]
+
+
+@pytest.mark.parametrize('spikes', [False, True])
+@pytest.mark.parametrize(
+  ('sizes', 'taps', 'static'),
+  [
+    ((4, 8, 8, 32, 16), (3, 3), STATIC),
+    ((3, 7, 6, 16, 64), (3, 3), ((2, 2), ((1, 1), (1, 1)))),
+    ((2, 8, 8, 64, 32), (1, 1), ((2, 2), ((0, 0), (0, 0)))),
+    ((2, 9, 8, 16, 48), (3, 2), ((1, 1), ((0, 2), (3, 0)))),
+    ((2, 8, 8, 3, 16), (3, 3), STATIC),  # what kernels do not compute
+  ],
+)
+def test_products_are_as_right_as_those_of_float32(spikes, sizes, taps, static):
+  ours, plain = errors(operands(spikes, sizes, taps, static), static)
+  for a, b in zip(ours, plain, strict=True):
+    assert a <= max(1.5 * b, 3e-7)
+
+
+@pytest.mark.skipif(jax.default_backend() == 'cpu', reason='minutes on a CPU')
+@pytest.mark.parametrize('spikes', [False, True])
+@pytest.mark.parametrize(
+  'sizes', [(64, 32, 32, 128, 128), (128, 8, 8, 512, 512)]
+)
+def test_long_sums_are_as_right_as_those_of_float32(spikes, sizes):
+  """Tensor cores round sums towards 0, so sums of theirs must be short."""
+  ours, plain = errors(operands(spikes, sizes))
+  for a, b in zip(ours, plain, strict=True):
+    assert a <= b
 
 
 def test_a_spike_that_is_none_is_multiplied_with_all_its_bits():
-  x, kernel = np.zeros((1, 1, 1, 2), np.float32), np.ones((1, 1, 2, 1), 'f')
+  x, kernel = np.zeros((1, 1, 1, 16), np.float32), np.ones((1, 1, 16, 16), 'f')
   x[..., 1] = np.float32(1 / 3)
   y = jax.jit(
     lambda x, k: convolution_split.forward(x, k, (1, 1), ((0, 0), (0, 0)))
   )(x, kernel)
-  assert abs(float(y.item()) - 1 / 3) < 2.0**-24
+  np.testing.assert_array_equal(y, np.float32(1 / 3))
 
 
-def lowered(precision, platform):
-  x, kernel = jnp.zeros((1, 8, 8, 4)), jnp.zeros((3, 3, 4, 4))
+def test_a_gradient_of_the_kernel_is_a_sum_of_groups_of_pixels():
+  """Groups of unequal length, the last of which holds padding."""
+  given = operands(True, (5, 9, 7, 16, 16))
+  assert kernels._steps(-(-5 * 9 * 7 // 32), 9) < 10
+  ours, _ = errors(given)
+  assert ours[2] < 3e-7
+
+
+def traced(precision):
+  x, kernel = jnp.zeros((1, 8, 8, 16)), jnp.zeros((3, 3, 16, 16))
 
   def loss(x, kernel):
     return convolution(x, kernel, padding=((1, 1), (1, 1))).sum()
 
   with jax.default_matmul_precision(precision):
-    traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, kernel)
-    return traced.lower(lowering_platforms=(platform,)).as_text()
+    return jax.jit(jax.grad(loss, (0, 1))).trace(x, kernel)
 
 
-def test_a_gpu_splits_products_where_jax_is_set_so_and_others_do_not():
-  assert 'stablehlo.reduce_precision' in lowered(SPLIT, 'cuda')
-  for precision, platform in (
-    (SPLIT, 'tpu'),
-    ('highest', 'cuda'),
-  ):
-    assert 'reduce_precision' not in lowered(precision, platform)
+def lowered(precision, platform):
+  return traced(precision).lower(lowering_platforms=(platform,)).as_text()
+
+
+def kernels_of(precision, monkeypatch, *, devices=1):
+  monkeypatch.setattr(jax, 'device_count', lambda: devices)
+  return str(traced(precision).jaxpr)
+
+
+def test_one_gpu_runs_kernels_where_jax_is_set_so(monkeypatch):
+  assert 'pallas_call' in kernels_of(SPLIT, monkeypatch)
+  assert 'pallas_call' not in kernels_of(SPLIT, monkeypatch, devices=2)
+  assert 'pallas_call' not in kernels_of('highest', monkeypatch)
+
+
+def test_kernels_do_not_split_parts_again():
+  """As matrix products would by themselves: it takes ten times as long."""
+  x, kernel = jnp.zeros((1, 8, 8, 16)), jnp.zeros((3, 3, 16, 16))
+
+  def convolve(x, kernel):
+    return kernels.forward(split.parts(x), split.parts(kernel), *STATIC)
+
+  with jax.default_matmul_precision(SPLIT):
+    text = str(jax.make_jaxpr(convolve)(x, kernel))
+  assert 'dot_general' in text
+  assert SPLIT not in text
+
+
+def test_other_platforms_multiply_with_24_bits_too(monkeypatch):
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  text = lowered(SPLIT, 'tpu')
+  assert 'precision HIGHEST>' in text
+  assert 'precision DEFAULT' not in text
 
 
 @pytest.mark.parametrize(
@@ -124,8 +199,8 @@ def test_xla_is_asked_for_what_an_algorithm_of_jax_means(precision, asked):
 def test_an_algorithm_for_matmuls_alone_is_refused():
   x, kernel = jnp.zeros((1, 8, 8, 4)), jnp.zeros((3, 3, 4, 4))
   with (
-    jax.default_matmul_precision('BF16_BF16_F32_X6'),
-    pytest.raises(InputError, match="got 'BF16_BF16_F32_X6', which is for"),
+    jax.default_matmul_precision('BF16_BF16_F32_X9'),
+    pytest.raises(InputError, match="got 'BF16_BF16_F32_X9', which is for"),
   ):
     convolution(x, kernel)
 
