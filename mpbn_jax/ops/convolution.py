@@ -16,6 +16,7 @@ from jax import lax
 from mpbn_jax.errors import InputError
 from mpbn_jax.ops import (
   convolution_cpu,
+  convolution_kernels,
   convolution_plain,
   convolution_split,
 )
@@ -124,11 +125,10 @@ def convolution(
     return convolution_plain.forward(
       x, kernel, tuple(strides), padding, precision, groups
     )
-  # XLA does not distribute kernels of Pallas over devices.
   splits = (
     _default_precision() == _SPLIT
     and x.dtype == jnp.float32
-    and jax.device_count() == 1
+    and convolution_kernels.available()
   )
   return _convolution(x, kernel, tuple(strides), padding, precision, splits)
 

@@ -7,6 +7,7 @@ GEMM).
 
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import jax
@@ -47,6 +48,16 @@ _FORWARD = {
   3: Tiles(64, 128, 32, warps=4, stages=3),
 }
 _GRADIENT = Tiles(128, 128, 32, warps=8, stages=3)
+
+
+def available() -> bool:
+  """Whether this JAX can run them, on one GPU.
+
+  Its Triton backend of Pallas is deprecated since JAX 0.11. XLA does not
+  distribute kernels over devices.
+  """
+  backend = 'jax.experimental.pallas.triton'
+  return jax.device_count() == 1 and find_spec(backend) is not None
 
 
 def supported(x_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
@@ -288,7 +299,7 @@ def _divided(a, n):
 
 def _pallas():
   """Returns how a kernel reads and writes, and the number of its program."""
-  # Imported here since only a GPU needs it, and it takes 0.3 s.
+  # Imported here: JAX may not have it, see `available`.
   from jax.experimental import pallas as pl
   from jax.experimental.pallas import triton
 

@@ -13,6 +13,11 @@ from mpbn_jax.ops import convolution_kernels as kernels
 from mpbn_jax.ops import convolution_plain, convolution_split, split
 from mpbn_jax.ops.convolution import convolution
 
+# Of jax 0.11; `convolution_kernels.available` says what happens without it.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:The Pallas Triton backend is deprecated:DeprecationWarning'
+)
+
 STATIC = ((1, 1), ((1, 1), (1, 1)))
 SPLIT = 'BF16_BF16_F32_X6'
 FLOATS = st.floats(-(2.0**99), 2.0**99, width=32).filter(
