@@ -22,7 +22,7 @@ def parts(a: jax.Array) -> tuple[jax.Array, ...]:
   Example:
     >>> third = jnp.float32(1 / 3)
     >>> [float(part) for part in parts(third)]
-    [0.333984375, -0.0006504058837890625, -5.960464477539063e-08]
+    [0.333984375, -0.000652313232421875, 1.2814998626708984e-06]
     >>> sum(float(part) for part in parts(third)) == float(third)
     True
   """
