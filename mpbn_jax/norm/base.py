@@ -9,7 +9,7 @@ import numpy as np
 
 from mpbn_jax.errors import InputError
 from mpbn_jax.norm.exact import TINY
-from mpbn_jax.ops import kept
+from mpbn_jax.ops import kept, sums
 
 EPS = 1e-5  # added to the variance; PyTorch's and the paper's code's default
 MOMENTUM = 0.1  # weight of the NEW value (PyTorch's sense; Flax's is 1 - this)
@@ -380,7 +380,7 @@ def batch_norm_gradients(
   deviation = jax.lax.rsqrt(var + eps)
   # With the barrier, no x - mean is written: see `_moments_in_two_passes`.
   own = jax.lax.optimization_barrier(-mean)
-  total, along_x = jnp.sum(g, axes), jnp.sum(g * (x32 + own), axes)
+  total, along_x = jnp.sum(g, axes), sums.of_products(g, x32, own, axes)
   count = count_over(x, axes)
   slope = along_x * jnp.square(deviation) / count
   dx = scale * deviation * (g - total / count - (x32 - mean) * slope)

@@ -19,6 +19,7 @@ from mpbn_jax.ops import (
   convolution_kernels,
   convolution_plain,
   convolution_split,
+  order,
 )
 
 # What jax_default_matmul_precision may be, and what XLA is asked for then.
@@ -189,6 +190,7 @@ def _forward(x, kernel, *static):
 
 def _backward(*arguments):
   *static, operands, cotangent = arguments
+  cotangent = order.once(cotangent, operands[1])
   # XLA removes unused products, for example the gradient of the image.
   return tuple(
     _lowered(product, *static)(cotangent, *operands)

@@ -103,6 +103,11 @@ def kernel_gradient(cotangent, x, kernel, strides, padding):
   return jax.vmap(summed)(x, cotangent).sum(0).astype(kernel.dtype)
 
 
+def lies_side_by_side(channels: int) -> bool:
+  """Whether a convolution with so many output channels may place images so."""
+  return 16 < channels < _YNNPACK_CHANNELS
+
+
 def _widen(x):
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -134,7 +139,7 @@ def _correlate(x, kernel, strides, padding):
     if not known:
       return convolution_plain.forward(x, kernel, strides, padding)
     flops = 2 * kernel.size * x.shape[0] * height * width
-    one_core = c_in > 16 and c_out > 16 and c_out < _YNNPACK_CHANNELS
+    one_core = c_in > 16 and lies_side_by_side(c_out)
     if one_core and strides == (1, 1) and flops > _WIDE_FLOPS:
       return _side_by_side(x, kernel, padding, width)
     return convolution_plain.forward(x, kernel, strides, padding)

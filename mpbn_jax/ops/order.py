@@ -9,6 +9,36 @@ from jax import lax
 _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 
+# Of fewer elements, the program has more operations than memory is saved.
+_LARGE = 2**22
+
+
+def is_large(x: jax.Array) -> bool:
+  """Whether copies of x are worth avoiding, which XLA makes on a CPU."""
+  return jax.default_backend() == 'cpu' and x.size >= _LARGE
+
+
+def once(x: jax.Array, other: jax.Array) -> jax.Array:
+  """Returns x, for a program that computes it once and then reads it.
+
+  XLA's CPU backend computes what is cheap again in each operation that reads
+  it, and keeps what it is computed from until the last of them. A large x
+  therefore has some of its elements written to their own place, which XLA does
+  in an array: their channel is 0, but XLA cannot know that. Has no derivative.
+
+  Args:
+    x: [B, ..., C], floating. B may be sharded over a mesh.
+    other: a floating array that exists anyway.
+  """
+  if not is_large(x):
+    return x
+  never = jnp.any(_bits(other[(slice(1),) * other.ndim]) | 1 == 0)
+  first = x[:, *(slice(1),) * (x.ndim - 1)]
+  channel = never.astype(jnp.int32)
+  y: jax.Array = lax.dynamic_update_slice_in_dim(x, first, channel, axis=-1)
+  return y
+
+
 @jax.custom_vjp
 def after(x: jax.Array, others: Sequence[jax.Array]) -> jax.Array:
   """Returns x, for a program that reads it only after computing the others.

@@ -187,11 +187,10 @@ def _backward(recurrence, stored, cotangents):
     jnp.zeros_like(potentials[0]),
     jax.tree.map(jnp.zeros_like, (v_th, params)),
   )
-  (_, (dv_th, dparams)), dcurrents = jax.lax.scan(
+  (_, (dv_th, dparams)), dcurrents = _scan_back(
     step,
     start,
     (spikes, potentials, moments, cotangents[0]),
-    reverse=True,
     unroll=recurrence.unroll,
   )
   u_res = reset(potentials[:-1], spikes[:-1], v_th)
@@ -199,6 +198,23 @@ def _backward(recurrence, stored, cotangents):
   if first is not None:
     dtau = dtau + _sum_to(dcurrents[0] * first, tau)
   return dcurrents, dtau, dv_th, dparams, None, None
+
+
+def _scan_back(step, carry, inputs, *, unroll):
+  """Returns what `jax.lax.scan` does in reverse.
+
+  Unrolled, it joins results next to each other, as [B, T, ...], which is what a
+  network reads. `lax.scan` joins them as [T, B, ...], of which XLA makes a
+  transposed copy.
+  """
+  if unroll is not True:
+    return jax.lax.scan(step, carry, inputs, reverse=True, unroll=unroll)
+  results = []
+  for t in reversed(range(jax.tree.leaves(inputs)[0].shape[0])):
+    carry, result = step(carry, jax.tree.map(lambda x, t=t: x[t], inputs))
+    results.insert(0, result)
+  axis = min(results[0].ndim, 1)
+  return carry, jnp.stack(results, axis).swapaxes(0, axis)
 
 
 def _sum_to(x: jax.Array, like: Any) -> jax.Array:

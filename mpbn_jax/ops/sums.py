@@ -1,0 +1,31 @@
+"""Sums of products of large activations."""
+
+import jax
+import jax.numpy as jnp
+
+from mpbn_jax.ops import order
+from mpbn_jax.ops.convolution_cpu import lies_side_by_side
+
+
+def of_products(
+  g: jax.Array, x: jax.Array, shift: jax.Array, axes: tuple[int, ...]
+) -> jax.Array:
+  """Returns the sum of g * (x + shift) over axes.
+
+  XLA's CPU backend gives sums to a library, which reads them from memory. The
+  results of some convolutions must be copied for that (`convolution_cpu`). Of
+  large ones, one time step is copied at a time.
+
+  Args:
+    g: [B, T, ..., C] or any other shape.
+    x: with the shape of g.
+    shift: broadcasts to x, and does not depend on the time step.
+    axes: leading axes of x.
+  """
+  copied = order.is_large(x) and lies_side_by_side(x.shape[-1])
+  if not copied or x.ndim != 5 or axes != (0, 1, 2, 3):
+    return jnp.sum(g * (x + shift), axes)
+  steps = [
+    jnp.sum(g[:, t] * (x[:, t] + shift), axes[:-1]) for t in range(x.shape[1])
+  ]
+  return sum(steps[1:], steps[0])
