@@ -13,9 +13,9 @@ from jax import lax
 
 from mpbn_jax.ops import convolution_plain
 
-# Output pixels times input channels per chunk of the kernel gradient: windows of
-# a chunk stay in the L2 cache (2 MiB per core). 64 channels on 32x32: 3.4 in one
-# piece, 2.8 with 16384 pixels, 1.6 with 1024 to 4096, 3 - 7 by `lax.conv`.
+# Output pixels times input channels per chunk of the kernel gradient: windows
+# of a chunk stay in the L2 cache (2 MiB per core). 64 channels on 32x32: 3.4 in
+# one piece, 2.8 with 16384 pixels, 1.6 with 1024 to 4096, 3 - 7 by `lax.conv`.
 # 16 channels: 15 % less time with 8192 pixels than with 2048.
 _CHUNK = 2048 * 64
 _LEAST_PIXELS = 2048
