@@ -175,19 +175,14 @@ def _by_taps(x, kernel, strides, padding, height, width):
   3x3 on 2x2 multiplies 16 of 36 pairs of pixels and taps: 0.6 of the time of
   one matmul of all windows, padding included (512 channels, 64 images).
   """
-  y = jnp.zeros((x.shape[0], height, width, kernel.shape[3]), x.dtype)
-  for a, b, seen, reached in _taps(
-    kernel, x, (height, width), strides, padding
-  ):
-    rows, columns = reached
+  sides = height, width
+  y = jnp.zeros((x.shape[0], *sides, kernel.shape[3]), x.dtype)
+  for a, b, seen, reached in _taps(kernel, x, sides, strides, padding):
+    around = [
+      (part.start, side - part.stop)
+      for part, side in zip(reached, sides, strict=True)
+    ]
     part = x[:, *seen] @ kernel[a, b]
-    around = (
-      (rows.start, height - rows.stop),
-      (
-        columns.start,
-        width - columns.stop,
-      ),
-    )
     y = y + jnp.pad(part, ((0, 0), *around, (0, 0)))
   return y
 

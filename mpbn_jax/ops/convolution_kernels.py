@@ -60,10 +60,22 @@ def available() -> bool:
   return jax.device_count() == 1 and find_spec(backend) is not None
 
 
-def supported(x_shape: Sequence[int], kernel_shape: Sequence[int]) -> bool:
-  """Whether channels fill tiles, and 32-bit numbers can index all elements."""
-  elements = x_shape[0] * x_shape[1] * x_shape[2] * max(kernel_shape[2:])
-  return not any(n % _SIDES[-1] for n in kernel_shape[2:]) and elements < 2**31
+def supported(
+  x_shape: Sequence[int],
+  kernel_shape: Sequence[int],
+  padding: Sequence[Sequence[int]],
+) -> bool:
+  """Whether channels fill tiles, and 32-bit numbers can index all elements.
+
+  A program that is exported for any batch size has no such number.
+  """
+  n, *sides, _ = x_shape
+  channels = kernel_shape[2:]
+  if not isinstance(n, int) or any(c % _SIDES[-1] for c in channels):
+    return False
+  for side, zeros in zip(sides, padding, strict=True):
+    n *= side + sum(zeros)
+  return n * max(channels) < 2**31
 
 
 def forward(

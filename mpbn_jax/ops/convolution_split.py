@@ -16,7 +16,7 @@ _PRECISION = lax.Precision.HIGHEST
 
 def forward(x, kernel, strides, padding):
   """Returns the convolution, by three products of bfloat16, or six."""
-  if not kernels.supported(x.shape, kernel.shape):
+  if not kernels.supported(x.shape, kernel.shape, padding):
     return convolution_plain.forward(x, kernel, strides, padding, _PRECISION)
   parts = split.parts(kernel)
 
@@ -28,7 +28,7 @@ def forward(x, kernel, strides, padding):
 
 def input_gradient(cotangent, x, kernel, strides, padding):
   """Returns the gradient of x, by six products of bfloat16."""
-  if not kernels.supported(x.shape, kernel.shape) or max(strides) > 1:
+  if not kernels.supported(x.shape, kernel.shape, padding) or max(strides) > 1:
     gradient = convolution_plain.input_gradient
     return gradient(cotangent, x, kernel, strides, padding, _PRECISION)
   return kernels.input_gradient(
@@ -38,7 +38,7 @@ def input_gradient(cotangent, x, kernel, strides, padding):
 
 def kernel_gradient(cotangent, x, kernel, strides, padding):
   """Returns the gradient of the kernel, by three products or six."""
-  if not kernels.supported(x.shape, kernel.shape):
+  if not kernels.supported(x.shape, kernel.shape, padding):
     gradient = convolution_plain.kernel_gradient
     return gradient(cotangent, x, kernel, strides, padding, _PRECISION)
   # XLA computes these and those of the gradient of x once.

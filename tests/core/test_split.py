@@ -141,6 +141,19 @@ def test_a_gradient_of_the_kernel_is_a_sum_of_groups_of_pixels():
   assert ours[2] < 3e-7
 
 
+def test_kernels_compute_what_32_bits_can_index():
+  def supported(n, channels=16, padding=STATIC[1]):
+    kernel_shape = (3, 3, 16, channels)
+    return kernels.supported((n, 30, 30, 16), kernel_shape, padding)
+
+  assert supported(2**16)
+  assert not supported(2**17)
+  assert not supported(2**16, channels=48)
+  assert not supported(2**16, padding=((9, 9), (9, 9)))
+  assert not supported(4, channels=20)
+  assert not supported(jax.export.symbolic_shape('b')[0])
+
+
 def traced(precision):
   x, kernel = jnp.zeros((1, 8, 8, 16)), jnp.zeros((3, 3, 16, 16))
 
