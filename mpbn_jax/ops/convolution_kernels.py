@@ -5,9 +5,9 @@ is a product of matrices whose rows are gathered while it runs (an implicit
 GEMM).
 """
 
+import importlib
 from collections.abc import Sequence
 from functools import partial
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import jax
@@ -53,11 +53,14 @@ _GRADIENT = Tiles(128, 128, 32, warps=8, stages=3)
 def available() -> bool:
   """Whether this JAX can run them, on one GPU.
 
-  Its Triton backend of Pallas is deprecated since JAX 0.11. XLA does not
-  distribute kernels over devices.
+  The Triton backend of Pallas is deprecated since JAX 0.11, and a later JAX may
+  not have it. XLA does not distribute kernels over devices.
   """
-  backend = 'jax.experimental.pallas.triton'
-  return jax.device_count() == 1 and find_spec(backend) is not None
+  try:
+    importlib.import_module('jax.experimental.pallas.triton')
+  except ImportError:
+    return False
+  return jax.device_count() == 1
 
 
 def supported(
@@ -179,7 +182,7 @@ class _Maps(NamedTuple):
   """The sizes of a convolution."""
 
   n: int
-  map: tuple[int, int]
+  sides: tuple[int, int]
   c_in: int
   kernel: tuple[int, int]
   c_out: int
@@ -191,15 +194,22 @@ class _Maps(NamedTuple):
   def of(cls, x_shape, kernel_shape, strides, padding):
     n, *sides, c_in = x_shape
     *kernel, _, c_out = kernel_shape
-    each = zip(sides, kernel, strides, padding, strict=True)
     result = [
       (side + sum(zeros) - taps) // stride + 1
-      for side, taps, stride, zeros in each
+      for side, taps, stride, zeros in zip(
+        sides, kernel, strides, padding, strict=True
+      )
     ]
-    before = [zeros for zeros, _ in padding]
-    pairs = map(tuple, (sides, kernel, strides, before, result))
-    sides, kernel, strides, before, result = pairs
-    return cls(n, sides, c_in, kernel, c_out, strides, before, result)
+    return cls(
+      n=n,
+      sides=tuple(sides),
+      c_in=c_in,
+      kernel=tuple(kernel),
+      c_out=c_out,
+      strides=tuple(strides),
+      before=tuple(zeros for zeros, _ in padding),
+      result=tuple(result),
+    )
 
   @property
   def pixels(self):
@@ -207,7 +217,7 @@ class _Maps(NamedTuple):
 
   def rows(self, pixel, tap):
     """Returns the rows of x that a tap multiplies, and which are no padding."""
-    height, width = self.map
+    height, width = self.sides
     image, place = _divided(pixel, self.result[0] * self.result[1])
     row, column = _divided(place, self.result[1])
     down, right = _divided(tap, self.kernel[1])

@@ -19,11 +19,12 @@ def of_products(
   Args:
     g: [B, T, ..., C] or any other shape.
     x: with the shape of g.
-    shift: broadcasts to x, and does not depend on the time step.
+    shift: broadcasts to x.
     axes: leading axes of x.
   """
   copied = order.is_large(x) and lies_side_by_side(x.shape[-1])
-  if not copied or x.ndim != 5 or axes != (0, 1, 2, 3):
+  by_steps = x.ndim == 5 and axes == (0, 1, 2, 3) and shift.ndim == 1
+  if not (copied and by_steps):
     return jnp.sum(g * (x + shift), axes)
   steps = [
     jnp.sum(g[:, t] * (x[:, t] + shift), axes[:-1]) for t in range(x.shape[1])
