@@ -19,10 +19,8 @@ from mpbn_jax.ops import convolution_plain
 # 16 channels: 15 % less time with 8192 pixels than with 2048.
 _CHUNK = 2048 * 64
 _LEAST_PIXELS = 2048
-# XLA hands convolutions of more than 16 channels to YNNPACK, which divides the
-# columns of wide maps among the cores, and output channels if there are at
-# least this many, but neither rows nor images.
-_YNNPACK_CHANNELS = 128
+# XLA hands convolutions of more than so many channels, in or out, to YNNPACK.
+_EIGEN_CHANNELS = 16
 # With fewer FLOPs, the copies cost more than the second core gains.
 _WIDE_FLOPS = 3e7
 
@@ -43,7 +41,11 @@ def input_gradient(cotangent, x, kernel, strides, padding):
   """
   n, height, width, channels = x.shape
   rows, columns = -(-height // strides[0]), -(-width // strides[1])
-  cotangent, flipped = _widen(cotangent), _widen(kernel).swapaxes(2, 3)
+  cotangent, kernel = _widen(cotangent), _widen(kernel)
+  taps = [-(-k // s) for k, s in zip(kernel.shape, strides, strict=False)]
+  if _is_tiny(cotangent, taps, (rows, columns, channels)):
+    return _spread_by_taps(cotangent, x, kernel, strides, padding)
+  flipped = kernel.swapaxes(2, 3)
 
   def phase(*offsets):
     part, pads = flipped, []
@@ -77,15 +79,13 @@ def kernel_gradient(cotangent, x, kernel, strides, padding):
   Otherwise there is a single chunk.
   """
   static = {'strides': strides, 'padding': padding}
-  if kernel.shape[0] * kernel.shape[1] > 1 and _is_tiny(
-    x, kernel, *cotangent.shape[1:3]
-  ):
-    product = partial(_product_by_taps, kernel=kernel, **static)
-  else:
-    product = partial(_product, size=kernel.shape[:2], **static)
+  size = kernel.shape[:2]
+  by_taps = _is_tiny(x, size, cotangent.shape[1:])
+  product = _product_by_taps if by_taps else _product
+  product = partial(product, size=size, **static)
   n, devices = x.shape[0], jax.device_count()
   if n % devices:
-    return product(x, cotangent).astype(kernel.dtype)
+    return product(x, cotangent)[0].astype(kernel.dtype)
   share = n // devices
   pixels = share * cotangent.shape[1] * cotangent.shape[2]
   wanted = max(_LEAST_PIXELS, _CHUNK // x.shape[3])
@@ -93,15 +93,28 @@ def kernel_gradient(cotangent, x, kernel, strides, padding):
   chunk = share // count
 
   def summed(x, cotangent):
-    def add(i, total):
-      return total + product(
+    def part(i, shifted=None):
+      return product(
         lax.dynamic_slice_in_dim(x, i * chunk, chunk),
         lax.dynamic_slice_in_dim(cotangent, i * chunk, chunk),
+        shifted,
       )
 
+    def add(i, carry):
+      total, shifted = carry
+      gradient, shifted = part(i, shifted)
+      return total + gradient, shifted
+
     if count == 1:
-      return product(x, cotangent)
-    return lax.fori_loop(0, count, add, _widen(jnp.zeros_like(kernel)))
+      return product(x, cotangent)[0]
+    # The shifted cotangents are carried only to have places of their own. In
+    # one and the same place, XLA would run the matmuls one after the other, of
+    # which YNNPACK divides 192 rows by 64 columns among two cores as 2 to 1:
+    # 64 channels on 32x32 cost 1.8 in place of 1.4.
+    zeros = jax.tree.map(
+      lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(part, 0)
+    )
+    return lax.fori_loop(0, count, add, zeros)[0]
 
   if devices == 1:
     return summed(x, cotangent).astype(kernel.dtype)
@@ -110,9 +123,17 @@ def kernel_gradient(cotangent, x, kernel, strides, padding):
   return jax.vmap(summed)(x, cotangent).sum(0).astype(kernel.dtype)
 
 
-def lies_side_by_side(channels: int) -> bool:
-  """Whether a convolution with so many output channels may place images so."""
-  return 16 < channels < _YNNPACK_CHANNELS
+def lies_side_by_side(c_in: int, c_out: int) -> bool:
+  """Whether a convolution of so many channels may place images so.
+
+  YNNPACK divides the columns of wide maps among the cores, and blocks of output
+  channels, but neither rows nor images: 8x8 maps from 64 to 128 channels are
+  one block, on one core. The sizes of the blocks were found by the core time of
+  168 pairs of channels.
+  """
+  block = 64 if c_in > 96 else 128 if c_in > 48 else 256
+  ynnpack = c_in >= 8 and max(c_in, c_out) > _EIGEN_CHANNELS
+  return ynnpack and c_out <= block * 3 // 2
 
 
 def _widen(x):
@@ -134,7 +155,7 @@ def _correlate(x, kernel, strides, padding):
   # become (3 to 16 channels on 32x32: 3.1 versus 5.7). Otherwise, writing the
   # windows costs more than it saves.
   small = kh * kw * c_in <= 2 * c_out
-  if kh * kw > 1 and _is_tiny(x, kernel, height, width):
+  if _is_tiny(x, (kh, kw), (height, width, c_out)):
     return _by_taps(x, kernel, strides, padding, height, width)
   if kh * kw > 1 and not small:
     # A program that is exported for any batch size has a symbol in its place,
@@ -142,9 +163,8 @@ def _correlate(x, kernel, strides, padding):
     if not isinstance(x.shape[0], int):
       return convolution_plain.forward(x, kernel, strides, padding)
     flops = 2 * kernel.size * x.shape[0] * height * width
-    one_core = c_in > 16 and lies_side_by_side(c_out)
-    if one_core and strides == (1, 1) and flops > _WIDE_FLOPS:
-      return _side_by_side(x, kernel, padding, width)
+    if lies_side_by_side(c_in, c_out) and flops > _WIDE_FLOPS:
+      return _side_by_side(x, kernel, strides, padding, width)
     return convolution_plain.forward(x, kernel, strides, padding)
   x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
   windows = [
@@ -155,18 +175,24 @@ def _correlate(x, kernel, strides, padding):
   return jnp.concatenate(windows, axis=3) @ kernel.reshape(-1, c_out)
 
 
-def _is_tiny(x, kernel, height, width):
+def _is_tiny(x, size, result):
   """Whether few pixels of the result meet a kernel that is large for the map.
 
   XLA's own operation costs 57 if the kernel is larger than the map (3x3 on
   2x2), and 1.6 with few output pixels (3x3, stride 2, on 4x4), where one matmul
   of all windows costs 0.8.
+
+  Args:
+    x: [N, H, W, C].
+    size: the kernel's, along H and W.
+    result: the height, width and channels of the result.
   """
   n, *sides, _ = x.shape
-  oversize = kernel.shape[0] > sides[0] or kernel.shape[1] > sides[1]
+  height, width, channels = result
+  oversize = size[0] > sides[0] or size[1] > sides[1]
   # The batch size may be a symbol: see `_correlate`.
-  few = isinstance(n, int) and n * height * width <= kernel.shape[3]
-  return oversize or few
+  few = isinstance(n, int) and n * height * width <= channels
+  return size[0] * size[1] > 1 and (oversize or few)
 
 
 def _by_taps(x, kernel, strides, padding, height, width):
@@ -177,7 +203,9 @@ def _by_taps(x, kernel, strides, padding, height, width):
   """
   sides = height, width
   y = jnp.zeros((x.shape[0], *sides, kernel.shape[3]), x.dtype)
-  for a, b, seen, reached in _taps(kernel, x, sides, strides, padding):
+  for a, b, seen, reached in _taps(
+    kernel.shape[:2], x, sides, strides, padding
+  ):
     around = [
       (part.start, side - part.stop)
       for part, side in zip(reached, sides, strict=True)
@@ -187,7 +215,28 @@ def _by_taps(x, kernel, strides, padding, height, width):
   return y
 
 
-def _taps(kernel, x, result, strides, padding):
+def _spread_by_taps(g, x, kernel, strides, padding):
+  """Returns the input gradient as a matmul for each tap, without its zeros.
+
+  The matmuls read the kernel as it is, which is neither flipped nor transposed:
+  0.6 of the time of phases on 2x2 (512 channels, 64 images), 0.8 with stride 2
+  on 4x4 (256 channels).
+  """
+  dx = jnp.zeros(x.shape, g.dtype)
+  zero, none = jnp.zeros((), g.dtype), (0, 0, 0)
+  size, sides = kernel.shape[:2], x.shape[1:3]
+  for a, b, seen, reached in _taps(size, x, g.shape[1:3], strides, padding):
+    around = [
+      (part.start, side - part.stop, part.step - 1)
+      for part, side in zip(seen, sides, strict=True)
+    ]
+    contracted = (((3,), (1,)), ((), ()))
+    part = lax.dot_general(g[:, *reached], kernel[a, b], contracted)
+    dx = dx + lax.pad(part, zero, (none, *around, none))
+  return dx.astype(x.dtype)
+
+
+def _taps(size, x, result, strides, padding):
   """Yields (a, b, slices of x, slices of the result) of taps that meet x."""
 
   def meeting(axis, tap):
@@ -199,32 +248,33 @@ def _taps(kernel, x, result, strides, padding):
     seen = slice(start, start + (stop - first - 1) * stride + 1, stride)
     return (seen, slice(first, stop)) if stop > first else None
 
-  for a in range(kernel.shape[0]):
-    for b in range(kernel.shape[1]):
+  for a in range(size[0]):
+    for b in range(size[1]):
       rows, columns = meeting(0, a), meeting(1, b)
       if rows and columns:
         yield a, b, *zip(rows, columns, strict=True)
 
 
-def _side_by_side(x, kernel, padding, width):
-  """Returns the correlation (stride 1) of maps that lie in one wide map.
+def _side_by_side(x, kernel, strides, padding, width):
+  """Returns the correlation of maps that lie in one wide map.
 
   The images of a device lie next to each other, with columns of zeros between
   them, so that all cores have columns to compute. 64 channels on 32x32: 1.2 in
-  place of 2.0, on 16x16: 1.3 in place of 1.9.
+  place of 2.0, on 16x16: 1.3 in place of 1.9, with stride 2 on 32x32: 1.5 in
+  place of 2.4.
   """
   (n, height, columns, c_in), (low, high) = x.shape, padding[1]
   devices = jax.device_count()
   devices = 1 if n % devices else devices
-  share = n // devices
+  share, stride = n // devices, strides[1]
   # The zeros on the right of one image are those on the left of the next.
-  step = max(columns + max(low, high), width)
+  step = max(-(-(columns + max(low, high)) // stride), width)
   x = x.reshape(devices, share, height, columns, c_in).swapaxes(1, 2)
-  x = jnp.pad(x, ((0, 0),) * 3 + ((0, step - columns), (0, 0)))
-  x = x.reshape(devices, height, share * step, c_in)
-  # As many columns as there were.
-  around = (low, kernel.shape[1] - 1 - low)
-  y = convolution_plain.forward(x, kernel, (1, 1), (padding[0], around))
+  x = jnp.pad(x, ((0, 0),) * 3 + ((0, step * stride - columns), (0, 0)))
+  x = x.reshape(devices, height, share * step * stride, c_in)
+  # `step` columns of the result for each image.
+  around = (low, kernel.shape[1] - stride - low)
+  y = convolution_plain.forward(x, kernel, strides, (padding[0], around))
   y = y.reshape(devices, y.shape[1], share, step, -1)[..., :width, :]
   return y.swapaxes(1, 2).reshape(n, y.shape[1], width, -1)
 
@@ -239,12 +289,18 @@ def _nearest_divisor(n, wanted):
   return min(divisors, key=lambda d: max(d / wanted, wanted / d), default=1)
 
 
-def _product(x, g, *, size, strides, padding):
+def _product(x, g, shifted=None, *, size, strides, padding):
   """Returns the sum over one chunk of windows of x times cotangents g.
 
   The taps along H shift x and those along W shift g, which writes kh + kw
   copies instead of kh * kw: [kh * C_in, pixels] by [pixels, C_out] for each
   column of the kernel.
+
+  Args:
+    shifted: what this returned for the chunk before, in whose place it writes.
+
+  Returns:
+    The sum, and g as shifted for each column, or None where g itself serves.
   """
   # Channels first: a matmul needs its left operand contiguous along the
   # contracted axis; otherwise XLA transposes all windows instead of x.
@@ -254,19 +310,28 @@ def _product(x, g, *, size, strides, padding):
   x = lax.optimization_barrier(x)
   rows = [_seen(x, 2, a, g.shape[1], strides[0]) for a in range(size[0])]
   rows = jnp.concatenate(rows)  # [kh * C_in, N, H', W]
-  columns, none = [], (0, 0, 0)
+  columns, written = [], []
   for tap in range(size[1]):
     # Input offset + s * q meets this tap in output q - late.
     late, offset = divmod(tap - padding[1][0], strides[1])
     left = rows[..., offset :: strides[1]]
-    pads = (late, left.shape[3] - late - g.shape[2], 0)
-    right = lax.pad(g, jnp.zeros((), g.dtype), (none, none, pads, none))
-    left, right = left.reshape(rows.shape[0], -1), right.reshape(-1, g.shape[3])
+    width = left.shape[3]
+    right = None
+    if late or width != g.shape[2]:
+      right = jnp.zeros((*g.shape[:2], width, g.shape[3]), g.dtype)
+      if shifted is not None:
+        right = shifted[tap]
+      part = g[:, :, max(-late, 0) : max(width - late, 0)]
+      start = min(max(late, 0), width - part.shape[2])
+      right = lax.dynamic_update_slice_in_dim(right, part, start, axis=2)
+    written.append(right)
+    left = left.reshape(rows.shape[0], -1)
+    right = (g if right is None else right).reshape(-1, g.shape[3])
     columns.append((left @ right).reshape(size[0], -1, g.shape[3]))
-  return jnp.stack(columns, axis=1)
+  return jnp.stack(columns, axis=1), written
 
 
-def _product_by_taps(x, g, *, kernel, strides, padding):
+def _product_by_taps(x, g, shifted=None, *, size, strides, padding):
   """Returns what `_product` does, as a matmul for each tap.
 
   3x3 on 2x2: 0.6 of the time (512 channels, 64 images).
@@ -274,8 +339,8 @@ def _product_by_taps(x, g, *, kernel, strides, padding):
   x, g = _widen(x), _widen(g)
   c_in, c_out = x.shape[3], g.shape[3]
   none = jnp.zeros((c_in, c_out), g.dtype)
-  found = [[none] * kernel.shape[1] for _ in range(kernel.shape[0])]
-  for a, b, seen, reached in _taps(kernel, x, g.shape[1:3], strides, padding):
+  found = [[none] * size[1] for _ in range(size[0])]
+  for a, b, seen, reached in _taps(size, x, g.shape[1:3], strides, padding):
     left = x[:, *seen].reshape(-1, c_in)
     found[a][b] = left.T @ g[:, *reached].reshape(-1, c_out)
-  return jnp.stack([jnp.stack(row) for row in found])
+  return jnp.stack([jnp.stack(row) for row in found]), shifted

@@ -22,7 +22,8 @@ def of_products(
     shift: broadcasts to x.
     axes: leading axes of x.
   """
-  copied = order.is_large(x) and lies_side_by_side(x.shape[-1])
+  channels = x.shape[-1]
+  copied = order.is_large(x) and lies_side_by_side(channels, channels)
   by_steps = x.ndim == 5 and axes == (0, 1, 2, 3) and shift.ndim == 1
   if not (copied and by_steps):
     return jnp.sum(g * (x + shift), axes)

@@ -117,7 +117,40 @@ def test_cpu_lowering_agrees_with_autodiff_of_lax_convolution(case):
   assert_products_close(actual, expected, FLOAT32)
 
 
+@pytest.mark.parametrize('case', GRID)
+def test_kernel_gradients_of_single_images_add_up(case, monkeypatch):
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  monkeypatch.setattr(convolution_cpu, '_LEAST_PIXELS', 1)
+  monkeypatch.setattr(convolution_cpu, '_CHUNK', 1)
+  x, kernel, static = operands(case)
+  cotangent = cotangent_of(reference(x, kernel, **static))
+  gradient = jax.jit(
+    lambda *arrays: convolution_cpu.kernel_gradient(*arrays, **static)
+  )
+  lowered = gradient.lower(cotangent, x, kernel)
+  assert 'stablehlo.while' in lowered.as_text()
+  expected = three_products(reference, x, kernel, **static)['kernel_gradient']
+  np.testing.assert_allclose(
+    gradient(cotangent, x, kernel),
+    expected,
+    atol=FLOAT32 * np.abs(expected).max(),
+  )
+
+
+@pytest.mark.parametrize('case', GRID)
+def test_input_gradient_by_taps_agrees_on_all_maps(case):
+  x, kernel, static = operands(case)
+  cotangent = cotangent_of(reference(x, kernel, **static))
+  expected = three_products(reference, x, kernel, **static)['input_gradient']
+  np.testing.assert_allclose(
+    convolution_cpu._spread_by_taps(cotangent, x, kernel, **static),
+    expected,
+    atol=FLOAT32 * np.abs(expected).max(),
+  )
+
+
 @pytest.mark.parametrize('images', [3, 8])
+@pytest.mark.parametrize('strides', [(1, 1), (2, 2), (1, 3)])
 @pytest.mark.parametrize(
   ('size', 'padding'),
   [
@@ -129,19 +162,19 @@ def test_cpu_lowering_agrees_with_autodiff_of_lax_convolution(case):
   ],
 )
 def test_images_side_by_side_do_not_see_each_other(
-  size, padding, images, monkeypatch
+  size, padding, strides, images, monkeypatch
 ):
   monkeypatch.setattr(convolution_cpu, '_WIDE_FLOPS', 0)
   random = np.random.default_rng(0)
-  x = jnp.asarray(random.normal(size=(images, 5, 6, 20)), jnp.float32)
+  x = jnp.asarray(random.normal(size=(images, 9, 10, 20)), jnp.float32)
   kernel = jnp.asarray(random.normal(size=(*size, 20, 24)), jnp.float32)
   function = jax.jit(
-    lambda x, k: convolution_cpu._correlate(x, k, (1, 1), padding)
+    lambda x, k: convolution_cpu._correlate(x, k, strides, padding)
   )
   y = function(x, kernel)
   np.testing.assert_allclose(
     y,
-    convolution_plain.forward(x, kernel, (1, 1), padding),
+    convolution_plain.forward(x, kernel, strides, padding),
     atol=FLOAT32 * np.abs(y).max(),
   )
   # Four devices: images that they share equally.
