@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mpbn_jax.ops import convolution_plain
+from mpbn_jax.ops import convolution_plain, convolution_taps
 
 # Output pixels times input channels per chunk of the kernel gradient: windows
 # of a chunk stay in the L2 cache (2 MiB per core). 64 channels on 32x32: 3.4 in
@@ -43,8 +43,9 @@ def input_gradient(cotangent, x, kernel, strides, padding):
   rows, columns = -(-height // strides[0]), -(-width // strides[1])
   cotangent, kernel = _widen(cotangent), _widen(kernel)
   taps = [-(-k // s) for k, s in zip(kernel.shape, strides, strict=False)]
-  if _is_tiny(cotangent, taps, (rows, columns, channels)):
-    return _spread_by_taps(cotangent, x, kernel, strides, padding)
+  if convolution_taps.is_better(cotangent, taps, (rows, columns, channels)):
+    dx = convolution_taps.input_gradient(cotangent, x, kernel, strides, padding)
+    return dx.astype(x.dtype)
   flipped = kernel.swapaxes(2, 3)
 
   def phase(*offsets):
@@ -80,7 +81,7 @@ def kernel_gradient(cotangent, x, kernel, strides, padding):
   """
   static = {'strides': strides, 'padding': padding}
   size = kernel.shape[:2]
-  if _is_tiny(x, size, cotangent.shape[1:]):
+  if convolution_taps.is_better(x, size, cotangent.shape[1:]):
     product = _product_by_taps
   elif size[0] * kernel.shape[2] <= kernel.shape[3]:
     product = _product_of_windows
@@ -162,8 +163,9 @@ def _correlate(x, kernel, strides, padding):
   # become (3 to 16 channels on 32x32: 3.1 versus 5.7). Otherwise, writing the
   # windows costs more than it saves.
   small = kh * kw * c_in <= 2 * c_out
-  if _is_tiny(x, (kh, kw), (height, width, c_out)):
-    return _by_taps(x, kernel, strides, padding, height, width)
+  result = height, width, c_out
+  if convolution_taps.is_better(x, (kh, kw), result):
+    return convolution_taps.forward(x, kernel, strides, padding, result)
   if kh * kw > 1 and not small:
     # A program that is exported for any batch size has a symbol in its place,
     # which compares with no number.
@@ -180,86 +182,6 @@ def _correlate(x, kernel, strides, padding):
     for b in range(kw)
   ]
   return jnp.concatenate(windows, axis=3) @ kernel.reshape(-1, c_out)
-
-
-def _is_tiny(x, size, result):
-  """Whether few pixels of the result meet a kernel that is large for the map.
-
-  XLA's own operation costs 57 if the kernel is larger than the map (3x3 on
-  2x2), and 1.6 with few output pixels (3x3, stride 2, on 4x4), where one matmul
-  of all windows costs 0.8.
-
-  Args:
-    x: [N, H, W, C].
-    size: the kernel's, along H and W.
-    result: the height, width and channels of the result.
-  """
-  n, *sides, _ = x.shape
-  height, width, channels = result
-  oversize = size[0] > sides[0] or size[1] > sides[1]
-  # The batch size may be a symbol: see `_correlate`.
-  few = isinstance(n, int) and n * height * width <= channels
-  return size[0] * size[1] > 1 and (oversize or few)
-
-
-def _by_taps(x, kernel, strides, padding, height, width):
-  """Returns the correlation as a matmul for each tap, without its zeros.
-
-  3x3 on 2x2 multiplies 16 of 36 pairs of pixels and taps: 0.6 of the time of
-  one matmul of all windows, padding included (512 channels, 64 images).
-  """
-  sides = height, width
-  y = jnp.zeros((x.shape[0], *sides, kernel.shape[3]), x.dtype)
-  for a, b, seen, reached in _taps(
-    kernel.shape[:2], x, sides, strides, padding
-  ):
-    around = [
-      (part.start, side - part.stop)
-      for part, side in zip(reached, sides, strict=True)
-    ]
-    part = x[:, *seen] @ kernel[a, b]
-    y = y + jnp.pad(part, ((0, 0), *around, (0, 0)))
-  return y
-
-
-def _spread_by_taps(g, x, kernel, strides, padding):
-  """Returns the input gradient as a matmul for each tap, without its zeros.
-
-  The matmuls read the kernel as it is, which is neither flipped nor transposed:
-  0.6 of the time of phases on 2x2 (512 channels, 64 images), 0.8 with stride 2
-  on 4x4 (256 channels).
-  """
-  dx = jnp.zeros(x.shape, g.dtype)
-  zero, none = jnp.zeros((), g.dtype), (0, 0, 0)
-  size, sides = kernel.shape[:2], x.shape[1:3]
-  for a, b, seen, reached in _taps(size, x, g.shape[1:3], strides, padding):
-    around = [
-      (part.start, side - part.stop, part.step - 1)
-      for part, side in zip(seen, sides, strict=True)
-    ]
-    contracted = (((3,), (1,)), ((), ()))
-    part = lax.dot_general(g[:, *reached], kernel[a, b], contracted)
-    dx = dx + lax.pad(part, zero, (none, *around, none))
-  return dx.astype(x.dtype)
-
-
-def _taps(size, x, result, strides, padding):
-  """Yields (a, b, slices of x, slices of the result) of taps that meet x."""
-
-  def meeting(axis, tap):
-    stride, low = strides[axis], padding[axis][0]
-    first = max(0, -((tap - low) // stride))
-    last = (x.shape[axis + 1] - 1 + low - tap) // stride
-    stop = min(result[axis], last + 1)
-    start = first * stride + tap - low
-    seen = slice(start, start + (stop - first - 1) * stride + 1, stride)
-    return (seen, slice(first, stop)) if stop > first else None
-
-  for a in range(size[0]):
-    for b in range(size[1]):
-      rows, columns = meeting(0, a), meeting(1, b)
-      if rows and columns:
-        yield a, b, *zip(rows, columns, strict=True)
 
 
 def _side_by_side(x, kernel, strides, padding, width):
@@ -363,16 +285,7 @@ def _channels_first(x, padding):
   return lax.optimization_barrier(x)
 
 
-def _product_by_taps(x, g, shifted=None, *, size, strides, padding):
-  """Returns what `_product` does, as a matmul for each tap.
-
-  3x3 on 2x2: 0.6 of the time (512 channels, 64 images).
-  """
-  x, g = _widen(x), _widen(g)
-  c_in, c_out = x.shape[3], g.shape[3]
-  none = jnp.zeros((c_in, c_out), g.dtype)
-  found = [[none] * size[1] for _ in range(size[0])]
-  for a, b, seen, reached in _taps(size, x, g.shape[1:3], strides, padding):
-    left = x[:, *seen].reshape(-1, c_in)
-    found[a][b] = left.T @ g[:, *reached].reshape(-1, c_out)
-  return jnp.stack([jnp.stack(row) for row in found]), shifted
+def _product_by_taps(x, g, shifted=None, **static):
+  return convolution_taps.kernel_gradient(
+    _widen(g), _widen(x), **static
+  ), shifted

@@ -10,7 +10,11 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mpbn_jax.ops import convolution_cpu, convolution_plain
+from mpbn_jax.ops import (
+  convolution_cpu,
+  convolution_plain,
+  convolution_taps,
+)
 from mpbn_jax.ops.convolution import convolution
 
 # images, map, kernel, strides, padding, C_in, C_out
@@ -34,8 +38,8 @@ GRID = {
   '1x1': (4, (6, 6), (1, 1), (1, 1), ((0, 0), (0, 0)), 8, 16),
   '1x1_strided': (4, (8, 7), (1, 1), (2, 2), ((0, 0), (0, 0)), 8, 16),
   '1x1_padded': (4, (5, 5), (1, 1), (2, 2), ((1, 1), (1, 1)), 8, 16),
-  'all_uneven': (4, (9, 8), (3, 2), (3, 1), ((2, 0), (0, 1)), 3, 4),
-  'jumps_over_rows': (2, (11, 10), (2, 2), (3, 3), ((0, 1), (2, 0)), 3, 4),
+  'all_uneven': (4, (9, 8), (3, 2), (3, 1), ((2, 0), (0, 1)), 3, 12),
+  'jumps_over_rows': (2, (11, 10), (2, 2), (3, 3), ((0, 1), (2, 0)), 3, 8),
   'window_outside': (2, (1, 4), (2, 2), (2, 2), ((2, 0), (2, 0)), 3, 4),
 }
 PRODUCTS = ('forward', 'input_gradient', 'kernel_gradient')
@@ -143,7 +147,7 @@ def test_input_gradient_by_taps_agrees_on_all_maps(case):
   cotangent = cotangent_of(reference(x, kernel, **static))
   expected = three_products(reference, x, kernel, **static)['input_gradient']
   np.testing.assert_allclose(
-    convolution_cpu._spread_by_taps(cotangent, x, kernel, **static),
+    convolution_taps.input_gradient(cotangent, x, kernel, **static),
     expected,
     atol=FLOAT32 * np.abs(expected).max(),
   )
