@@ -19,6 +19,7 @@ from mpbn_jax.ops import convolution_plain, convolution_taps
 # 16 channels: 15 % less time with 8192 pixels than with 2048.
 _CHUNK = 2048 * 64
 _LEAST_PIXELS = 2048
+_LEAST_PAIRED = 16
 # XLA hands convolutions of more than so many channels, in or out, to YNNPACK.
 _EIGEN_CHANNELS = 16
 # With fewer FLOPs, the copies cost more than the second core gains.
@@ -116,8 +117,9 @@ def kernel_gradient(cotangent, x, kernel, strides, padding):
     # one and the same place, XLA would run the matmuls one after the other, of
     # which YNNPACK divides 192 rows by 64 columns among two cores as 2 to 1,
     # and 48 by 16 not at all: 64 channels on 32x32 cost 1.8 in place of 1.4.
-    # An even number of matmuls is shared best.
-    turn = 2 if count % 2 == 0 else 1
+    # An even number of matmuls is shared best; loops of a few turns do not pay
+    # for the larger program.
+    turn = 2 if count % 2 == 0 and count >= _LEAST_PAIRED else 1
     total, shifted = jax.tree.map(
       lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(part, 0)
     )

@@ -5,6 +5,8 @@ The matmuls skip the zeros around the maps: a 3x3 kernel on 2x2 maps multiplies
 `convolution_cpu`, with 64 images and 512 channels where nothing else is said.
 """
 
+import math
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -68,14 +70,44 @@ def input_gradient(g, x, kernel, strides, padding):
 
 
 def kernel_gradient(g, x, size, strides, padding):
-  """Returns the gradient of the kernel: 3x3 on 2x2 in 0.6 of the time."""
-  c_in, c_out = x.shape[3], g.shape[3]
+  """Returns the gradient of the kernel: 3x3 on 2x2 in 0.6 of the time.
+
+  Where every pixel of x meets every pixel of g, as there, one matmul has all
+  the products: 0.5 of the time of one for each tap with 128 channels and 256
+  images, 0.9 with 512 and 64.
+  """
+  (n, *sides, c_in), (*reach, c_out) = x.shape, g.shape[1:]
+  taps = list(_taps(size, x, reach, strides, padding))
   none = jnp.zeros((c_in, c_out), g.dtype)
   found = [[none] * size[1] for _ in range(size[0])]
-  for a, b, seen, reached in _taps(size, x, g.shape[1:3], strides, padding):
-    left = x[:, *seen].reshape(-1, c_in)
-    found[a][b] = left.T @ g[:, *reached].reshape(-1, c_out)
+  pairs = math.prod((*sides, *reach))
+  everywhere = sum(len(_pairs(*slices)) for _, _, *slices in taps) == pairs
+  # The products of all pairs are held at once.
+  if everywhere and pairs <= 2 * len(taps):
+    products = x.reshape(n, -1).T @ g.reshape(n, -1)
+    products = products.reshape(*sides, c_in, *reach, c_out)
+    for a, b, *slices in taps:
+      parts = [products[*i, :, *o] for i, o in _pairs(*slices)]
+      found[a][b] = sum(parts[1:], parts[0])
+  else:
+    for a, b, seen, reached in taps:
+      left = x[:, *seen].reshape(-1, c_in)
+      found[a][b] = left.T @ g[:, *reached].reshape(-1, c_out)
   return jnp.stack([jnp.stack(row) for row in found])
+
+
+def _pairs(seen, reached):
+  """Returns the pairs of pixels, each (row, column), of x and of the result."""
+
+  def along(axis):
+    ranges = (range(*p[axis].indices(p[axis].stop)) for p in (seen, reached))
+    return zip(*ranges, strict=True)
+
+  return [
+    ((row, column), (to_row, to_column))
+    for row, to_row in along(0)
+    for column, to_column in along(1)
+  ]
 
 
 def _taps(size, x, result, strides, padding):
