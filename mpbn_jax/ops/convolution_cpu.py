@@ -20,6 +20,8 @@ from mpbn_jax.ops import convolution_plain, convolution_taps
 _CHUNK = 2048 * 64
 _LEAST_PIXELS = 2048
 _LEAST_PAIRED = 16
+# YNNPACK divides the rows of a matmul in blocks of so many.
+_YNNPACK_ROWS = 64
 # XLA hands convolutions of more than so many channels, in or out, to YNNPACK.
 _EIGEN_CHANNELS = 16
 # With fewer FLOPs, the copies cost more than the second core gains.
@@ -117,9 +119,10 @@ def kernel_gradient(cotangent, x, kernel, strides, padding):
     # one and the same place, XLA would run the matmuls one after the other, of
     # which YNNPACK divides 192 rows by 64 columns among two cores as 2 to 1,
     # and 48 by 16 not at all: 64 channels on 32x32 cost 1.8 in place of 1.4.
-    # An even number of matmuls is shared best; loops of a few turns do not pay
-    # for the larger program.
-    turn = 2 if count % 2 == 0 and count >= _LEAST_PAIRED else 1
+    # Where a matmul is not divided, an even number of them is shared best.
+    # Short loops do not pay for the larger program.
+    whole = size[0] * x.shape[3] <= _YNNPACK_ROWS and count >= _LEAST_PAIRED
+    turn = 2 if whole and count % 2 == 0 else 1
     total, shifted = jax.tree.map(
       lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(part, 0)
     )
@@ -161,14 +164,14 @@ def _correlate(x, kernel, strides, padding):
     (x.shape[i + 1] + sum(padding[i]) - kernel.shape[i]) // strides[i] + 1
     for i in range(2)
   )
-  # One matmul of all windows wins if they are about as small as what they
-  # become (3 to 16 channels on 32x32: 3.1 versus 5.7). Otherwise, writing the
-  # windows costs more than it saves.
-  small = kh * kw * c_in <= 2 * c_out
   result = height, width, c_out
   if convolution_taps.is_better(x, (kh, kw), result):
     return convolution_taps.forward(x, kernel, strides, padding, result)
-  if kh * kw > 1 and not small:
+  # One matmul of all windows wins if they are about as small as what they
+  # become. Otherwise, writing the windows costs more than it saves.
+  group = _neighbors(kernel, strides[1], width)
+  reach = (group - 1) * strides[1] + kw
+  if kh * kw > 1 and kh * reach * c_in > 2 * group * c_out:
     # A program that is exported for any batch size has a symbol in its place,
     # which compares with no number.
     if not isinstance(x.shape[0], int):
@@ -177,13 +180,56 @@ def _correlate(x, kernel, strides, padding):
     if lies_side_by_side(c_in, c_out) and flops > _WIDE_FLOPS:
       return _side_by_side(x, kernel, strides, padding, width)
     return convolution_plain.forward(x, kernel, strides, padding)
+  return _as_one_matmul(x, kernel, strides, padding, (height, width), group)
+
+
+def _neighbors(kernel, stride, width):
+  """Returns how many neighboring outputs `_as_one_matmul` computes at a time.
+
+  Their channels are at most 64 columns of the matmul, and zeros at most double
+  its FLOPs.
+  """
+  _, kw, _, c_out = kernel.shape
+
+  def is_possible(group):
+    whole = width % group == 0 and (group - 1) * stride <= kw
+    return kw > 1 and whole and group * c_out <= 64
+
+  return next((g for g in (8, 4, 2) if is_possible(g)), 1)
+
+
+def _as_one_matmul(x, kernel, strides, padding, sides, group):
+  """Returns the correlation as one matmul of all windows.
+
+  Few output channels make a narrow matmul, and few input channels many small
+  copies. A window then has the pixels of several neighboring outputs, whose
+  channels are its columns: 3 to 16 channels on 32x32 cost 4 in place of 10.
+  """
+  (height, width), (kh, kw, c_in, c_out) = sides, kernel.shape
+  groups, stride = width // group, strides[1]
+  step, reach = group * stride, (group - 1) * stride + kw
+  # A window has columns of several groups of inputs: of its own, all, and of
+  # those behind, the first ones.
+  parts = -(-reach // step)
+  missing = (groups + parts) * step - x.shape[2] - padding[1][0]
+  padding = padding[0], (padding[1][0], max(missing, padding[1][1]))
   x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  windows = [
-    _seen(_seen(x, 1, a, height, strides[0]), 2, b, width, strides[1])
-    for a in range(kh)
-    for b in range(kw)
+  windows = []
+  for a in range(kh):
+    rows = _seen(x, 1, a, height, strides[0])
+    for i in range(parts):
+      part = rows[:, :, i * step : (i + groups) * step]
+      part = part.reshape(*part.shape[:2], groups, step * c_in)
+      windows.append(part[..., : (reach - i * step) * c_in])
+  band = [
+    jnp.pad(
+      kernel, ((0, 0), (o * stride, reach - kw - o * stride), (0, 0), (0, 0))
+    )
+    for o in range(group)
   ]
-  return jnp.concatenate(windows, axis=3) @ kernel.reshape(-1, c_out)
+  band = jnp.stack(band, axis=3).reshape(-1, group * c_out)
+  y = jnp.concatenate(windows, axis=3) @ band
+  return y.reshape(x.shape[0], height, width, c_out)
 
 
 def _side_by_side(x, kernel, strides, padding, width):

@@ -134,6 +134,7 @@ def test_kernel_gradients_of_single_images_add_up(
 ):
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
   monkeypatch.setattr(convolution_cpu, '_LEAST_PAIRED', least_paired)
+  monkeypatch.setattr(convolution_cpu, '_YNNPACK_ROWS', 10**6)
   monkeypatch.setattr(convolution_cpu, '_LEAST_PIXELS', 1)
   monkeypatch.setattr(convolution_cpu, '_CHUNK', 1)
   x, kernel, static = operands(case)
@@ -163,6 +164,25 @@ def test_input_gradient_by_taps_agrees_on_all_maps(case):
   )
 
 
+@pytest.mark.parametrize('group', [1, 2, 4])
+@pytest.mark.parametrize(
+  'case',
+  ['3x3', '3x3_image', '3x3_strided', '7x7_on_4x4', '7x7_strided_wide', '1x1'],
+)
+def test_outputs_computed_as_neighbors_equal_single_ones(case, group):
+  x, kernel, static = operands(case)
+  expected = reference(x, kernel, **static)
+  sides = expected.shape[1:3]
+  if sides[1] % group:
+    group = sides[1]
+  actual = convolution_cpu._as_one_matmul(
+    x, kernel, **static, sides=sides, group=group
+  )
+  np.testing.assert_allclose(
+    actual, expected, atol=FLOAT32 * np.abs(expected).max()
+  )
+
+
 @pytest.mark.parametrize('images', [3, 8])
 @pytest.mark.parametrize('strides', [(1, 1), (2, 2), (1, 3)])
 @pytest.mark.parametrize(
@@ -180,8 +200,8 @@ def test_images_side_by_side_do_not_see_each_other(
 ):
   monkeypatch.setattr(convolution_cpu, '_WIDE_FLOPS', 0)
   random = np.random.default_rng(0)
-  x = jnp.asarray(random.normal(size=(images, 9, 10, 20)), jnp.float32)
-  kernel = jnp.asarray(random.normal(size=(*size, 20, 24)), jnp.float32)
+  x = jnp.asarray(random.normal(size=(images, 9, 10, 40)), jnp.float32)
+  kernel = jnp.asarray(random.normal(size=(*size, 40, 24)), jnp.float32)
   function = jax.jit(
     lambda x, k: convolution_cpu._correlate(x, k, strides, padding)
   )
