@@ -86,7 +86,7 @@ def kernel_gradient(cotangent, x, kernel, strides, padding):
   size = kernel.shape[:2]
   if convolution_taps.is_better(x, size, cotangent.shape[1:]):
     product = _product_by_taps
-  elif size[0] * kernel.shape[2] <= kernel.shape[3]:
+  elif _has_small_windows(kernel):
     product = _product_of_windows
   else:
     product = _product
@@ -320,6 +320,15 @@ def _product_of_windows(x, g, shifted=None, *, size, strides, padding):
   left = jnp.concatenate(windows).reshape(len(windows) * x.shape[0], -1)
   gradient = left @ g.reshape(-1, g.shape[3])
   return gradient.reshape(*size, x.shape[0], g.shape[3]), shifted
+
+
+def _has_small_windows(kernel):
+  """Whether windows of x have few rows, and fewer than shifted copies of g.
+
+  16 to 64 channels, with windows of 144, take 1.1 of the time of `_product`.
+  """
+  kh, kw, c_in, c_out = kernel.shape
+  return kh * kw * c_in <= _YNNPACK_ROWS and kh * c_in <= c_out
 
 
 def _channels_first(x, padding):
