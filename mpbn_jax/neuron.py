@@ -202,6 +202,7 @@ def lif_scan_from(
   detach_reset: bool = False,
   v_th: jax.Array | float | None = None,
   unroll: int | bool = 1,
+  scan: Callable[..., Any] = jax.lax.scan,
 ) -> tuple[tuple[jax.Array, Any], jax.Array]:
   """Returns what `lif_scan` does, from a given potential and state.
 
@@ -218,6 +219,7 @@ def lif_scan_from(
     detach_reset: whether the gradient ignores the spikes in the reset.
     v_th: firing threshold.
     unroll: as in `jax.lax.scan`.
+    scan: that, or a function that returns what it does.
 
   Returns:
     ((u_res, state) after the last step, spikes [T, ...]).
@@ -242,7 +244,10 @@ def lif_scan_from(
     detach_reset=detach_reset,
     v_th=v_th,
   )
-  return jax.lax.scan(step, (first, carry[1]), currents, unroll=unroll)
+  result: tuple[tuple[jax.Array, Any], jax.Array] = scan(
+    step, (first, carry[1]), currents, unroll=unroll
+  )
+  return result
 
 
 def _checked_start(currents, u_res, *, tau, reset, v_th):

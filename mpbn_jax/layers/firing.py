@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mpbn_jax.neuron import Fire, fire_at, lif_scan_from
+from mpbn_jax.ops import unrolled
 from mpbn_jax.surrogate import emit, scaled
 
 
@@ -18,12 +19,29 @@ from mpbn_jax.surrogate import emit, scaled
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def evaluated(settings, fire_of, currents, tau, v_th, leaves, *, start):
   """Returns (spikes, u_res[T]) of neurons whose predicate has no state."""
+  return _evaluated(settings, fire_of, currents, tau, v_th, leaves, start)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _evaluated(settings, fire_of, *arrays):
+  return _scanned(unrolled.scan, settings, fire_of, *arrays)
+
+
+# The gradients of loops that are unrolled in Python take up to twice the time.
+@_evaluated.defjvp
+def _evaluated_jvp(settings, fire_of, arrays, tangents):
+  function = functools.partial(_scanned, jax.lax.scan, settings, fire_of)
+  return jax.jvp(function, arrays, tangents)
+
+
+def _scanned(scan, settings, fire_of, currents, tau, v_th, leaves, start):
   (last, _), spikes = lif_scan_from(
     (0.0 if start is None else start, None),
     currents,
     tau=tau,
     fire=fire_of(leaves, v_th, settings),
     v_th=v_th,
+    scan=scan,
     **settings.scan,
   )
   return spikes, None if start is None else last

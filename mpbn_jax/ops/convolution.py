@@ -190,7 +190,8 @@ def _forward(x, kernel, *static):
 
 def _backward(*arguments):
   *static, operands, cotangent = arguments
-  cotangent = order.once(cotangent, operands[1])
+  if order.is_large(cotangent):
+    cotangent = order.once(cotangent, operands[1])
   # XLA removes unused products, for example the gradient of the image.
   return tuple(
     _lowered(product, *static)(cotangent, *operands)

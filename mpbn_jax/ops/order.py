@@ -22,16 +22,14 @@ def once(x: jax.Array, other: jax.Array) -> jax.Array:
   """Returns x, for a program that computes it once and then reads it.
 
   XLA's CPU backend computes what is cheap again in each operation that reads
-  it, and keeps what it is computed from until the last of them. A large x
-  therefore has some of its elements written to their own place, which XLA does
-  in an array: their channel is 0, but XLA cannot know that. Has no derivative.
+  it, and keeps what it is computed from until the last of them. Some of the
+  elements of x are therefore written to their own place, which XLA does in an
+  array: their channel is 0, but XLA cannot know that. Has no derivative.
 
   Args:
     x: [B, ..., C], floating. B may be sharded over a mesh.
     other: a floating array that exists anyway.
   """
-  if not is_large(x):
-    return x
   never = jnp.any(_bits(other[(slice(1),) * other.ndim]) | 1 == 0)
   first = x[:, *(slice(1),) * (x.ndim - 1)]
   channel = never.astype(jnp.int32)

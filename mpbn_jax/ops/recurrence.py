@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from mpbn_jax.neuron import RESETS, lif_step
 from mpbn_jax.norm import base
+from mpbn_jax.ops import unrolled
 from mpbn_jax.surrogate import SURROGATES, get_surrogate, scaled, spike
 
 
@@ -107,7 +108,7 @@ def _lif_scan(recurrence, currents, tau, v_th, params, stats, start):
 
 
 def _run(recurrence, currents, tau, v_th, params, stats, start):
-  """Returns (results, (potentials [T, ...], moments of each step))."""
+  """Returns (results, (spikes, potentials [T, ...], moments of each step))."""
   norm = recurrence.norm
 
   def fire(stats, u):
@@ -133,16 +134,30 @@ def _run(recurrence, currents, tau, v_th, params, stats, start):
   first = jnp.full(
     currents.shape[1:], 0 if start is None else start, currents.dtype
   )
-  (last, stats), (spikes, *kept) = jax.lax.scan(
+  (last, stats), joined, kept = _scan(
     step, (first, stats), currents, unroll=recurrence.unroll
   )
-  return (spikes, stats, None if start is None else last), kept
+  return (joined, stats, None if start is None else last), kept
+
+
+def _scan(step, carry, inputs, *, unroll):
+  """Returns (carry, spikes, (spikes, *kept)) of what `jax.lax.scan` returns.
+
+  The first spikes are for the next layer, the others for the backward pass:
+  unrolled on a CPU, it reads those of each step as they are.
+  """
+  if not unrolled.applies(inputs, unroll):
+    carry, results = jax.lax.scan(step, carry, inputs, unroll=unroll)
+    return carry, results[0], results
+  carry, results = unrolled.run(step, carry, inputs)
+  spikes = unrolled.join([result[0] for result in results], in_groups=True)
+  return carry, spikes, jax.tree.map(lambda *xs: jnp.stack(xs), *results)
 
 
 def _forward(recurrence, currents, tau, v_th, params, stats, start):
   results, kept = _run(recurrence, currents, tau, v_th, params, stats, start)
   eps = stats.get('eps')
-  return results, (results[0], *kept, tau, v_th, params, eps, start)
+  return results, (*kept, tau, v_th, params, eps, start)
 
 
 def _backward(recurrence, stored, cotangents):
@@ -201,20 +216,11 @@ def _backward(recurrence, stored, cotangents):
 
 
 def _scan_back(step, carry, inputs, *, unroll):
-  """Returns what `jax.lax.scan` does in reverse.
-
-  Unrolled, it joins results next to each other, as [B, T, ...], which is what a
-  network reads. `lax.scan` joins them as [T, B, ...], of which XLA makes a
-  transposed copy.
-  """
+  """Returns what `jax.lax.scan` does in reverse."""
   if unroll is not True:
     return jax.lax.scan(step, carry, inputs, reverse=True, unroll=unroll)
-  results = []
-  for t in reversed(range(jax.tree.leaves(inputs)[0].shape[0])):
-    carry, result = step(carry, jax.tree.map(lambda x, t=t: x[t], inputs))
-    results.insert(0, result)
-  axis = min(results[0].ndim, 1)
-  return carry, jnp.stack(results, axis).swapaxes(0, axis)
+  carry, results = unrolled.run(step, carry, inputs, reverse=True)
+  return carry, unrolled.join(results)
 
 
 def _sum_to(x: jax.Array, like: Any) -> jax.Array:
