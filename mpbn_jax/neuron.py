@@ -219,7 +219,7 @@ def lif_scan_from(
     detach_reset: whether the gradient ignores the spikes in the reset.
     v_th: firing threshold.
     unroll: as in `jax.lax.scan`.
-    scan: that, or a function that returns what it does.
+    scan: the loop, `jax.lax.scan` or a function that returns what it does.
 
   Returns:
     ((u_res, state) after the last step, spikes [T, ...]).

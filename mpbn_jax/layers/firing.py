@@ -27,7 +27,8 @@ def _evaluated(settings, fire_of, *arrays):
   return _scanned(unrolled.scan, settings, fire_of, *arrays)
 
 
-# The gradients of loops that are unrolled in Python take up to twice the time.
+# Gradients keep JAX's loop. With `ops.unrolled`, a training step of ResNet20
+# with `autodiff` took 1.5 times as long at T = 8.
 @_evaluated.defjvp
 def _evaluated_jvp(settings, fire_of, arrays, tangents):
   function = functools.partial(_scanned, jax.lax.scan, settings, fire_of)
