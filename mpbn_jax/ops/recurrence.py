@@ -144,9 +144,9 @@ def _scan(step, carry, inputs, *, unroll):
   """Returns (carry, spikes, (spikes, *kept)) of what `jax.lax.scan` returns.
 
   The first spikes are for the next layer, the others for the backward pass:
-  unrolled on a CPU, it reads those of each step as they are.
+  of many steps unrolled on a CPU, it reads those of each step as they are.
   """
-  if not unrolled.applies(inputs, unroll):
+  if not unrolled.applies(inputs, unroll) or len(inputs) <= unrolled.JOINED:
     carry, results = jax.lax.scan(step, carry, inputs, unroll=unroll)
     return carry, results[0], results
   carry, results = unrolled.run(step, carry, inputs)

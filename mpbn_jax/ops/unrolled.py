@@ -16,7 +16,7 @@ from mpbn_jax.ops import order
 # Time steps that may be computed again from the one before them.
 _STEPS = 4
 # Results that XLA computes where it joins them; of more, it makes copies.
-_JOINED = 8
+JOINED = 8
 # Elements of one time step below which an operation costs more than it saves.
 _LEAST = 2**14
 
@@ -107,7 +107,7 @@ def join(results: Sequence[jax.Array], *, in_groups: bool = False) -> jax.Array:
            [1., 1.]], dtype=float32)
   """
   axis = min(results[0].ndim, 1)
-  groups = -(-len(results) // _JOINED) if in_groups else 1
+  groups = -(-len(results) // JOINED) if in_groups else 1
   if groups == 1 or results[0].size < _LEAST:
     return jnp.stack(results, axis).swapaxes(0, axis)
   size = -(-len(results) // groups)
