@@ -24,7 +24,7 @@ def once(x: jax.Array, other: jax.Array) -> jax.Array:
   XLA's CPU backend computes what is cheap again in each operation that reads
   it, and keeps what it is computed from until the last of them. Some of the
   elements of x are therefore written to their own place, which XLA does in an
-  array: their channel is 0, but XLA cannot know that. Has no derivative.
+  array: their channel is 0, but XLA cannot know that.
 
   Args:
     x: [B, ..., C], floating. B may be sharded over a mesh.

@@ -141,10 +141,11 @@ def _run(recurrence, currents, tau, v_th, params, stats, start):
 
 
 def _scan(step, carry, inputs, *, unroll):
-  """Returns (carry, spikes, (spikes, *kept)) of what `jax.lax.scan` returns.
+  """Returns (the last carry, spikes, all results), as `jax.lax.scan` does.
 
-  The first spikes are for the next layer, the others for the backward pass:
-  of many steps unrolled on a CPU, it reads those of each step as they are.
+  The spikes are for the next layer. The results, of which spikes are the first,
+  are for the backward pass: of more than eight steps unrolled on a CPU, it then
+  reads the spikes of each step as they are, not out of the joined array.
   """
   if not unrolled.applies(inputs, unroll) or len(inputs) <= unrolled.JOINED:
     carry, results = jax.lax.scan(step, carry, inputs, unroll=unroll)

@@ -15,9 +15,9 @@ from mpbn_jax.ops import order
 
 # Time steps that may be computed again from the one before them.
 _STEPS = 4
-# Results that XLA computes where it joins them; of more, it makes copies.
+# XLA computes up to so many results where it joins them, and copies more.
 JOINED = 8
-# Elements of one time step below which an operation costs more than it saves.
+# Time steps of fewer elements are left as XLA fuses them.
 _LEAST = 2**14
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -34,8 +34,9 @@ def scan(
 ) -> tuple[Any, Any]:
   """Returns what `jax.lax.scan` does, for steps that are elementwise.
 
-  Unrolled on a CPU, one of four carries is computed once, and results lie as
-  [B, T, ...], which is what a network reads. Without a derivative there.
+  Unrolled on a CPU, every fourth carry is computed only once, and results lie
+  as [B, T, ...], which is what a network reads. Gradients may take longer than
+  those of `jax.lax.scan`.
 
   Args:
     step: (carry, input) -> (carry, result).
@@ -69,8 +70,8 @@ def run(
     carry: the first one.
     inputs: a tree of arrays [T, ...], T > 0.
     reverse: whether the last step is the first one to run.
-    computed_once: whether the program computes one of four carries once. Those
-      that are results exist anyway.
+    computed_once: whether the program computes every fourth carry only once.
+      Needless where the carries are among the results.
 
   Example:
     >>> total = lambda carry, x: (carry + x, carry + x)
@@ -97,9 +98,9 @@ def join(results: Sequence[jax.Array], *, in_groups: bool = False) -> jax.Array:
 
   Args:
     results: arrays of one shape.
-    in_groups: whether each has an array of its own by the time that all are
-      joined, as where the next step needs a sum of it. More than eight are then
-      joined in groups.
+    in_groups: whether more than eight are joined in groups of at most eight, so
+      that XLA computes them there. Pays where they are cheap to compute from
+      arrays that the program stores in any case.
 
   Example:
     >>> join([jnp.zeros(2), jnp.ones(2)])
