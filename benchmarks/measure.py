@@ -117,18 +117,33 @@ def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
   return {name: statistics.median(values) for name, values in times.items()}
 
 
+def resampled(rounds: np.ndarray, *, samples: int = 10_000) -> np.ndarray:
+  """Returns medians over rounds [R, ...] that are drawn again: [samples, ...].
+
+  What was measured in one round stays together. The bootstrap's interval of a
+  number is that of its quantiles over the samples.
+  """
+  drawn = np.random.default_rng(0).integers(
+    0, len(rounds), (samples, len(rounds))
+  )
+  return np.median(rounds[drawn], 1)
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+  """Returns the 95 % interval of values of `resampled` rounds."""
+  low, high = np.quantile(values, (0.025, 0.975))
+  return float(low), float(high)
+
+
 def ratio(
-  times: Sequence[float], others: Sequence[float], *, samples: int = 10_000
+  times: Sequence[float], others: Sequence[float]
 ) -> tuple[float, float, float]:
   """Returns median(times) / median(others) and its 95 % bootstrap interval.
 
   Rounds are drawn in pairs, as they were measured.
   """
-  a, b = np.asarray(times), np.asarray(others)
-  drawn = np.random.default_rng(0).integers(0, len(a), (samples, len(a)))
-  ratios = np.median(a[drawn], 1) / np.median(b[drawn], 1)
-  low, high = np.quantile(ratios, (0.025, 0.975))
-  return float(np.median(a) / np.median(b)), float(low), float(high)
+  a, b = resampled(np.stack([times, others], 1)).T
+  return float(np.median(times) / np.median(others)), *interval(a / b)
 
 
 def peak_memory() -> float:

@@ -5,10 +5,11 @@
     python benchmarks/scaling.py --over=devices --network=resnet19 --width=8
 
 Each point runs alone in a process of its own, with a warm compilation cache
-(`train_step.py --alone`); on a GPU all run in this one, and the memory is what
-XLA plans. Prints a line a + b * value fitted to time and to memory, and the
-exponent of the last doubling beyond the first point: at most 1 where growth is
-at most linear.
+(`train_step.py --alone`). All points take turns, `--rounds` times; a point is
+the median of its rounds. On a GPU all run in this process, and the memory is
+what XLA plans. Prints a line a + b * value fitted to time and to memory, and
+the exponent of the last doubling beyond the first point, with its 95 %
+bootstrap interval: growth is more than linear where that lies above 1.
 
 Over devices, nothing is timed: the step is compiled for virtual devices of the
 CPU, with global batch statistics and with one group for each device, and the
@@ -45,6 +46,7 @@ def main():
   parser.add_argument(
     '--precision', default='float32', choices=measure.PRECISIONS
   )
+  parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument(
     '--values', help='comma-separated; at least three to fit a line'
   )
@@ -59,29 +61,52 @@ def main():
   if options.over == 'devices':
     measure.record(__file__, settings, _collectives(values, options))
     return
-  print(f'{options.over:>6} {"ms":>8} {"peak MiB":>9}')
-  points = []
+  measured = []
   with tempfile.TemporaryDirectory() as cache:
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', cache)
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-    for value in values:
-      setattr(options, options.over, value)
-      found = _point(options)
-      points.append((value, 1e3 * found['seconds'], found['peak']))
-      print(f'{value:6d} {points[-1][1]:8.0f} {points[-1][2]:9.0f}', flush=True)
-  measured, *columns = np.array(points).T
-  results = {'points': points}
-  for name, column in zip(('ms', 'MiB'), columns, strict=True):
-    slope, start = np.polyfit(measured, column, 1)
-    growth = (column[-1] - column[0]) / (column[-2] - column[0])
-    linear = (values[-1] - values[0]) / (values[-2] - values[0])
-    exponent = math.log(growth) / math.log(linear)
-    results[name] = {'start': start, 'slope': slope, 'exponent': exponent}
+    # The first round fills the compilation cache.
+    for turn in range(-1, options.rounds):
+      points = [_point(value, options) for value in values]
+      if turn >= 0:
+        measured.append(points)
+  measure.record(
+    __file__, settings, _growth(values, np.array(measured), options)
+  )
+
+
+def _growth(values, measured, options):
+  """Prints medians, lines and exponents of measured [rounds, values, 2]."""
+  medians = np.median(measured, 0)
+  print(f'{options.over:>6} {"ms":>8} {"peak MiB":>9}')
+  for value, (ms, mebibytes) in zip(values, medians, strict=True):
+    print(f'{value:6d} {ms:8.0f} {mebibytes:9.0f}')
+  results = {'points': [(v, *m) for v, m in zip(values, medians, strict=True)]}
+  drawn = measure.resampled(measured)
+  for index, name in enumerate(('ms', 'MiB')):
+    slope, start = np.polyfit(values, medians[:, index], 1)
+    exponent = float(_exponent(values, medians[:, index]))
+    low, high = measure.interval(_exponent(values, drawn[..., index]))
+    results[name] = {
+      'start': start,
+      'slope': slope,
+      'exponent': exponent,
+      'interval': (low, high),
+    }
     print(
       f'{name}: {start:.0f} + {slope:.1f} * {options.over}, exponent '
-      f'{exponent:.2f}'
+      f'{exponent:.3f} [{low:.3f}, {high:.3f}]'
     )
-  measure.record(__file__, settings, results)
+  return results
+
+
+def _exponent(values, measured):
+  """Returns exponents of the last step of measured [..., values]."""
+  growth = (measured[..., -1] - measured[..., 0]) / (
+    measured[..., -2] - measured[..., 0]
+  )
+  linear = (values[-1] - values[0]) / (values[-2] - values[0])
+  return np.log(growth) / math.log(linear)
 
 
 def _collectives(numbers, options):
@@ -115,15 +140,16 @@ def _collectives(numbers, options):
   return {'points': points}
 
 
-def _point(options):
+def _point(value, options):
+  """Returns (ms, peak MiB) of a value."""
+  setattr(options, options.over, value)
   if jax.default_backend() == 'cpu':
-    for _ in range(2):  # the second finds the compilation cache
-      found = measure.in_a_process(
-        train_step.__file__, f'--alone={options.name}', *measure.flags(options)
-      )
-    return found
+    found = measure.in_a_process(
+      train_step.__file__, f'--alone={options.name}', *measure.flags(options)
+    )
+    return 1e3 * found['seconds'], found['peak']
   found = train_step.alone(options.name, options)
-  return found | {'peak': found['planned']}
+  return 1e3 * found['seconds'], found['planned']
 
 
 if __name__ == '__main__':

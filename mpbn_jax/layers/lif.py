@@ -215,7 +215,7 @@ class LIF(nn.Module):
       )
     if self.learn_v_th:
       init = nn.initializers.constant(v_th)
-      v_th = self.param('v_th', init, (channels,), jnp.float32)
+      v_th = variables.parameter(self, 'v_th', init, (channels,))
     return tau, v_th
 
   def _start(self):

@@ -88,7 +88,7 @@ def readout_weights(layer: Readout, x: Any) -> tuple[Any, jax.Array, jax.Array]:
   kernel = variables.weight(layer, 'kernel', layer.kernel_init, shape)
   x, kernel = absorption.read_with(layer, x, kernel)
   zeros = nn.initializers.zeros
-  bias = layer.param('bias', zeros, (layer.features,), jnp.float32)
+  bias = variables.parameter(layer, 'bias', zeros, (layer.features,))
   if kernel.ndim == 3:
     variables.check_steps_equal(layer, kernel.shape[0], x.shape[1])
   return x, kernel, bias

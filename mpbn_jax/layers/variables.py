@@ -50,7 +50,28 @@ def weight(
         f'each step, got {folded.shape}: fold the variables of this model'
       )
     return folded
-  return module.param(name, init, shape, jnp.float32)
+  return parameter(module, name, init, shape)
+
+
+def parameter(
+  module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]
+) -> jax.Array:
+  """Returns the parameter of that name, or declares it, as float32.
+
+  Raises:
+    InputError: there is one of another shape.
+  """
+  if not module.has_variable('params', name):
+    declared: jax.Array = module.param(name, init, shape, jnp.float32)
+    return declared
+  # Flax would trace the initializer again, for its shape.
+  leaf: jax.Array = module.get_variable('params', name)
+  check_shapes(
+    f'params/{path_of(module)}',
+    {name: leaf},
+    {name: jax.ShapeDtypeStruct(shape, jnp.float32)},
+  )
+  return leaf
 
 
 class NormVariables:
@@ -70,25 +91,30 @@ class NormVariables:
       scale_init: initial value of the norm's scale.
       **settings: arguments of the norm's `init`.
     """
-    init = functools.partial(norms.NORMS[module.norm].init, **settings)
+    name = module.norm
+    init = functools.partial(norms.NORMS[name].init, shape, **settings)
 
     def init_params(key):
       del key  # constants
-      params, _ = init(shape)
+      params, _ = init()
       return {
         name: value * scale_init if name == 'scale' else value
         for name, value in params.items()
       }
 
     self._module, self._stats = module, None
-    self.params = module.param(module.norm, init_params)
+    expected_params, expected = jax.eval_shape(init)
+    if module.has_variable('params', name):
+      # Flax would trace the initializer again, for its shapes.
+      self.params = module.get_variable('params', name)
+      at = f'params/{path_of(module, name)}'
+      check_shapes(at, self.params, expected_params)
+    else:
+      self.params = module.param(name, init_params)
     # A leaf without arrays would be lost in a checkpoint.
-    expected = jax.eval_shape(lambda: init(shape)[1])
     if expected:
-      self._stats = module.variable(
-        'batch_stats', module.norm, lambda: init(shape)[1]
-      )
-    at = f'batch_stats/{path_of(module, module.norm)}'
+      self._stats = module.variable('batch_stats', name, lambda: init()[1])
+    at = f'batch_stats/{path_of(module, name)}'
     check_shapes(at, self.stats, expected)
     for name in norms.CONSTANTS:
       if name in expected:

@@ -163,8 +163,12 @@ def _is_pair(values, *, least):
   )
 
 
-def _lowered(product, strides, padding, precision, splits):
+# A compiled function of its own is traced and lowered once for all layers of a
+# shape.
+@partial(jax.jit, static_argnums=(0, 1))
+def _lowered(product, static, *operands):
   """Returns one of the three products, lowered for each platform."""
+  strides, padding, precision, splits = static
 
   def of(lowering, **options):
     options |= {'strides': strides, 'padding': padding}
@@ -176,12 +180,12 @@ def _lowered(product, strides, padding, precision, splits):
   }
   if splits:
     platforms['cuda'] = of(convolution_split)
-  return partial(lax.platform_dependent, **platforms)
+  return lax.platform_dependent(*operands, **platforms)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _convolution(x, kernel, *static):
-  return _lowered('forward', *static)(x, kernel)
+  return _lowered('forward', static, x, kernel)
 
 
 def _forward(x, kernel, *static):
@@ -194,7 +198,7 @@ def _backward(*arguments):
     cotangent = order.once(cotangent, operands[1])
   # XLA removes unused products, for example the gradient of the image.
   return tuple(
-    _lowered(product, *static)(cotangent, *operands)
+    _lowered(product, tuple(static), cotangent, *operands)
     for product in ('input_gradient', 'kernel_gradient')
   )
 
