@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mpbn_jax.configs.default import get_config
 from registered import CLASSES, IMAGE_SHAPES, known
 from runs import ROOT
+from sklearn.datasets import load_digits
 
 from mpbn_jax import InputError
 from mpbn_jax.datasets import (
@@ -20,6 +21,7 @@ from mpbn_jax.datasets import (
   load_dataset,
 )
 from mpbn_jax.datasets.batches import TrainingBatches
+from mpbn_jax.datasets.embedded import digits
 from mpbn_jax.datasets.splits import split_stratified
 
 OFF = {k: v for k, v in get_config().data.items() if k != 'name'}
@@ -134,6 +136,30 @@ def test_digits_split_does_not_depend_on_the_process_or_seed():
     for name, split in _dataset().splits.items()
   }
   assert sums == {'train': 336076, 'validation': 113843, 'test': 111799}
+
+
+def test_digits_are_those_of_scikit_learn(monkeypatch, tmp_path):
+  expected, target = load_digits(return_X_y=True)
+
+  def check():
+    images, labels = digits.read()
+    assert images.dtype == np.uint8
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(images, expected.reshape(-1, 8, 8))
+    np.testing.assert_array_equal(labels, target)
+
+  with monkeypatch.context() as patch:  # the file is read without it
+    patch.setattr('sklearn.datasets.load_digits', None)
+    check()
+  # Its file may move, or lie in an archive.
+  monkeypatch.setattr(digits, '_folder', lambda: tmp_path)
+  check()
+
+
+def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
+  monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+  with pytest.raises(ModuleNotFoundError, match='pip install scikit-learn'):
+    digits.read()
 
 
 def _batches(seed=3, batch_size=100):

@@ -59,11 +59,7 @@ _BLOCK = 256  # recordings simulated at once: their arrays stay in the cache
 def load(spec: Spec, config: Mapping, *, num_steps: int) -> dict[str, Split]:
   """Returns the splits; takes seconds, so nothing is stored on disk."""
   check_framing(config['framing'])
-  # Takes a second to import; only these data sets need it.
-  from sklearn.datasets import load_digits
-
-  source = load_digits()
-  pictures, labels = source.images, source.target.astype(np.int32)
+  pictures, labels = digits.read()
   recordings = record(pictures, offsets=offsets(np.arange(len(pictures))))
   frames = np.stack(
     [
