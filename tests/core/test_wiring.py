@@ -145,7 +145,7 @@ def test_readers_cannot_be_left_out_later():
 @pytest.mark.parametrize(
   ('other', 'message'),
   [
-    ({'width': 2}, 'expected the variables of the network, got others'),
+    ({'width': 2}, r'expected params/conv1/kernel of shape .* got .3, 3, 1, 4'),
     ({'spike_norm': 'psp_bn_step'}, 'expected the variables of the network'),
     ({'name': 'vgg16'}, 'expected the variables of the network, got others'),
   ],
