@@ -41,13 +41,17 @@ def _loss(name, keep):
   return common.training_loss(model, x)
 
 
+@functools.cache
+def _gradients(name, keep):
+  """Returns (gradients, running statistics)."""
+  loss, params = _loss(name, keep)
+  return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+
 @pytest.mark.parametrize('keep', [keep for keep in kept.KEEP if keep != 'all'])
 @pytest.mark.parametrize('name', NETWORKS)
 def test_gradients_and_statistics_are_those_of_keeping_all(name, keep):
-  expected, found = (
-    jax.jit(jax.grad(loss, has_aux=True))(params)
-    for loss, params in (_loss(name, 'all'), _loss(name, keep))
-  )
+  expected, found = _gradients(name, 'all'), _gradients(name, keep)
   for a, b in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
