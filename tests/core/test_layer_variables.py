@@ -1,5 +1,6 @@
 """Variables of the layers: their constants, and their precision with x64."""
 
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,26 @@ from small_layers import array_of, lif_layer, norm_layer
 
 from mpbn_jax import LIF, NORMS, InputError, build_model, fold, strip
 from mpbn_jax.tree import leaves_of
+
+# ---- shapes
+
+
+def test_parameter_of_another_shape_is_refused_by_name():
+  model, variables = common.small(spike_norm='psp_bn', learn_v_th=True)
+  x = common.images()
+
+  def run(params):
+    return model.apply({**variables, 'params': params}, x, train=False)
+
+  leaves, tree = jax.tree_util.tree_flatten_with_path(variables['params'])
+  for index, (path, leaf) in enumerate(leaves):
+    changed = [leaf for _, leaf in leaves]
+    changed[index] = leaf[None]  # it would broadcast
+    name = '/'.join(key.key for key in path)
+    message = f'params/{name} of shape .* got .*: use the variables of a model'
+    with pytest.raises(InputError, match=message):
+      jax.eval_shape(run, jax.tree.unflatten(tree, changed))
+
 
 # ---- constants
 
