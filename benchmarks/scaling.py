@@ -55,6 +55,8 @@ def main():
   values = VALUES[options.over]
   if options.values:
     values = tuple(int(value) for value in options.values.split(','))
+  if options.rounds < 1:
+    parser.error(f'--rounds: expected at least 1, got {options.rounds}')
   if len(values) < 3 and options.over != 'devices':
     parser.error(f'--values: expected at least three, got {values}')
   print(f'training step, 32x32x3, {settings}')
@@ -70,6 +72,7 @@ def main():
       points = [_point(value, options) for value in values]
       if turn >= 0:
         measured.append(points)
+        print(f'round {turn + 1} of {options.rounds}', flush=True)
   measure.record(
     __file__, settings, _growth(values, np.array(measured), options)
   )

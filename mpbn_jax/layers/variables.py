@@ -58,6 +58,9 @@ def parameter(
 ) -> jax.Array:
   """Returns the parameter of that name, or declares it, as float32.
 
+  As `module.param`, it takes parameters out of the boxes that
+  `nn.with_partitioning` puts them into.
+
   Raises:
     InputError: there is one of another shape.
   """
@@ -65,9 +68,9 @@ def parameter(
     declared: jax.Array = module.param(name, init, shape, jnp.float32)
     return declared
   # Flax would trace the initializer again, for its shape.
-  leaf: jax.Array = module.get_variable('params', name)
+  leaf: jax.Array = nn.unbox(module.get_variable('params', name))
   check_shapes(
-    f'params/{path_of(module)}',
+    '/'.join(('params', *module.path)),
     {name: leaf},
     {name: jax.ShapeDtypeStruct(shape, jnp.float32)},
   )

@@ -164,10 +164,10 @@ def _is_pair(values, *, least):
 
 
 # A compiled function of its own is traced and lowered once for all layers of a
-# shape.
+# shape. Around `_convolution`, with its derivative, it would make steps slower.
 @partial(jax.jit, static_argnums=(0, 1))
 def _lowered(product, static, *operands):
-  """Returns one of the three products, lowered for each platform."""
+  """Returns one of the three products of its operands, for any platform."""
   strides, padding, precision, splits = static
 
   def of(lowering, **options):

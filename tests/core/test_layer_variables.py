@@ -1,6 +1,7 @@
 """Variables of the layers: their constants, and their precision with x64."""
 
 import common
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from small_layers import array_of, lif_layer, norm_layer
 
 from mpbn_jax import LIF, NORMS, InputError, build_model, fold, strip
+from mpbn_jax.layers import ConvNorm
 from mpbn_jax.tree import leaves_of
 
 # ---- shapes
@@ -28,6 +30,27 @@ def test_parameter_of_another_shape_is_refused_by_name():
     message = f'params/{name} of shape .* got .*: use the variables of a model'
     with pytest.raises(InputError, match=message):
       jax.eval_shape(run, jax.tree.unflatten(tree, changed))
+
+
+def test_layer_that_is_the_whole_model_names_its_parameter():
+  layer, x = ConvNorm(2), jnp.zeros((1, 1, 4, 4, 3))
+  variables = layer.init(jax.random.key(0), x, train=False)
+  message = r'expected params/kernel of shape .3, 3, 5, 2., got .3, 3, 3, 2.'
+  with pytest.raises(InputError, match=message):
+    layer.apply(variables, jnp.zeros((1, 1, 4, 4, 5)), train=False)
+
+
+def test_partitioned_kernel_is_taken_out_of_its_box():
+  init = nn.initializers.lecun_normal()
+  boxed = nn.with_partitioning(init, (None, None, None, 'model'))
+  layer, x = ConvNorm(2, kernel_init=boxed), jnp.ones((1, 1, 4, 4, 3))
+  variables = layer.init(jax.random.key(0), x, train=False)
+  assert isinstance(variables['params']['kernel'], nn.Partitioned)
+  found, expected = (
+    layer.apply(values, x, train=False)
+    for values in (variables, nn.unbox(variables))
+  )
+  np.testing.assert_array_equal(found, expected)
 
 
 # ---- constants

@@ -126,11 +126,7 @@ def _network(network, **norms):
 @pytest.mark.parametrize(
   ('network', 'current', 'spikes'),
   [
-    *(
-      # Norms of spikes move past pools and into several readers.
-      ('preact_resnet' if norms[1] != 'none' else 'spiking_cnn', *norms)
-      for norms in KERNEL_FOLDS
-    ),
+    *(('preact_resnet', *norms) for norms in KERNEL_FOLDS),
     # Pools, projections and identity shortcuts: one norm of each place.
     *(('resnet20', *norms) for norms in (('bntt', 'none'), ('none', 'psp_bn'))),
   ],

@@ -40,19 +40,19 @@ def test_two_processes_train_as_one(tmp_path):
   # Only the first process writes and prints.
   assert job.out(1) == ''
   assert 'test accuracy' in job.out(0)
-  # On one device; four of one process: tests/program/test_double.py.
-  alone = tmp_path / 'alone'
-  mesh = sharding.make_mesh(jax.devices()[:1])
-  training.train(runs.config(*RESNET), workdir=alone, mesh=mesh)
-  # float32 sums in other orders; a spike that this flips would show.
-  close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
-  close(losses(together), losses(alone))
-  ours, theirs = (runs.arrays_of(path, step=3) for path in (together, alone))
-  assert ours.keys() == theirs.keys()
-  for name, array in ours.items():
-    close(array, theirs[name], err_msg=name)
-  names = {path.name for path in together.iterdir()}
-  assert names == {path.name for path in alone.iterdir()} | {'summary.json'}
+  for devices in (1, 4):
+    alone = tmp_path / f'alone{devices}'
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    training.train(runs.config(*RESNET), workdir=alone, mesh=mesh)
+    # float32 sums in other orders; a spike that this flips would show.
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+    close(losses(together), losses(alone))
+    ours, theirs = (runs.arrays_of(path, step=3) for path in (together, alone))
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+      close(array, theirs[name], err_msg=name)
+    names = {path.name for path in together.iterdir()}
+    assert names == {path.name for path in alone.iterdir()} | {'summary.json'}
 
 
 # ---- signals
