@@ -65,15 +65,16 @@ def compile_ahead(
   returned to the system. What is kept between steps gets room of its own, so
   that it seldom lies where the arrays of the next step would.
 
+  On a CPU, the program has no names of layers and no source lines, which only
+  profiles would show: a process takes up to 40 MiB less (docs/performance.md).
+
   Args:
     step: the result of `jax.jit`.
     *arguments: those of the calls. They are not read: `jax.ShapeDtypeStruct`
       will do.
-    least: whether, on a CPU, the program goes without the names of its
-      operations, which profiles would show, and JAX forgets all that it has
-      traced and compiled in this process, which it does again when it is called
-      again. The process that trains a ResNet20 takes 18 to 26 MiB less
-      (docs/performance.md).
+    least: whether, on a CPU, JAX forgets all that it has traced and compiled in
+      this process, which it does again when it is called again. The process
+      that trains a ResNet20 takes about 20 MiB less (docs/performance.md).
 
   Returns:
     The compiled program, to call with such arguments. Without `least`, the next
@@ -84,11 +85,13 @@ def compile_ahead(
     >>> float(program(3.0))
     4.0
   """
-  least = least and jax.default_backend() == 'cpu'
+  on_cpu = jax.default_backend() == 'cpu'
+  least = least and on_cpu
   _return_memory(forget=least)
   lowered = step.lower(*arguments)
-  if least:
+  if on_cpu:
     _forget_names(lowered.compiler_ir('stablehlo'))
+  if least:
     _return_memory(forget=True)
   compiled: jax.stages.Compiled = lowered.compile()
   del lowered
