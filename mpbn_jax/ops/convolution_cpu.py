@@ -11,7 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mpbn_jax.ops import convolution_plain, convolution_taps
+from mpbn_jax.ops import (
+  convolution_gradients,
+  convolution_plain,
+  convolution_taps,
+)
+from mpbn_jax.ops.convolution_gradients import seen, widen
 
 # Output pixels times input channels per chunk of the kernel gradient: windows
 # of a chunk stay in the L2 cache (2 MiB per core). 64 channels on 32x32: 3.4 in
@@ -22,9 +27,7 @@ _LEAST_PIXELS = 2048
 # With at least so many chunks, two may be taken at a time, which saves 3 % of a
 # step with 16 channels. With fewer, they only make the program larger.
 _LEAST_PAIRED = 16
-# YNNPACK divides the rows of a matmul in blocks of so many, and the columns if
-# there are so many.
-_YNNPACK_ROWS = 64
+# YNNPACK divides the columns of a matmul if there are so many.
 _EVEN_COLUMNS = 128
 # XLA hands convolutions of more than so many channels, in or out, to YNNPACK.
 _EIGEN_CHANNELS = 16
@@ -34,7 +37,7 @@ _WIDE_FLOPS = 3e7
 
 def forward(x, kernel, strides, padding):
   """Returns the convolution, by XLA's own operation or as one matmul."""
-  y = _correlate(_widen(x), _widen(kernel), strides, padding)
+  y = _correlate(widen(x), widen(kernel), strides, padding)
   return y.astype(x.dtype)
 
 
@@ -48,7 +51,7 @@ def input_gradient(cotangent, x, kernel, strides, padding):
   """
   n, height, width, channels = x.shape
   rows, columns = -(-height // strides[0]), -(-width // strides[1])
-  cotangent, kernel = _widen(cotangent), _widen(kernel)
+  cotangent, kernel = widen(cotangent), widen(kernel)
   taps = [-(-k // s) for k, s in zip(kernel.shape, strides, strict=False)]
   if convolution_taps.is_better(cotangent, taps, (rows, columns, channels)):
     dx = convolution_taps.input_gradient(cotangent, x, kernel, strides, padding)
@@ -86,15 +89,9 @@ def kernel_gradient(cotangent, x, kernel, strides, padding):
   each device sums its own chunks, with one all-reduce after the loop.
   Otherwise there is a single chunk.
   """
-  static = {'strides': strides, 'padding': padding}
+  best = convolution_gradients.best(x, cotangent, kernel, strides)
   size = kernel.shape[:2]
-  if convolution_taps.is_better(x, size, cotangent.shape[1:]):
-    product = _product_by_taps
-  elif _has_small_windows(kernel):
-    product = _product_of_windows
-  else:
-    product = _product
-  product = partial(product, size=size, **static)
+  product = partial(best, size=size, strides=strides, padding=padding)
   n, devices = x.shape[0], jax.device_count()
   if n % devices:
     return product(x, cotangent)[0].astype(kernel.dtype)
@@ -102,6 +99,8 @@ def kernel_gradient(cotangent, x, kernel, strides, padding):
   pixels = share * cotangent.shape[1] * cotangent.shape[2]
   wanted = max(_LEAST_PIXELS, _CHUNK // max(x.shape[3], 16))
   count = _nearest_divisor(share, max(1.0, pixels / wanted))
+  if convolution_gradients.is_one_tap(kernel):
+    count = 1  # nothing is copied that should stay in the cache
   chunk = share // count
 
   def summed(x, cotangent):
@@ -123,12 +122,12 @@ def kernel_gradient(cotangent, x, kernel, strides, padding):
     # The shifted cotangents are carried only to have places of their own. In
     # one and the same place, XLA would run the matmuls one after the other, of
     # which YNNPACK divides 192 rows by 64 columns among two cores as 2 to 1,
-    # and 48 by 16 not at all: 64 channels on 32x32 cost 1.8 in place of 1.4.
+    # and 48 by 64 not at all: 64 channels on 32x32 cost 1.8 in place of 1.4.
     # With 128 columns, it is divided evenly, and is faster alone.
     # Where a matmul is not divided, an even number of them is shared best.
     # Short loops do not pay for the larger program.
-    whole = size[0] * x.shape[3] <= _YNNPACK_ROWS and count >= _LEAST_PAIRED
-    turn = 2 if whole and count % 2 == 0 else 1
+    whole = convolution_gradients.is_whole(best, kernel)
+    turn = 2 if whole and count >= _LEAST_PAIRED and count % 2 == 0 else 1
     total, shifted = jax.tree.map(
       lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(part, 0)
     )
@@ -153,10 +152,6 @@ def lies_side_by_side(c_in: int, c_out: int) -> bool:
   block = 64 if c_in > 96 else 128 if c_in > 48 else 256
   ynnpack = c_in >= 8 and max(c_in, c_out) > _EIGEN_CHANNELS
   return ynnpack and c_out <= block * 3 // 2
-
-
-def _widen(x):
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _correlate(x, kernel, strides, padding):
@@ -222,7 +217,7 @@ def _as_one_matmul(x, kernel, strides, padding, sides, group):
   x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
   windows = []
   for a in range(kh):
-    rows = _seen(x, 1, a, height, strides[0])
+    rows = seen(x, 1, a, height, strides[0])
     for i in range(parts):
       part = rows[:, :, i * step : (i + groups) * step]
       part = part.reshape(*part.shape[:2], groups, step * c_in)
@@ -262,94 +257,6 @@ def _side_by_side(x, kernel, strides, padding, width):
   return y.swapaxes(1, 2).reshape(n, y.shape[1], width, -1)
 
 
-def _seen(x, axis, tap, size, stride):
-  """Returns the part of a padded x that a kernel tap reads along one axis."""
-  return lax.slice_in_dim(x, tap, tap + (size - 1) * stride + 1, stride, axis)
-
-
 def _nearest_divisor(n, wanted):
   divisors = [d for d in range(1, n + 1) if n % d == 0]
   return min(divisors, key=lambda d: max(d / wanted, wanted / d), default=1)
-
-
-def _product(x, g, shifted=None, *, size, strides, padding):
-  """Returns the sum over one chunk of windows of x times cotangents g.
-
-  The taps along H shift x and those along W shift g, which writes kh + kw
-  copies instead of kh * kw: [kh * C_in, pixels] by [pixels, C_out] for each
-  column of the kernel.
-
-  Args:
-    shifted: what this returned for the chunk before, in whose place it writes.
-
-  Returns:
-    The sum, and g as shifted for each column, or None where g itself serves.
-  """
-  g = _widen(g)
-  x = _channels_first(x, (padding[0], (0, 0)))
-  rows = [_seen(x, 2, a, g.shape[1], strides[0]) for a in range(size[0])]
-  rows = jnp.concatenate(rows)  # [kh * C_in, N, H', W]
-  columns, written = [], []
-  for tap in range(size[1]):
-    # Input offset + s * q meets this tap in output q - late.
-    late, offset = divmod(tap - padding[1][0], strides[1])
-    left = rows[..., offset :: strides[1]]
-    width = left.shape[3]
-    right = None
-    if late or width != g.shape[2]:
-      right = jnp.zeros((*g.shape[:2], width, g.shape[3]), g.dtype)
-      if shifted is not None:
-        right = shifted[tap]
-      part = g[:, :, max(-late, 0) : max(width - late, 0)]
-      start = min(max(late, 0), width - part.shape[2])
-      right = lax.dynamic_update_slice_in_dim(right, part, start, axis=2)
-    written.append(right)
-    left = left.reshape(rows.shape[0], -1)
-    right = (g if right is None else right).reshape(-1, g.shape[3])
-    columns.append((left @ right).reshape(size[0], -1, g.shape[3]))
-  return jnp.stack(columns, axis=1), written
-
-
-def _product_of_windows(x, g, shifted=None, *, size, strides, padding):
-  """Returns what `_product` does, as one matmul with all windows of x.
-
-  Windows of few channels are smaller than shifted copies of g: from 3 to 64
-  channels on 32x32, 0.3 of the time (128 images).
-  """
-  x, g = _channels_first(x, padding), _widen(g)
-  rows = [_seen(x, 2, a, g.shape[1], strides[0]) for a in range(size[0])]
-  windows = [
-    _seen(row, 3, b, g.shape[2], strides[1])
-    for row in rows
-    for b in range(size[1])
-  ]
-  left = jnp.concatenate(windows).reshape(len(windows) * x.shape[0], -1)
-  gradient = left @ g.reshape(-1, g.shape[3])
-  return gradient.reshape(*size, x.shape[0], g.shape[3]), shifted
-
-
-def _has_small_windows(kernel):
-  """Whether windows of x have few rows, and fewer than shifted copies of g.
-
-  16 to 64 channels, with windows of 144, take 1.1 of the time of `_product`.
-  """
-  kh, kw, c_in, c_out = kernel.shape
-  return kh * kw * c_in <= _YNNPACK_ROWS and kh * c_in <= c_out
-
-
-def _channels_first(x, padding):
-  """Returns x as [C, N, H, W], padded along H and W.
-
-  A matmul needs its left operand contiguous along the contracted axis;
-  otherwise XLA transposes all windows instead of x.
-  """
-  x = jnp.pad(_widen(x).transpose(3, 0, 1, 2), ((0, 0), (0, 0), *padding))
-  # Without the barrier, XLA transposes x again for each tap: 10 % slower.
-  return lax.optimization_barrier(x)
-
-
-def _product_by_taps(x, g, shifted=None, **static):
-  """Returns what `_product` does, for tiny maps; it shifts nothing."""
-  return convolution_taps.kernel_gradient(
-    _widen(g), _widen(x), **static
-  ), shifted

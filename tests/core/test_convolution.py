@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mpbn_jax.ops import (
   convolution_cpu,
+  convolution_gradients,
   convolution_plain,
   convolution_taps,
 )
@@ -39,10 +40,18 @@ GRID = {
   '1x1': (4, (6, 6), (1, 1), (1, 1), ((0, 0), (0, 0)), 8, 16),
   '1x1_strided': (4, (8, 7), (1, 1), (2, 2), ((0, 0), (0, 0)), 8, 16),
   '1x1_padded': (4, (5, 5), (1, 1), (2, 2), ((1, 1), (1, 1)), 8, 16),
+  '2x2_wide_border': (2, (3, 4), (2, 2), (1, 1), ((2, 1), (3, 2)), 3, 4),
   'all_uneven': (4, (9, 8), (3, 2), (3, 1), ((2, 0), (0, 1)), 3, 12),
   'jumps_over_rows': (2, (11, 10), (2, 2), (3, 3), ((0, 1), (2, 0)), 3, 8),
   'window_outside': (2, (1, 4), (2, 2), (2, 2), ((2, 0), (2, 0)), 3, 4),
 }
+CHUNK_PRODUCTS = (
+  'of_rows',
+  'of_windows',
+  'of_sides',
+  'of_windows_last',
+  'by_taps',
+)
 PRODUCTS = ('forward', 'input_gradient', 'kernel_gradient')
 
 
@@ -135,7 +144,8 @@ def test_kernel_gradients_of_single_images_add_up(
 ):
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
   monkeypatch.setattr(convolution_cpu, '_LEAST_PAIRED', least_paired)
-  monkeypatch.setattr(convolution_cpu, '_YNNPACK_ROWS', 10**6)
+  monkeypatch.setattr(convolution_gradients, 'is_whole', lambda *a: True)
+  monkeypatch.setattr(convolution_gradients, 'is_one_tap', lambda kernel: False)
   monkeypatch.setattr(convolution_cpu, '_LEAST_PIXELS', 1)
   monkeypatch.setattr(convolution_cpu, '_CHUNK', 1)
   x, kernel, static = operands(case)
@@ -151,6 +161,42 @@ def test_kernel_gradients_of_single_images_add_up(
     expected,
     atol=FLOAT32 * np.abs(expected).max(),
   )
+
+
+@pytest.mark.parametrize(
+  ('product', 'case'),
+  [
+    (product, case)
+    for product in CHUNK_PRODUCTS
+    for case, (_, _, _, (_, stride), *_) in GRID.items()
+    if product != 'of_sides' or stride == 1
+  ],
+)
+def test_every_product_is_the_kernel_gradient(product, case):
+  x, kernel, static = operands(case)
+  cotangent = cotangent_of(reference(x, kernel, **static))
+  expected = three_products(reference, x, kernel, **static)['kernel_gradient']
+  function = getattr(convolution_gradients, product)
+  actual, _ = jax.jit(partial(function, size=kernel.shape[:2], **static))(
+    x, cotangent
+  )
+  np.testing.assert_allclose(
+    actual, expected, atol=FLOAT32 * np.abs(expected).max()
+  )
+
+
+def test_the_product_depends_on_channels_and_stride():
+  def chosen(c_in, c_out, kernel=(3, 3), stride=1, sides=(8, 8)):
+    x, g = np.zeros((2, *sides, c_in)), np.zeros((2, *sides, c_out))
+    kernel = np.zeros((*kernel, c_in, c_out))
+    return convolution_gradients.best(x, g, kernel, (1, stride)).__name__
+
+  assert chosen(16, 16) == chosen(3, 32) == 'of_sides'
+  assert chosen(32, 64, stride=2) == 'of_windows_last'
+  assert chosen(64, 64, kernel=(1, 1)) == 'of_windows_last'
+  assert chosen(3, 64) == 'of_windows'
+  assert chosen(32, 32) == chosen(3, 4, (7, 7), stride=2) == 'of_rows'
+  assert chosen(16, 16, sides=(2, 2)) == 'by_taps'
 
 
 @pytest.mark.parametrize('case', GRID)
