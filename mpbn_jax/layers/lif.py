@@ -75,7 +75,8 @@ class LIF(nn.Module):
     stats_groups: number of groups of the batch with batch statistics of their
       own, see `norm.in_groups`; 1 takes those of the whole batch.
     unroll: whether to unroll the time steps in the compiled program (faster,
-      but slower to compile) or to loop over them.
+      but slower to compile) or to loop over them. More than eight steps of few
+      elements are loops in training on a CPU, which is as fast there.
     autodiff: whether JAX derives the backward pass, in place of the one of
       `ops.recurrence`, which is faster and stores less.
     keep: what the forward pass of a network of these neurons keeps for its

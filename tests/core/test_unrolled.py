@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mpbn_jax import LIF, fold, strip
 from mpbn_jax.norm import names_at
-from mpbn_jax.ops import unrolled
+from mpbn_jax.ops import recurrence, unrolled
 
 # Below and above the steps at which a carry is computed once, and results join.
 STEPS = [1, 4, 5, 9, 17]
@@ -20,6 +20,7 @@ SHAPE = (3, 4, 4, 2)
 @pytest.fixture(autouse=True)
 def no_step_is_too_small(monkeypatch):
   monkeypatch.setattr(unrolled, '_LEAST', 1)
+  monkeypatch.setattr(recurrence, '_LEAST_UNROLLED', 0)
 
 
 def _currents(steps, *, batch=SHAPE[0]):
@@ -131,6 +132,24 @@ def test_training_is_the_same_unrolled_and_looped(steps, norm):
   )
   np.testing.assert_array_equal(outputs[0], looped[0])
   np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('steps', 'least', 'loops'), [(9, 96, True), (9, 95, False), (8, 96, False)]
+)
+def test_training_loops_over_many_small_steps(steps, least, loops, monkeypatch):
+  monkeypatch.setattr(recurrence, '_LEAST_UNROLLED', least)
+  layer = LIF(norm='none')
+
+  @jax.jit
+  def gradient(x):
+    def loss(x):
+      return (layer.apply({}, x, train=True) * jnp.cos(x)).sum()
+
+    return jax.grad(loss)(x)
+
+  text = gradient.lower(_currents(steps)).as_text()
+  assert text.count('stablehlo.while') == 2 * loops
 
 
 def test_long_loops_do_not_compute_their_first_steps_again_and_again():
