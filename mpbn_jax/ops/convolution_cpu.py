@@ -24,9 +24,6 @@ from mpbn_jax.ops.convolution_gradients import seen, widen
 # 16 channels: 15 % less time with 8192 pixels than with 2048.
 _CHUNK = 2048 * 64
 _LEAST_PIXELS = 2048
-# With at least so many chunks, two may be taken at a time, which saves 3 % of a
-# step with 16 channels. With fewer, they only make the program larger.
-_LEAST_PAIRED = 16
 # YNNPACK divides the columns of a matmul if there are so many.
 _EVEN_COLUMNS = 128
 # XLA hands convolutions of more than so many channels, in or out, to YNNPACK.
@@ -89,9 +86,12 @@ def kernel_gradient(cotangent, x, kernel, strides, padding):
   each device sums its own chunks, with one all-reduce after the loop.
   Otherwise there is a single chunk.
   """
-  best = convolution_gradients.best(x, cotangent, kernel, strides)
-  size = kernel.shape[:2]
-  product = partial(best, size=size, strides=strides, padding=padding)
+  product = partial(
+    convolution_gradients.best(x, cotangent, kernel, strides),
+    size=kernel.shape[:2],
+    strides=strides,
+    padding=padding,
+  )
   n, devices = x.shape[0], jax.device_count()
   if n % devices:
     return product(x, cotangent)[0].astype(kernel.dtype)
@@ -114,25 +114,20 @@ def kernel_gradient(cotangent, x, kernel, strides, padding):
 
     def add(i, carry):
       total, shifted = carry
-      parts = [part(i * turn + j, s) for j, s in enumerate(shifted)]
-      return sum((g for g, _ in parts), total), [s for _, s in parts]
+      gradient, shifted = part(i, shifted)
+      return total + gradient, shifted
 
     if count == 1:
       return product(x, cotangent)[0]
     # The shifted cotangents are carried only to have places of their own. In
     # one and the same place, XLA would run the matmuls one after the other, of
-    # which YNNPACK divides 192 rows by 64 columns among two cores as 2 to 1,
-    # and 48 by 64 not at all: 64 channels on 32x32 cost 1.8 in place of 1.4.
-    # With 128 columns, it is divided evenly, and is faster alone.
-    # Where a matmul is not divided, an even number of them is shared best.
-    # Short loops do not pay for the larger program.
-    whole = convolution_gradients.is_whole(best, kernel)
-    turn = 2 if whole and count >= _LEAST_PAIRED and count % 2 == 0 else 1
-    total, shifted = jax.tree.map(
+    # which YNNPACK divides 192 rows by 64 columns among two cores as 2 to 1:
+    # 64 channels on 32x32 cost 1.8 in place of 1.4. With 128 columns, it is
+    # divided evenly, and is faster alone.
+    start = jax.tree.map(
       lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(part, 0)
     )
-    start = total, [shifted] * turn
-    return lax.fori_loop(0, count // turn, add, start)[0]
+    return lax.fori_loop(0, count, add, start)[0]
 
   if devices == 1:
     return summed(x, cotangent).astype(kernel.dtype)

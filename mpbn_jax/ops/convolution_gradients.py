@@ -12,8 +12,9 @@ from jax import lax
 
 from mpbn_jax.ops import convolution_taps
 
-# YNNPACK divides the rows of a matmul in blocks of so many.
-_YNNPACK_ROWS = 64
+# Taps times channels of x. Larger windows of x cost more than shifted copies of
+# g: 16 to 64 channels, with windows of 144, take 1.1 of the time of `of_rows`.
+_SMALL_WINDOWS = 64
 # Rows and columns of a matmul, together: from 24 to 24 channels, 3x3, it takes
 # 0.8 of the time of `of_rows`, from 32 to 32 as much.
 _EIGEN_SIDES = 144
@@ -30,9 +31,7 @@ def best(x, g, kernel, strides):
     return of_windows_last
   if strides[1] == 1 and kh * c_in + kw * c_out <= _EIGEN_SIDES:
     return of_sides
-  # Windows of x that have few rows, and fewer than shifted copies of g. 16 to
-  # 64 channels, with windows of 144, take 1.1 of the time of `of_rows`.
-  if kh * kw * c_in <= _YNNPACK_ROWS and kh * c_in <= c_out:
+  if kh * kw * c_in <= _SMALL_WINDOWS and kh * c_in <= c_out:
     return of_windows
   return of_rows
 
@@ -40,12 +39,6 @@ def best(x, g, kernel, strides):
 def is_one_tap(kernel) -> bool:
   """Whether windows are pixels, which are multiplied where they lie."""
   return kernel.shape[:2] == (1, 1)
-
-
-def is_whole(product, kernel) -> bool:
-  """Whether one core computes a matmul of the product alone."""
-  kh, _, c_in, _ = kernel.shape
-  return product in (of_rows, of_windows) and kh * c_in <= _YNNPACK_ROWS
 
 
 def of_rows(x, g, shifted=None, *, size, strides, padding):
